@@ -1,0 +1,114 @@
+"""The command line: `python -m helpers list · run · table · colab`."""
+
+import argparse
+import sys
+
+from helpers import colab, experiments, plots, results, training
+from helpers.runtime import PROFILES, UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are the project's: one sentence and exit status 1."""
+
+    def error(self, message):
+        raise UserError(f"{message[0].upper()}{message[1:]}; see python -m helpers --help.")
+
+
+def make_parser() -> Parser:
+    """The parser of all commands."""
+    parser = Parser(prog="python -m helpers", description="Run, list and tabulate the experiments of the notebooks.")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+
+    listing = commands.add_parser("list", help="every experiment: report, dataset, model, epochs, have or need")
+    listing.add_argument("--results-dir")
+
+    run = commands.add_parser("run", help="train and test one experiment, and write its run record")
+    run.add_argument("experiment")
+    run.add_argument("--seed", type=int, default=0)
+    run.add_argument("--profile", default="full", help=" · ".join(PROFILES))
+    run.add_argument("--epochs", type=int)
+    run.add_argument("--data-dir")
+    run.add_argument("--results-dir")
+    run.add_argument("--checkpoint-dir")
+    run.add_argument("--device")
+    run.add_argument("--time-budget", type=float, metavar="MINUTES")
+    run.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="go on from a checkpoint")
+    run.add_argument("--fresh", dest="resume", action="store_false", help="the same as --no-resume")
+
+    table = commands.add_parser("table", help="rebuild the tables and figures from the run records")
+    table.add_argument("--results-dir")
+
+    badges = commands.add_parser("colab", help="write the badges and setup cells of README and notebooks")
+    badges.add_argument("repository", metavar="OWNER/REPO")
+    badges.add_argument("--ref", default="main")
+    return parser
+
+
+def list_experiments(options) -> None:
+    """Print a line an experiment, with the seeds of which a full record is there."""
+    have = {}
+    for record in results.load_all(options.results_dir, "full"):
+        have.setdefault(record["experiment"], []).append(str(record["seed"]))
+    print(f"{'experiment':34} {'report':8} {'dataset':10} {'model':28} epochs  full runs")
+    for name, row in experiments.EXPERIMENTS.items():
+        seeds = f"have seed {', '.join(have[name])}" if name in have else "need"
+        print(f"{name:34} {row.report:8} {row.dataset:10} {row.model:28} {row.recipe.epochs:6}  {seeds}")
+
+
+def run_experiment(options) -> None:
+    """Run one experiment, write its record and print its result."""
+    declared = experiments.recipe_for(experiments.find(options.experiment), options.profile)
+    changed = options.epochs not in (None, declared.epochs)
+    record, predictions = experiments.run(
+        options.experiment,
+        options.seed,
+        options.profile,
+        epochs=options.epochs,
+        data_dir=options.data_dir,
+        checkpoint_dir=options.checkpoint_dir,
+        device=options.device,
+        time_budget=None if options.time_budget is None else options.time_budget * 60,
+        resume=options.resume,
+    )
+    test = record["test"]
+    low, high = results.wilson(round(test["accuracy"] * test["n"]), test["n"])
+    print(
+        f"{options.experiment}, seed {options.seed}, {options.profile}: test accuracy {test['accuracy']:.2%} "
+        f"({low:.2%} to {high:.2%}) on {test['n']} images of {record['dataset']['source']}."
+    )
+    if options.results_dir is None and (options.profile == "smoke" or changed):
+        print("No record was written: a smoke run, or one with other epochs, writes it only into a --results-dir.")
+        return
+    print(f"Record: {results.save(record, predictions, options.results_dir).name}")
+
+
+def make_tables(options) -> None:
+    """Rebuild tables and figures."""
+    for path in results.write_tables(options.results_dir) + plots.write_figures(options.results_dir):
+        print(path.name)
+
+
+def write_colab(options) -> None:
+    """Write badges and setup cells."""
+    changed = colab.write(options.repository, options.ref)
+    print("\n".join(path.name for path in changed) or "Everything was already so.")
+
+
+COMMANDS = {"list": list_experiments, "run": run_experiment, "table": make_tables, "colab": write_colab}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0 done, 1 the user's input or data is wrong, 130 Ctrl-C."""
+    try:
+        options = make_parser().parse_args(arguments)
+        COMMANDS[options.command](options)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""The parts: residual blocks, and the three equal forms of a ResNeXt block.
+
+Names of parameters are torchvision's (`conv1`, `bn1`, …, `downsample.0`), so weights travel both ways.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from helpers.runtime import UserError
+
+
+def convolution(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    """A convolution without bias (the BatchNorm after it has one) that keeps the image size at stride 1."""
+    padding = kernel_size // 2
+    return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False)
+
+
+def projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+    """The shortcut's 1×1 convolution where the shape changes, None where the shortcut is the identity.
+
+    Source: He et al. 2016, section 4.1, option B.
+    """
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(convolution(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
+
+
+class ResidualBlock(nn.Module):
+    """What all residual blocks share: `relu(residual(x) + shortcut(x))`.
+
+    A subclass defines `residual` and registers its own layers first and the projection `downsample` last: initialisation
+    draws random numbers in the order of registration, and torchvision's order is this one.
+    """
+
+    downsample: nn.Sequential | None
+
+    def residual(self, x: Tensor) -> Tensor:
+        """The branch that is added to the shortcut, before the last ReLU."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride), rounded up."""
+        out = self.residual(x)
+        out += x if self.downsample is None else self.downsample(x)
+        return self.relu(out)
+
+
+class BasicBlock(ResidualBlock):
+    """Two 3×3 convolutions; the first carries the stride. It has no grouped form: a cardinality is a TypeError.
+
+    Source: He et al. 2016, figure 5 left.
+    """
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1):
+        super().__init__()
+        require_positive(in_channels=in_channels, out_channels=out_channels, stride=stride)
+        self.conv1 = convolution(in_channels, out_channels, 3, stride)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = convolution(out_channels, out_channels, 3)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = projection(in_channels, out_channels, stride)
+
+    def residual(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        return self.bn2(self.conv2(out))
+
+
+class Bottleneck(ResidualBlock):
+    """1×1 down, grouped 3×3, 1×1 up: form (c) of a ResNeXt block, and with `cardinality=1` the block of ResNet-50.
+
+    The 3×3 convolution has `cardinality` groups of `group_width` channels each, and it carries the stride: torchvision's
+    choice, where He et al. put the stride in the first 1×1.
+
+    Source: Xie et al. 2017, figure 3(c) and table 1.
+
+    Raises:
+        UserError: a number of channels, the cardinality, the group width or the stride is below 1.
+    """
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, out_channels: int, *, cardinality: int = 1, group_width: int, stride: int = 1):
+        super().__init__()
+        require_positive(
+            in_channels=in_channels, out_channels=out_channels, cardinality=cardinality, group_width=group_width, stride=stride
+        )
+        width = cardinality * group_width
+        self.conv1 = convolution(in_channels, width, 1)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = convolution(width, width, 3, stride, groups=cardinality)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = convolution(width, out_channels, 1)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = projection(in_channels, out_channels, stride)
+
+    def residual(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        return self.bn3(self.conv3(out))
+
+
+class SplitBranches(ResidualBlock):
+    """Form (a) of a ResNeXt block: `cardinality` separate bottlenecks whose outputs are summed.
+
+    BatchNorm follows the sum, as the paper asks for the forms to be equal. Same arguments as `Bottleneck`.
+
+    Source: Xie et al. 2017, figure 3(a) and section 3.4.
+    """
+
+    sliced_dimension: ClassVar = {"conv1": 0, "bn1": 0, "conv2": 0, "bn2": 0, "conv3": 1}
+
+    def __init__(self, in_channels: int, out_channels: int, *, cardinality: int, group_width: int, stride: int = 1):
+        super().__init__()
+        self.branches = nn.ModuleList()
+        for _ in range(cardinality):
+            branch = narrow_branch(in_channels, group_width, stride)
+            branch.add_module("conv3", convolution(group_width, out_channels, 1))
+            self.branches.append(branch)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = projection(in_channels, out_channels, stride)
+
+    def residual(self, x: Tensor) -> Tensor:
+        return self.bn3(sum(branch(x) for branch in self.branches))
+
+
+class EarlyConcatenation(ResidualBlock):
+    """Form (b) of a ResNeXt block: the branches are concatenated after their 3×3, then one 1×1 convolution widens them.
+
+    Same arguments as `Bottleneck`.
+
+    Source: Xie et al. 2017, figure 3(b).
+    """
+
+    sliced_dimension: ClassVar = {"conv1": 0, "bn1": 0, "conv2": 0, "bn2": 0}
+
+    def __init__(self, in_channels: int, out_channels: int, *, cardinality: int, group_width: int, stride: int = 1):
+        super().__init__()
+        self.branches = nn.ModuleList(narrow_branch(in_channels, group_width, stride) for _ in range(cardinality))
+        self.conv3 = convolution(cardinality * group_width, out_channels, 1)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = projection(in_channels, out_channels, stride)
+
+    def residual(self, x: Tensor) -> Tensor:
+        return self.bn3(self.conv3(torch.cat([branch(x) for branch in self.branches], dim=1)))
+
+
+def narrow_branch(in_channels: int, group_width: int, stride: int) -> nn.Sequential:
+    """One of the narrow paths of figure 3: 1×1 down to `group_width` channels, then 3×3, each with BatchNorm and ReLU."""
+    return nn.Sequential(
+        OrderedDict(
+            conv1=convolution(in_channels, group_width, 1),
+            bn1=nn.BatchNorm2d(group_width),
+            relu1=nn.ReLU(inplace=True),
+            conv2=convolution(group_width, group_width, 3, stride),
+            bn2=nn.BatchNorm2d(group_width),
+            relu2=nn.ReLU(inplace=True),
+        )
+    )
+
+
+def slice_into_branches(
+    form: type[SplitBranches] | type[EarlyConcatenation], tensors: Mapping[str, Tensor], cardinality: int
+) -> dict[str, Tensor]:
+    """The named tensors of a `Bottleneck`, sliced and named as in another of its forms.
+
+    It maps a state dict and a dictionary of gradients alike: channels k·d to (k+1)·d belong to branch k. Scalars
+    (BatchNorm's step counter) go to every branch; layers that the form keeps whole keep their names.
+    """
+    mapped = {}
+    for name, tensor in tensors.items():
+        dimension = form.sliced_dimension.get(name.split(".")[0])
+        if dimension is None:
+            mapped[name] = tensor
+            continue
+        slices = [tensor] * cardinality if tensor.dim() == 0 else tensor.chunk(cardinality, dimension)
+        mapped |= {f"branches.{branch}.{name}": part for branch, part in enumerate(slices)}
+    return mapped
+
+
+def as_form(
+    form: type[SplitBranches] | type[EarlyConcatenation], block: Bottleneck
+) -> SplitBranches | EarlyConcatenation:
+    """A new block of another form with copies of the grouped block's weights, statistics, dtype, device and mode."""
+    twin = form(
+        block.conv1.in_channels,
+        block.conv3.out_channels,
+        cardinality=block.conv2.groups,
+        group_width=block.conv2.in_channels // block.conv2.groups,
+        stride=block.conv2.stride[0],
+    )
+    twin.to(block.conv1.weight).load_state_dict(slice_into_branches(form, block.state_dict(), block.conv2.groups))
+    return twin.train(block.training)
+
+
+def require_positive(**sizes: int) -> None:
+    """Raise a UserError that names the first size which is not a whole number of at least 1."""
+    for name, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise UserError(f"{name} must be a whole number of at least 1, not {size!r}.")

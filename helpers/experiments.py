@@ -1,0 +1,248 @@
+"""The plan: every experiment as one declared row, and `run`, which turns a row and a seed into a run record."""
+
+import resource
+import sys
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.metrics import confusion_matrix
+
+from helpers import data, models, training
+from helpers.runtime import PROFILES, ROOT, UserError, choose_device, environment, seed_epoch
+from helpers.training import Recipe
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One row of the plan.
+
+    Attributes:
+        quick: what the `quick` profile changes in the recipe.
+        reported: what the report prints for this row; accuracies as fractions, the confusion matrix as [[TN, FP], [FN, TP]].
+    """
+
+    name: str
+    report: str
+    dataset: str
+    model: str
+    recipe: Recipe
+    pretrained: bool = False
+    quick: dict = field(default_factory=dict)
+    reported: dict = field(default_factory=dict)
+
+
+# Report `pikachu`, section 3.1: SGD, batch 8, learning rate 0.1, momentum 0.9, divided by 10 every 7 epochs. The 20 epochs,
+# the 224 pixels and the scaling to [-1, 1] are its code's; it names no augmentation and no weight decay.
+PIKACHU = Recipe(
+    epochs=20,
+    batch_size=8,
+    image_size=224,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+    learning_rate=0.1,
+    momentum=0.9,
+    schedule="step",
+    step_epochs=7,
+)
+# Ours: a gentler rate for weights that already know ImageNet, its own pixel statistics, and a flip.
+PIKACHU_FINETUNED = replace(
+    PIKACHU,
+    epochs=10,
+    learning_rate=0.005,
+    step_epochs=4,
+    augment="crop_flip",
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+)
+PIKACHU_QUICK = {"epochs": 9, "step_epochs": 3}
+
+_ROWS = [
+    Experiment(
+        "pikachu/resnext50_ours",
+        "pikachu",
+        "pikachu",
+        "resnext50_32x4d",
+        PIKACHU,
+        quick=PIKACHU_QUICK,
+        reported={"val_loss": 0.5021, "test_accuracy": 0.7946, "confusion": [[95, 34], [19, 102]]},
+    ),
+    Experiment(
+        "pikachu/resnext50_torchvision",
+        "pikachu",
+        "pikachu",
+        "torchvision/resnext50_32x4d",
+        PIKACHU,
+        quick=PIKACHU_QUICK,
+        reported={"val_loss": 0.5047, "test_accuracy": 0.7752, "confusion": [[90, 39], [19, 102]]},
+    ),
+    Experiment(
+        "pikachu/resnet18_torchvision",
+        "pikachu",
+        "pikachu",
+        "torchvision/resnet18",
+        PIKACHU,
+        quick=PIKACHU_QUICK,
+        reported={"val_loss": 0.3917, "test_accuracy": 0.8333, "confusion": [[102, 29], [14, 102]]},
+    ),
+    Experiment(
+        "pikachu/resnet18_finetuned",
+        "pikachu",
+        "pikachu",
+        "torchvision/resnet18",
+        PIKACHU_FINETUNED,
+        pretrained=True,
+        quick={"epochs": 4, "step_epochs": 2},
+    ),
+    Experiment(
+        "pikachu/resnext50_finetuned",
+        "pikachu",
+        "pikachu",
+        "torchvision/resnext50_32x4d",
+        PIKACHU_FINETUNED,
+        pretrained=True,
+        quick={"epochs": 4, "step_epochs": 2},
+    ),
+]
+EXPERIMENTS = {row.name: row for row in _ROWS}
+
+
+def find(name: str) -> Experiment:
+    """The experiment of this name.
+
+    Raises:
+        UserError: there is none; the sentence lists those there are.
+    """
+    if name not in EXPERIMENTS:
+        raise UserError(f"There is no experiment '{name}'; choose one of {', '.join(EXPERIMENTS)}.")
+    return EXPERIMENTS[name]
+
+
+def recipe_for(experiment: Experiment, profile: str) -> Recipe:
+    """The experiment's recipe at a profile: `full` as declared, `quick` shortened, `smoke` two tiny epochs.
+
+    Raises:
+        UserError: the profile is unknown.
+    """
+    if profile not in PROFILES:
+        raise UserError(f"There is no profile '{profile}'; choose one of {', '.join(PROFILES)}.")
+    if profile == "smoke":
+        size = min(experiment.recipe.image_size, 64)
+        return replace(experiment.recipe, epochs=2, image_size=size, learning_rate=0.02)
+    return replace(experiment.recipe, **experiment.quick) if profile == "quick" else experiment.recipe
+
+
+def load_data(experiment: Experiment, profile: str, data_dir: str | Path | None = None) -> data.Dataset:
+    """The experiment's data at a profile: generated sample data for `smoke`, else the real thing."""
+    size = recipe_for(experiment, profile).image_size
+    if profile == "smoke":
+        return data.sample(experiment.dataset, image_size=size)
+    return data.load(experiment.dataset, data_dir, image_size=size)
+
+
+def run(
+    name: str,
+    seed: int = 0,
+    profile: str = "full",
+    *,
+    epochs: int | None = None,
+    data_dir: str | Path | None = None,
+    checkpoint_dir: str | Path | None = None,
+    device: str | None = None,
+    time_budget: float | None = None,
+    patience: int | None = None,
+    resume: bool = True,
+    mirror: Path | None = None,
+) -> tuple[dict, dict[str, np.ndarray]]:
+    """Train and test one experiment; returns its run record and its predictions on the test split.
+
+    The record's form is that of design section 5. The predictions hold `true`, `predicted` (N,) int16 and `confidence`
+    (N,) float32, the probability of the predicted class, in the order of the test split.
+
+    Args:
+        epochs: train for this many epochs instead of the recipe's.
+        time_budget: seconds.
+
+    Raises:
+        UserError: any of the arguments, the data or the checkpoint is not usable; nothing is half written.
+    """
+    experiment = find(name)
+    if seed < 0:
+        raise UserError(f"The seed is {seed}; it must be 0 or greater.")
+    recipe = recipe_for(experiment, profile)
+    if epochs is not None:
+        recipe = replace(recipe, epochs=epochs)
+    device = choose_device(device)
+    around = environment(device)  # before the run: the commit whose code is running
+    dataset = load_data(experiment, profile, data_dir)
+    seed_epoch(seed)
+    model = models.build(experiment.model, len(dataset.classes), pretrained=experiment.pretrained).to(device)
+    fitted = training.fit(
+        model,
+        dataset.train,
+        dataset.validation,
+        recipe,
+        seed=seed,
+        checkpoint=checkpoint_path(name, profile, seed, checkpoint_dir),
+        resume=resume,
+        mirror=mirror,
+        time_budget=time_budget,
+        patience=patience,
+    )
+    logits = training.predict(model, dataset.test, recipe)
+    confidence, predicted = logits.softmax(1).max(1)
+    loss, accuracy = training.score(logits, dataset.test.labels)
+    predictions = {
+        "true": dataset.test.labels.numpy().astype(np.int16),
+        "predicted": predicted.numpy().astype(np.int16),
+        "confidence": confidence.numpy(),
+    }
+    counts = confusion_matrix(predictions["true"], predictions["predicted"], labels=range(len(dataset.classes)))
+    history = fitted.history
+    record = {
+        "experiment": name,
+        "report": experiment.report,
+        "seed": seed,
+        "profile": profile,
+        "dataset": {
+            "name": dataset.name,
+            "source": dataset.source,
+            "fingerprint": dataset.fingerprint,
+            "classes": dataset.classes,
+            "num_classes": len(dataset.classes),
+            "n_train": len(dataset.train),
+            "n_val": len(dataset.validation),
+            "n_test": len(dataset.test),
+        },
+        "model": {
+            "name": experiment.model,
+            "pretrained": experiment.pretrained,
+            "params": models.count_parameters(model),
+            "macs": models.count_macs(model, (1, 3, recipe.image_size, recipe.image_size)),
+        },
+        "recipe": asdict(recipe),
+        "history": history,
+        "stopped_early": fitted.stopped,
+        "test": {"loss": loss, "accuracy": accuracy, "n": len(dataset.test), "confusion": counts.tolist()},
+        "predictions": f"seed{seed}.predictions.npz",
+        "best": fitted.best,
+        "seconds": sum(row["seconds"] for row in history),
+        "images_per_second": len(dataset.train) * len(history) / sum(row["train_seconds"] for row in history),
+        "peak_memory_bytes": peak_memory(device),
+        "environment": around,
+    }
+    return record, predictions
+
+
+def checkpoint_path(name: str, profile: str, seed: int, folder: str | Path | None = None) -> Path:
+    """Where a run's checkpoint lies: under the folder given, else under `data/checkpoints`, which git ignores."""
+    return Path(folder or ROOT / "data" / "checkpoints").expanduser() / name / profile / f"seed{seed}.ckpt"
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory used so far, in bytes: on a GPU by torch's allocator, on a CPU by the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

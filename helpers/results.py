@@ -1,0 +1,285 @@
+"""What came out: run records on disk, confidence intervals and paired tests, and the tables made from the records."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
+
+from helpers import experiments
+from helpers.runtime import ROOT, UserError
+
+RESULTS = ROOT / "results"
+
+
+def record_path(name: str, profile: str, seed: int, results_dir: str | Path | None = None) -> Path:
+    """Where the record of a run lies: `R/runs/<experiment>/<profile>/seed<k>.json`."""
+    return Path(results_dir or RESULTS).expanduser() / "runs" / name / profile / f"seed{seed}.json"
+
+
+def save(record: dict, predictions: dict[str, np.ndarray], results_dir: str | Path | None = None) -> Path:
+    """Write a record and its predictions, each whole or not at all, the record last; returns the record's path.
+
+    Raises:
+        UserError: the folder cannot be written, or it holds the record of a whole run and this one stopped early.
+    """
+    path = record_path(record["experiment"], record["profile"], record["seed"], results_dir)
+    if record["stopped_early"] and path.exists() and not json.loads(path.read_text())["stopped_early"]:
+        raise UserError(f"{path.name} of {record['experiment']} is a whole run and this one stopped early; it was not replaced.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _whole(path.with_name(record["predictions"])) as file:
+            np.savez_compressed(file, **predictions)
+        with _whole(path) as file:
+            file.write((json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+    except OSError as error:
+        raise UserError(f"The record {path.name} could not be written ({error.strerror}); choose another --results-dir.") from error
+    return path
+
+
+class _whole:
+    """A binary file that appears under its name only when everything was written."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self):
+        self.file = tempfile.NamedTemporaryFile(dir=self.path.parent, prefix=self.path.name, delete=False)
+        return self.file
+
+    def __exit__(self, kind, *_):
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        if kind is None:
+            os.chmod(self.file.name, 0o644)
+            os.replace(self.file.name, self.path)
+        else:
+            os.unlink(self.file.name)
+
+
+def load(path: Path) -> dict:
+    """One run record, checked against itself.
+
+    Raises:
+        UserError: the file is not a run record, or its confusion matrix does not give its own accuracy and test size.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        counts, test = np.array(record["test"]["confusion"]), record["test"]
+        whole = counts.sum() == test["n"] and abs(np.trace(counts) / test["n"] - test["accuracy"]) < 1e-9
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise UserError(f"{path.name} under {path.parent.name} is not a run record; remove it and run it again.") from error
+    if not whole:
+        raise UserError(f"{path.name} of {record['experiment']} contradicts itself: its confusion matrix gives another accuracy.")
+    return record
+
+
+def load_all(results_dir: str | Path | None = None, profile: str | None = None) -> list[dict]:
+    """Every run record under a results folder, of one profile or of all, by experiment, profile and seed."""
+    folder = Path(results_dir or RESULTS).expanduser() / "runs"
+    records = [load(path) for path in sorted(folder.glob("*/*/*/seed*.json"))]
+    return [record for record in records if profile in (None, record["profile"])]
+
+
+def predictions(record: dict, results_dir: str | Path | None = None) -> dict[str, np.ndarray]:
+    """The predictions that lie beside a record: `true` and `predicted` (N,), and `confidence` (N,)."""
+    path = record_path(record["experiment"], record["profile"], record["seed"], results_dir)
+    with np.load(path.with_name(record["predictions"]), allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def obtain(
+    name: str, seed: int, profile: str, results_dir: str | Path | None = None, *, train: bool = True, **arguments
+) -> dict | None:
+    """The record of a run: loaded if it is there, else trained now and saved; None if it is not there and `train` is False.
+
+    Args:
+        arguments: passed on to `experiments.run`.
+    """
+    path = record_path(name, profile, seed, results_dir)
+    if path.exists():
+        print(f"{name}, seed {seed}: loaded the record of a {profile} run.")
+        return load(path)
+    if not train:
+        print(f"{name}, seed {seed}: not run yet; python -m helpers run {name} --seed {seed} --profile {profile}")
+        return None
+    save(*experiments.run(name, seed, profile, **arguments), results_dir)
+    return load(path)
+
+
+def wilson(correct: int, n: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval of an accuracy (Wilson 1927), as fractions."""
+    interval = binomtest(correct, n).proportion_ci(0.95, method="wilson")
+    return interval.low, interval.high
+
+
+def mcnemar(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> tuple[int, int, float]:
+    """Exact McNemar test of two models on the same images (McNemar 1947, as a binomial test on the discordant pairs).
+
+    Returns:
+        How many images only the first, and only the second, got right, and the two-sided p-value.
+
+    Raises:
+        ValueError: the two were not tested on the same images.
+    """
+    if not np.array_equal(first["true"], second["true"]):
+        raise ValueError("The two sets of predictions are of different test images.")
+    first_right = first["predicted"] == first["true"]
+    second_right = second["predicted"] == second["true"]
+    only_first, only_second = int((first_right & ~second_right).sum()), int((second_right & ~first_right).sum())
+    discordant = only_first + only_second
+    return only_first, only_second, binomtest(only_first, discordant).pvalue if discordant else 1.0
+
+
+def majority(record: dict) -> float:
+    """The test accuracy of always answering the test split's most frequent class: what a model must beat."""
+    return max(sum(row) for row in record["test"]["confusion"]) / record["test"]["n"]
+
+
+def runs_table(records: list[dict]) -> pd.DataFrame:
+    """A row a run: what was trained on what, for how long, and what came out, beside what the report printed."""
+    rows = []
+    for record in records:
+        test = record["test"]
+        low, high = wilson(round(test["accuracy"] * test["n"]), test["n"])
+        rows.append(
+            {
+                "experiment": record["experiment"],
+                "profile": record["profile"],
+                "seed": record["seed"],
+                "data": record["dataset"]["source"],
+                "parameters": record["model"]["params"],
+                "epochs": len(record["history"]),
+                "best epoch": record["best"]["epoch"],
+                "val loss": record["best"]["val_loss"],
+                "test accuracy": test["accuracy"],
+                "low": low,
+                "high": high,
+                "report": _reported(record["experiment"]).get("test_accuracy"),
+                "minutes": record["seconds"] / 60,
+                "device": record["environment"]["device"],
+                "stopped early": record["stopped_early"] or "",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _reported(name: str) -> dict:
+    row = experiments.EXPERIMENTS.get(name)
+    return row.reported if row else {}
+
+
+def comparison_table(records: list[dict]) -> pd.DataFrame:
+    """A row an experiment, over its seeds: mean and standard deviation, and the first seed's Wilson interval.
+
+    The standard deviation is that of a sample (n − 1), empty for one seed. Seconds an epoch hold for the device named.
+    """
+    rows = []
+    for name in dict.fromkeys(record["experiment"] for record in records):
+        group = sorted((record for record in records if record["experiment"] == name), key=lambda record: record["seed"])
+        first, reported = group[0], _reported(name)
+        accuracies = [record["test"]["accuracy"] for record in group]
+        low, high = wilson(round(accuracies[0] * first["test"]["n"]), first["test"]["n"])
+        rows.append(
+            {
+                "experiment": name,
+                "parameters": first["model"]["params"],
+                "seeds": len(group),
+                "val loss": np.mean([record["best"]["val_loss"] for record in group]),
+                "val loss, report": reported.get("val_loss"),
+                "test accuracy": np.mean(accuracies),
+                "sd": np.std(accuracies, ddof=1) if len(group) > 1 else None,
+                "low": low,
+                "high": high,
+                "accuracy, report": reported.get("test_accuracy"),
+                "s per epoch": np.mean([record["seconds"] / len(record["history"]) for record in group]),
+                "device": first["environment"]["device"],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def mcnemar_table(records: list[dict], results_dir: str | Path | None = None) -> pd.DataFrame:
+    """A row a pair of experiments with a run of the same seed on the same data: exact McNemar tests, pair by pair."""
+    rows = []
+    for index, first in enumerate(records):
+        for second in records[index + 1 :]:
+            same = first["seed"] == second["seed"] and first["dataset"] == second["dataset"]
+            if first["experiment"] == second["experiment"] or not same:
+                continue
+            only_first, only_second, p = mcnemar(predictions(first, results_dir), predictions(second, results_dir))
+            rows.append(
+                {
+                    "first": first["experiment"],
+                    "second": second["experiment"],
+                    "seed": first["seed"],
+                    "only first right": only_first,
+                    "only second right": only_second,
+                    "p": p,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+_FORMATS = {
+    "parameters": "{:,}",
+    "val loss": "{:.4f}",
+    "val loss, report": "{:.4f}",
+    "test accuracy": "{:.2%}",
+    "sd": "{:.2%}",
+    "low": "{:.2%}",
+    "high": "{:.2%}",
+    "report": "{:.2%}",
+    "accuracy, report": "{:.2%}",
+    "minutes": "{:.1f}",
+    "s per epoch": "{:.0f}",
+    "p": "{:.3f}",
+}
+
+
+def as_text(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with every number as a reader wants it; an empty cell where there is none."""
+
+    def cell(column: str, value) -> str:
+        return "" if pd.isna(value) else _FORMATS.get(column, "{}").format(value)
+
+    return pd.DataFrame({name: [cell(name, value) for value in table[name]] for name in table.columns})
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The table in GitHub's Markdown."""
+    rows = [list(table.columns), ["---"] * len(table.columns), *as_text(table).itertuples(index=False)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+
+
+def write_tables(results_dir: str | Path | None = None) -> list[Path]:
+    """Rebuild `R/tables` from `R/runs`: every run, the comparison over seeds and the paired tests, as CSV and Markdown.
+
+    Raises:
+        UserError: there is no record, a record is damaged, or the folder cannot be written.
+    """
+    folder = Path(results_dir or RESULTS).expanduser()
+    records = load_all(folder)
+    if not records:
+        raise UserError(f"There is no run record under {folder.name}/runs; make one with python -m helpers run EXPERIMENT.")
+    full = [record for record in records if record["profile"] == "full"]
+    tables = {
+        "runs": runs_table(records),
+        "pikachu_comparison": comparison_table([record for record in full if record["report"] == "pikachu"]),
+        "pikachu_mcnemar": mcnemar_table([record for record in full if record["report"] == "pikachu"], folder),
+    }
+    written = []
+    try:
+        (folder / "tables").mkdir(exist_ok=True)
+        for name, table in tables.items():
+            for suffix, text in ((".csv", table.to_csv(index=False)), (".md", markdown(table))):
+                written.append(folder / "tables" / f"{name}{suffix}")
+                with _whole(written[-1]) as file:
+                    file.write(text.encode())
+    except OSError as error:
+        raise UserError(f"The tables could not be written ({error.strerror}); choose another --results-dir.") from error
+    return written

@@ -1,0 +1,151 @@
+"""Where am I: repository folder, profile, device, arithmetic, seeds, progress, Google Drive."""
+
+import os
+import platform
+import random
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+PROFILES = ("smoke", "quick", "full")
+
+
+class UserError(Exception):
+    """A mistake the user can mend. Its text is one sentence: what is wrong, with which value, what to do."""
+
+
+def in_colab() -> bool:
+    """Whether this process runs in Google Colab."""
+    return "google.colab" in sys.modules or "COLAB_RELEASE_TAG" in os.environ
+
+
+def under_test() -> bool:
+    """Whether pytest or a CI service started this process: then no progress bar is drawn."""
+    return bool(os.environ.get("CI") or os.environ.get("PYTEST_CURRENT_TEST"))
+
+
+def progress(iterable, description: str, total: int | None = None):
+    """The iterable with a `tqdm` bar on stderr; silent under CI."""
+    return tqdm(iterable, desc=description, total=total, leave=False, file=sys.stderr, disable=under_test())
+
+
+def data_dir(folder: str | Path | None = None) -> Path:
+    """The data folder: the argument, else `$DATA_DIR`, else `data/` of the repository."""
+    return Path(folder or os.environ.get("DATA_DIR") or ROOT / "data").expanduser()
+
+
+def choose_profile(name: str | None = None) -> str:
+    """The profile to run: the argument, else `$PROFILE`, else `quick` on a GPU and `smoke` without one.
+
+    Raises:
+        UserError: the name is not one of `PROFILES`.
+    """
+    name = name or os.environ.get("PROFILE")
+    if name and name not in PROFILES:
+        raise UserError(f"There is no profile '{name}'; choose one of {', '.join(PROFILES)}.")
+    if name:
+        return name
+    if torch.cuda.is_available():
+        return "quick"
+    print("No GPU here: profile 'smoke' (generated sample data, seconds). Set PROFILE to 'quick' or 'full' for real data.")
+    return "smoke"
+
+
+def choose_device(name: str | torch.device | None = None) -> torch.device:
+    """The device to run on: the argument, else the first GPU, else the CPU.
+
+    Raises:
+        UserError: torch does not know the device, or this machine has none of it.
+    """
+    if not name:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"Device '{name}' cannot be used on this machine; choose cpu, or cuda where there is a GPU.") from error
+    return device
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The 16-bit type this device multiplies faster than fp32, or None where mixed precision would only cost accuracy.
+
+    A GPU gets bf16 only where it is native (a T4 emulates it slowly), else fp16. A CPU gets bf16 only with AVX-512-BF16
+    or AMX, which oneDNN reports through torch's own capability table.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "cpu":
+        flags = _cpu_flags()
+        return torch.bfloat16 if flags & {"avx512_bf16", "amx_bf16"} else None
+    return None
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux: no claim, so plain fp32
+        return set()
+    return next((set(line.split(":")[1].split()) for line in lines if line.startswith("flags")), set())
+
+
+def seed_epoch(seed: int, epoch: int = 0) -> torch.Generator:
+    """Seed Python, numpy and torch from (seed, epoch), and return a CPU generator seeded with the same pair.
+
+    Everything random in an epoch comes from here, so an epoch that is run again after a kill is the same epoch.
+    """
+    mixed = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint32)[0])
+    random.seed(mixed)
+    np.random.seed(mixed)
+    torch.manual_seed(mixed)
+    return torch.Generator().manual_seed(mixed)
+
+
+def environment(device: torch.device) -> dict:
+    """What a run ran on, for its record: device, versions, commit, and the UTC date."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):  # no git, or not a clone: the record says null
+            return None
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain")
+    return {
+        "device": device_name(device),
+        "torch": torch.__version__,
+        "torchvision": version("torchvision"),
+        "python": platform.python_version(),
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": None if changed is None else bool(changed),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words, such as `NVIDIA T4` or `CPU, 2 threads`."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type.upper()}, {torch.get_num_threads()} threads"
+
+
+def mount_drive() -> Path | None:
+    """Mount Google Drive and return this project's folder there; None outside Colab."""
+    if not (in_colab() and find_spec("google.colab")):
+        print("Not in Colab: nothing is copied to Google Drive.")
+        return None
+    from google.colab import drive
+
+    drive.mount("/content/drive")
+    folder = Path("/content/drive/MyDrive/resnext-notebooks")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,244 @@
+"""The named networks: their sizes to the last parameter, their equality with torchvision's, and how wrong input is met."""
+
+import socket
+import sys
+from urllib.error import URLError
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import get_model, get_model_weights
+
+from helpers import models
+from helpers.blocks import BasicBlock, Bottleneck
+from helpers.models import ResidualNet, Stage, Stem
+from helpers.runtime import UserError
+
+OURS = ["resnext50_32x4d", "resnet18", "resnet50"]
+
+# 1000 classes: torchvision's published `num_params`; the others from the design's table of exact facts.
+PARAMETERS = {
+    "resnext50_32x4d": {1000: 25_028_904, 2: 22_984_002},
+    "resnet18": {1000: 11_689_512, 2: 11_177_538, 10: 11_181_642},
+    "resnet50": {1000: 25_557_032},
+    "torchvision/resnext50_32x4d": {1000: 25_028_904, 2: 22_984_002},
+    "torchvision/resnet18": {1000: 11_689_512, 2: 11_177_538, 10: 11_181_642},
+    "torchvision/resnet50": {1000: 25_557_032},
+}
+MACS = {"resnext50_32x4d": 4_230_479_872, "resnet18": 1_814_073_344, "resnet50": 4_089_184_256}
+
+
+@pytest.fixture(scope="module", params=OURS)
+def pair(request):
+    """Our network and torchvision's of the same name, each built under the same seed, for two classes."""
+    torch.manual_seed(7)
+    ours = models.build(request.param, 2)
+    torch.manual_seed(7)
+    theirs = models.build(f"torchvision/{request.param}", 2)
+    return ours, theirs
+
+
+def assert_equal_states(left: nn.Module, right: nn.Module) -> None:
+    left, right = left.state_dict(), right.state_dict()
+    assert list(left) == list(right)
+    assert [name for name in left if not torch.equal(left[name], right[name])] == []
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_every_model_has_a_pinned_count_and_runs(name):
+    assert name in PARAMETERS, f"pin the parameter count of {name}"
+    for num_classes, parameters in PARAMETERS[name].items():
+        model = models.build(name, num_classes)
+        assert models.count_parameters(model) == parameters
+    with torch.no_grad():
+        assert model.eval()(torch.randn(1, 3, 64, 64)).shape == (1, num_classes)
+
+
+def test_counts_are_pinned_for_registered_models_only():
+    assert set(PARAMETERS) == set(models.names())
+
+
+def test_parameters_are_torchvisions_published_ones():
+    for name in OURS:
+        assert get_model_weights(name).IMAGENET1K_V1.meta["num_params"] == PARAMETERS[name][1000]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_macs(name):
+    ours = models.count_macs(models.build(name, 1000))
+    assert ours == MACS[name]
+    assert round(ours / 1e9, 3) == get_model_weights(name).IMAGENET1K_V1.meta["_ops"]
+
+
+def test_macs_are_the_papers():
+    # Xie et al. 2017, table 1, prints 4.2 and 4.1 billion, with the stride in the 3×3 as here.
+    assert (round(MACS["resnext50_32x4d"] / 1e9, 1), round(MACS["resnet50"] / 1e9, 1)) == (4.2, 4.1)
+
+
+def test_counting_leaves_everything_as_it_was():
+    torch.manual_seed(0)
+    model = models.build("resnet18", 2)
+    model.layer1.eval()
+    modes = [module.training for module in model.modules()]
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    random_state = torch.get_rng_state()
+    # Half the side of the image: a quarter of every convolution, the same head.
+    assert models.count_macs(model, (1, 3, 112, 112)) == (1_813_562_368 - 1024) // 4 + 1024
+    assert models.count_macs(model, (2, 3, 224, 224)) == 2 * 1_813_562_368
+    models.layer_table(model)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_frozen_and_shared_parameters():
+    layer = nn.Linear(3, 4)
+    assert models.count_parameters(nn.Sequential(layer, nn.ReLU(), layer)) == 16
+    layer.bias.requires_grad_(False)
+    assert models.count_parameters(layer) == 12
+
+
+def test_stage_shapes_halve_from_56_to_7():
+    rows = {row.name: row for row in models.layer_table(models.build("resnext50_32x4d", 1000))}
+    assert rows["conv1"].output_shape == (1, 64, 112, 112)
+    assert rows["maxpool"].output_shape == (1, 64, 56, 56)
+    assert [rows[f"layer{k}"].output_shape[1:] for k in range(1, 5)] == [
+        (256, 56, 56),
+        (512, 28, 28),
+        (1024, 14, 14),
+        (2048, 7, 7),
+    ]
+    assert rows["avgpool"].output_shape == (1, 2048, 1, 1)
+    assert rows["fc"].parameters == 2048 * 1000 + 1000 and rows["fc"].macs == 2048 * 1000
+    assert sum(row.parameters for row in rows.values()) == 25_028_904
+
+
+def test_groups_strides_and_batch_norms():
+    model = models.build("resnext50_32x4d", 2)
+    convolutions = {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+    assert len(convolutions) == 1 + 3 * 16 + 4
+    assert all((m.groups == 32) == (m.kernel_size == (3, 3)) and m.groups in (1, 32) for m in convolutions.values())
+    strided = [name for name, m in convolutions.items() if m.stride == (2, 2)]
+    assert strided == ["conv1"] + [f"layer{k}.0.{part}" for k in (2, 3, 4) for part in ("conv2", "downsample.0")]
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in model.modules()) == 53
+    assert [model.get_submodule(f"layer{k}")[0].conv2.out_channels for k in range(1, 5)] == [128, 256, 512, 1024]
+
+
+def test_starts_equal_torchvision_under_one_seed(pair):
+    assert_equal_states(*pair)
+
+
+def test_loads_torchvision_and_gives_the_same_bits(pair):
+    ours, theirs = pair
+    torch.manual_seed(1)
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(ours.eval()(images), theirs.eval()(images))
+
+
+def test_two_sgd_steps_equal_torchvision(pair):
+    ours, theirs = pair
+    start = theirs.fc.weight.clone()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    images, labels = torch.randn(2, 3, 64, 64), torch.tensor([0, 1])
+    for model in pair:
+        optimizer = torch.optim.SGD(model.train().parameters(), lr=0.1, momentum=0.9)
+        for _ in range(2):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+    assert_equal_states(*pair)
+    assert not torch.equal(start, theirs.fc.weight)
+
+
+def test_the_skeleton_carries_other_networks():
+    # Report `amp`'s and the paper's CIFAR networks: a small stem without pooling, three stages (counts: design, section 10).
+    def three_stages(stem, *widths):
+        stages = [
+            Stage(3, width, 1 if k == 0 else 2, {"cardinality": 32, "group_width": 4 * 2**k}) for k, width in enumerate(widths)
+        ]
+        return ResidualNet(Bottleneck, stem, stages, 10)
+
+    paper = three_stages(Stem(64, kernel_size=3, stride=1, max_pool=False), 256, 512, 1024)
+    assert models.count_parameters(paper) == 4_775_754
+    report = three_stages(Stem(32, kernel_size=1, stride=1, max_pool=False), 256, 512, 1024)
+    assert models.count_parameters(report) == 4_761_770
+    rows = {row.name: row.output_shape for row in models.layer_table(paper, (1, 3, 32, 32))}
+    assert [rows[f"layer{k}"][2] for k in (1, 2, 3)] == [32, 16, 8]
+
+
+def test_unsupported_combinations_raise():
+    with pytest.raises(TypeError, match="cardinality"):
+        ResidualNet(BasicBlock, Stem(), [Stage(2, 64, block_arguments={"cardinality": 32})], 10)
+    with pytest.raises(UserError, match="blocks must be a whole number"):
+        ResidualNet(BasicBlock, Stem(), [Stage(0, 64)], 10)
+    with pytest.raises(UserError, match="kernel_size must be a whole number"):
+        ResidualNet(BasicBlock, Stem(kernel_size=0), [Stage(1, 64)], 10)
+
+
+def test_unknown_name_lists_the_names():
+    with pytest.raises(UserError, match=r"no model 'resnext51'; choose one of resnext50_32x4d, .*torchvision/resnet50\.$"):
+        models.build("resnext51", 2)
+
+
+@pytest.mark.parametrize("num_classes", [0, -1, 2.0, "2", None, True])
+def test_wrong_number_of_classes(num_classes):
+    with pytest.raises(UserError, match="num_classes must be a whole number of at least 1"):
+        models.build("resnet18", num_classes)
+
+
+def test_pretrained_weights_come_from_the_cache_with_a_new_head(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    published = get_model("resnet18", weights=None)
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(published.state_dict(), tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth")
+    for name in ("resnet18", "torchvision/resnet18"):
+        model = models.build(name, 2, pretrained=True)
+        state, expected = model.state_dict(), published.state_dict()
+        assert state["fc.weight"].shape == (2, 512)
+        assert all(torch.equal(state[key], expected[key]) for key in expected if not key.startswith("fc."))
+
+
+@pytest.mark.parametrize("failure", [URLError("no route to host"), TimeoutError("timed out"), socket.gaierror("no such name")])
+def test_a_failed_download_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch, failure):
+    def refuse(*arguments, **keywords):
+        raise failure
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.urlopen", refuse)
+    with pytest.raises(UserError) as caught:
+        models.build("resnet18", 2, pretrained=True)
+    assert "could not be had from https://download.pytorch.org/models/resnet18-f37072fd.pth" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_torchsummary_agrees_and_touches_nothing():
+    pytest.importorskip("torchsummary")
+    torch.manual_seed(0)
+    model = models.build("resnet18", 2)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    random_state = torch.get_rng_state()
+    table = models.torchsummary_table(model, 64)
+    assert "Total params: 11,177,538" in table
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_torchsummary_is_imported_only_when_asked():
+    import subprocess
+
+    code = "import sys, helpers.models; sys.exit('torchsummary' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_majority_class():
+    assert models.majority_class(torch.tensor([2, 0, 2, 1, 2])) == 2
+    assert models.majority_class(torch.tensor([1, 0, 1, 0])) == 0
+    assert models.majority_class([0, 1, 1]) == 1

@@ -1,0 +1,344 @@
+"""The loop: recipes, one epoch, evaluation, `fit` with checkpoints, resume, early stop and a time budget."""
+
+import hashlib
+import io
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from helpers import data
+from helpers.runtime import UserError, autocast_dtype, progress, seed_epoch
+
+OPTIMIZERS = ("sgd", "adam")
+SCHEDULES = ("constant", "step", "cosine")
+EVALUATION_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every number that shapes a training run. Learning rates are per step, schedules are in epochs."""
+
+    epochs: int
+    batch_size: int
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    optimizer: str = "sgd"
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    step_epochs: int = 7
+    step_factor: float = 0.1
+    label_smoothing: float = 0.0
+    augment: str = "none"
+    padding: int = 0
+    mixed_precision: bool = True
+    channels_last: bool = True
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size", "image_size", "learning_rate", "step_epochs"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be greater than 0.")
+        for name in ("momentum", "weight_decay", "label_smoothing", "padding"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it cannot be negative.")
+        for name, choices in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("augment", data.AUGMENTS)):
+            if getattr(self, name) not in choices:
+                raise UserError(f"There is no {name} '{getattr(self, name)}'; choose one of {', '.join(choices)}.")
+
+
+def learning_rate(recipe: Recipe, epoch: int) -> float:
+    """The learning rate of an epoch, counted from 0, in closed form, so that a resumed run needs no scheduler state."""
+    if recipe.schedule == "step":
+        return recipe.learning_rate * recipe.step_factor ** (epoch // recipe.step_epochs)
+    if recipe.schedule == "cosine":
+        return recipe.learning_rate * (1 + torch.cos(torch.tensor(torch.pi * epoch / recipe.epochs)).item()) / 2
+    return recipe.learning_rate
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimiser over all parameters of the model."""
+    shared = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "foreach": True}
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), **shared)
+    return torch.optim.SGD(model.parameters(), momentum=recipe.momentum, nesterov=recipe.nesterov, **shared)
+
+
+def _autocast(device: torch.device, recipe: Recipe):
+    dtype = autocast_dtype(device) if recipe.mixed_precision else None
+    return torch.autocast(device.type, dtype) if dtype else nullcontext()
+
+
+def train_epoch(
+    model: nn.Module,
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    optimizer: torch.optim.Optimizer,
+    recipe: Recipe,
+    scaler: torch.amp.GradScaler | None = None,
+) -> tuple[float, float]:
+    """One pass over the batches; returns the mean loss and the accuracy over images, as seen while training.
+
+    The sums stay on the device until the pass ends: reading one each step would make the host wait for the device.
+    """
+    device = next(model.parameters()).device
+    model.train()
+    count = 0
+    loss_sum = torch.zeros((), device=device, dtype=torch.float64)
+    correct = torch.zeros((), device=device, dtype=torch.int64)
+    for images, labels in batches:
+        with _autocast(device, recipe):
+            logits = model(images)
+            loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+        optimizer.zero_grad(set_to_none=True)
+        if scaler is None:
+            loss.backward()
+            optimizer.step()
+        else:
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        count += len(labels)
+        loss_sum += loss.detach() * len(labels)
+        correct += (logits.argmax(1) == labels).sum()
+    return loss_sum.item() / count, correct.item() / count
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, split: data.Split, recipe: Recipe) -> torch.Tensor:
+    """The model's logits for a split, in its order, un-augmented and in eval mode: float32 (N, num_classes) on the CPU."""
+    device = next(model.parameters()).device
+    model.eval()
+    batches = data.batches(
+        split.to(device), EVALUATION_BATCH, image_size=recipe.image_size, mean=recipe.mean, std=recipe.std
+    )
+    with _autocast(device, recipe):
+        return torch.cat([model(images).float() for images, _ in batches]).cpu()
+
+
+def evaluate(model: nn.Module, split: data.Split, recipe: Recipe) -> tuple[float, float]:
+    """The mean cross-entropy (nats) and the accuracy of the model over the images of a split."""
+    return score(predict(model, split, recipe), split.labels.cpu())
+
+
+def score(logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy of logits (N, C) against labels (N,): both are means over images."""
+    loss = F.cross_entropy(logits.double(), labels).item()
+    return loss, (logits.argmax(1) == labels).double().mean().item()
+
+
+@dataclass
+class Fit:
+    """What `fit` leaves: a row an epoch, the best epoch by validation, and why it stopped early (None: it did not)."""
+
+    history: list[dict] = field(default_factory=list)
+    best: dict = field(default_factory=dict)
+    stopped: str | None = None
+
+
+def fit(
+    model: nn.Module,
+    train: data.Split,
+    validation: data.Split,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    resume: bool = True,
+    mirror: Path | None = None,
+    time_budget: float | None = None,
+    patience: int | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Fit:
+    """Train the model, on the device it is on, and leave it with the weights of its best epoch by validation accuracy.
+
+    All randomness of an epoch comes from (seed, epoch), so a run resumed from its checkpoint equals an uninterrupted one
+    bit for bit on the same machine. Ctrl-C keeps the checkpoint of the last whole epoch and says so.
+
+    Args:
+        checkpoint: file written after every epoch; the one before it is kept beside it. None: no checkpoint.
+        resume: go on from the checkpoint if there is one; False starts over.
+        mirror: folder, such as one on Google Drive, that each checkpoint is copied to and taken from when the local one is gone.
+        time_budget: seconds, over all sessions of this run; no epoch starts once they are spent.
+        patience: stop after this many epochs without a better validation accuracy.
+
+    Raises:
+        UserError: the checkpoint belongs to another run or cannot be read, or the loss is no longer finite.
+    """
+    for name, value in (("The time budget", time_budget), ("The patience", patience)):
+        if value is not None and value <= 0:
+            raise UserError(f"{name} is {value}; it must be greater than 0.")
+    device = next(model.parameters()).device
+    if recipe.channels_last:
+        model.to(memory_format=torch.channels_last)
+    train, validation = train.to(device), validation.to(device)
+    optimizer = make_optimizer(model, recipe)
+    half = recipe.mixed_precision and autocast_dtype(device) == torch.float16
+    scaler = torch.amp.GradScaler(device.type) if half else None
+    identity = {"seed": seed, "train_images": len(train), **asdict(recipe)}
+    done, best_weights = Fit(), None
+    state = load_checkpoint(checkpoint, mirror) if checkpoint and resume else None
+    if state is not None:
+        _check_identity(state["identity"], identity, checkpoint)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        if scaler:
+            scaler.load_state_dict(state["scaler"])
+        done, best_weights = Fit(state["history"], state["best"]), state["best_weights"]
+        print(f"Resumed after epoch {len(done.history)} of {recipe.epochs}.")
+
+    while (epoch := len(done.history)) < recipe.epochs:
+        done.stopped = _reason_to_stop(done, time_budget, patience)
+        if done.stopped:
+            break
+        try:
+            row = _epoch(model, train, validation, optimizer, scaler, recipe, seed, epoch, clock)
+        except KeyboardInterrupt:
+            print(_interrupted(epoch, checkpoint))
+            raise
+        if not torch.isfinite(torch.tensor([row["train_loss"], row["val_loss"]])).all():
+            kept = f" The checkpoint of epoch {epoch} is kept." if checkpoint and epoch else ""
+            raise UserError(f"The loss was not finite in epoch {epoch + 1}; lower the learning rate.{kept}")
+        done.history.append(row)
+        if not done.best or row["val_accuracy"] > done.best["val_accuracy"]:
+            done.best = {"epoch": row["epoch"], "val_accuracy": row["val_accuracy"], "val_loss": row["val_loss"]}
+            best_weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+        if checkpoint:
+            state = {
+                "identity": identity,
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "scaler": scaler.state_dict() if scaler else None,
+                "history": done.history,
+                "best": done.best,
+                "best_weights": best_weights,
+            }
+            save_checkpoint(state, checkpoint, mirror)
+    if best_weights is not None:
+        model.load_state_dict(best_weights)
+    return done
+
+
+def _epoch(model, train, validation, optimizer, scaler, recipe, seed, epoch, clock) -> dict:
+    """Train and validate one epoch; its row of the history."""
+    start = clock()
+    generator = seed_epoch(seed, epoch + 1)  # epoch 0 of a seed belongs to the model's initial weights
+    rate = learning_rate(recipe, epoch)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    batches = data.batches(
+        train,
+        recipe.batch_size,
+        image_size=recipe.image_size,
+        mean=recipe.mean,
+        std=recipe.std,
+        augment=recipe.augment,
+        padding=recipe.padding,
+        generator=generator,
+    )
+    steps = -(-len(train) // recipe.batch_size)
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+        train_loss, train_accuracy = train_epoch(
+            model, progress(batches, f"epoch {epoch + 1}/{recipe.epochs}", steps), optimizer, recipe, scaler
+        )
+    trained = clock()
+    val_loss, val_accuracy = evaluate(model, validation, recipe)
+    return {
+        "epoch": epoch + 1,
+        "lr": rate,
+        "train_loss": train_loss,
+        "train_accuracy": train_accuracy,
+        "val_loss": val_loss,
+        "val_accuracy": val_accuracy,
+        "train_seconds": trained - start,
+        "seconds": clock() - start,
+    }
+
+
+def _reason_to_stop(done: Fit, time_budget: float | None, patience: int | None) -> str | None:
+    if time_budget is not None and sum(row["seconds"] for row in done.history) >= time_budget:
+        return f"time budget of {time_budget:g} s spent after epoch {len(done.history)}"
+    if patience is not None and done.best and len(done.history) - done.best["epoch"] >= patience:
+        return f"no better validation accuracy in {patience} epochs after epoch {done.best['epoch']}"
+    return None
+
+
+def _interrupted(epoch: int, checkpoint: Path | None) -> str:
+    if not (checkpoint and epoch):
+        return f"\nStopped in epoch {epoch + 1}: nothing was kept, since no epoch had been checkpointed."
+    return f"\nStopped in epoch {epoch + 1}: epoch {epoch} is kept in {checkpoint.name}; run the same again to go on."
+
+
+def _check_identity(found: dict, wanted: dict, checkpoint: Path) -> None:
+    different = [f"{name} {found.get(name)}, not {wanted[name]}" for name in wanted if found.get(name) != wanted[name]]
+    if different:
+        raise UserError(
+            f"The checkpoint {checkpoint.name} belongs to a run with {'; '.join(different)}. "
+            "Start over with --fresh (resume=False), or choose another checkpoint folder."
+        )
+
+
+def previous(checkpoint: Path) -> Path:
+    """Where the checkpoint before this one is kept."""
+    return checkpoint.with_name(f"{checkpoint.stem}.previous{checkpoint.suffix}")
+
+
+def save_checkpoint(state: dict, checkpoint: Path, mirror: Path | None = None) -> None:
+    """Write a checkpoint whole or not at all: temporary file, fsync, rename. The one before it is kept.
+
+    The file is the SHA-256 of what follows, as 64 hexadecimal digits, then what `torch.save` writes.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full; the earlier checkpoint is still there.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    payload = buffer.getbuffer()
+    temporary = checkpoint.with_name(checkpoint.name + ".tmp")
+    try:
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(hashlib.sha256(payload).hexdigest().encode())
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        if checkpoint.exists():
+            os.replace(checkpoint, previous(checkpoint))
+        os.replace(temporary, checkpoint)
+        if mirror:
+            mirror.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(checkpoint, mirror / temporary.name)
+            os.replace(mirror / temporary.name, mirror / checkpoint.name)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"The checkpoint {checkpoint.name} could not be written ({error.strerror}); "
+            "free some space or choose another folder with --checkpoint-dir, then run the same again to go on."
+        ) from error
+
+
+def load_checkpoint(checkpoint: Path, mirror: Path | None = None) -> dict | None:
+    """The newest checkpoint that is whole, or None where there is none at all.
+
+    Raises:
+        UserError: there are checkpoints, and none of them is whole.
+    """
+    candidates = [checkpoint, previous(checkpoint)] + ([mirror / checkpoint.name] if mirror else [])
+    found = [path for path in candidates if path.exists()]
+    for path in found:
+        blob = path.read_bytes()
+        if hashlib.sha256(blob[64:]).hexdigest().encode() == blob[:64]:
+            return torch.load(io.BytesIO(blob[64:]), map_location="cpu", weights_only=True)
+        print(f"The checkpoint {path.name} is damaged; trying the one before it.")
+    if found:
+        raise UserError(f"No checkpoint beside {checkpoint.name} is whole; start over with --fresh (resume=False).")
+    return None
