@@ -32,8 +32,8 @@ def projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequentia
 class ResidualBlock(nn.Module):
     """What all residual blocks share: `relu(residual(x) + shortcut(x))`.
 
-    A subclass defines `residual` and registers its own layers first and the projection `downsample` last: initialisation
-    draws random numbers in the order of registration, and torchvision's order is this one.
+    A subclass defines `residual`, and registers its own layers first and the projection `downsample` last, as
+    torchvision does: initialisation draws its random numbers in the order of registration.
     """
 
     downsample: nn.Sequential | None
@@ -75,10 +75,10 @@ class BasicBlock(ResidualBlock):
 class Bottleneck(ResidualBlock):
     """1×1 down, grouped 3×3, 1×1 up: form (c) of a ResNeXt block, and with `cardinality=1` the block of ResNet-50.
 
-    The 3×3 convolution has `cardinality` groups of `group_width` channels each, and it carries the stride: torchvision's
-    choice, where He et al. put the stride in the first 1×1.
+    The 3×3 convolution has `cardinality` groups of `group_width` channels each, and it carries the stride, as in the
+    ResNeXt paper and in torchvision; He et al. 2016 have it in the first 1×1.
 
-    Source: Xie et al. 2017, figure 3(c) and table 1.
+    Source: Xie et al. 2017, figure 3(c), table 1 and section 4.
 
     Raises:
         UserError: a number of channels, the cardinality, the group width or the stride is below 1.
@@ -89,7 +89,11 @@ class Bottleneck(ResidualBlock):
     def __init__(self, in_channels: int, out_channels: int, *, cardinality: int = 1, group_width: int, stride: int = 1):
         super().__init__()
         require_positive(
-            in_channels=in_channels, out_channels=out_channels, cardinality=cardinality, group_width=group_width, stride=stride
+            in_channels=in_channels,
+            out_channels=out_channels,
+            cardinality=cardinality,
+            group_width=group_width,
+            stride=stride,
         )
         width = cardinality * group_width
         self.conv1 = convolution(in_channels, width, 1)
@@ -110,9 +114,9 @@ class Bottleneck(ResidualBlock):
 class SplitBranches(ResidualBlock):
     """Form (a) of a ResNeXt block: `cardinality` separate bottlenecks whose outputs are summed.
 
-    BatchNorm follows the sum, as the paper asks for the forms to be equal. Same arguments as `Bottleneck`.
+    The last BatchNorm follows the sum, as the paper asks for the forms to be equal. Same arguments as `Bottleneck`.
 
-    Source: Xie et al. 2017, figure 3(a) and section 3.4.
+    Source: Xie et al. 2017, figure 3(a) and section 4.
     """
 
     sliced_dimension: ClassVar = {"conv1": 0, "bn1": 0, "conv2": 0, "bn2": 0, "conv3": 1}
@@ -155,7 +159,7 @@ class EarlyConcatenation(ResidualBlock):
 
 
 def narrow_branch(in_channels: int, group_width: int, stride: int) -> nn.Sequential:
-    """One of the narrow paths of figure 3: 1×1 down to `group_width` channels, then 3×3, each with BatchNorm and ReLU."""
+    """One narrow path of figure 3: 1×1 down to `group_width` channels, then 3×3, each with BatchNorm and ReLU."""
     return nn.Sequential(
         OrderedDict(
             conv1=convolution(in_channels, group_width, 1),

@@ -1,4 +1,4 @@
-"""The wholes: one residual skeleton (stem, stages, head), named models, their sizes, and the majority-class baseline."""
+"""The wholes: one residual skeleton (stem, stages, head), named models, their sizes, the majority-class baseline."""
 
 import contextlib
 import copy
@@ -44,7 +44,7 @@ class Stage:
 class ResidualNet(nn.Module):
     """Stem, stages `layer1`, `layer2`, …, average pooling and one linear layer, with torchvision's parameter names.
 
-    Parameters are drawn in torchvision's order: under one seed, this network and torchvision's start equal, bit for bit.
+    Parameters are drawn in torchvision's order: under one seed, this network and torchvision's start bit for bit equal.
 
     Source: He et al. 2016, table 1; Xie et al. 2017, table 1.
 
@@ -55,7 +55,9 @@ class ResidualNet(nn.Module):
 
     def __init__(self, block: type[ResidualBlock], stem: Stem, stages: Sequence[Stage], num_classes: int):
         super().__init__()
-        require_positive(channels=stem.channels, kernel_size=stem.kernel_size, stride=stem.stride, num_classes=num_classes)
+        require_positive(
+            channels=stem.channels, kernel_size=stem.kernel_size, stride=stem.stride, num_classes=num_classes
+        )
         self.conv1 = convolution(3, stem.channels, stem.kernel_size, stem.stride)
         self.bn1 = nn.BatchNorm2d(stem.channels)
         self.relu = nn.ReLU(inplace=True)
@@ -162,8 +164,8 @@ def build(name: str, num_classes: int, *, pretrained: bool = False) -> nn.Module
     Ours take torchvision's weights too: the parameter names are the same. The pretrained head is replaced by a new one.
 
     Raises:
-        UserError: the name is unknown, `num_classes` is not a whole number of at least 1, there are no published weights
-            for this network, or they cannot be downloaded.
+        UserError: the name is unknown, `num_classes` is not a whole number of at least 1, this network has no published
+            weights, or they cannot be downloaded.
     """
     if name not in MODELS:
         raise UserError(f"There is no model '{name}'; choose one of {', '.join(names())}.")
@@ -185,9 +187,10 @@ def imagenet_weights(name: str) -> dict[str, Tensor]:
     try:
         return weights.get_state_dict(progress=False, check_hash=True)
     except (OSError, HTTPException, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
         raise UserError(
-            f"The ImageNet weights for '{name}' could not be had from {weights.url} ({error}); connect to the internet, "
-            f"or put that file into {torch.hub.get_dir()}/checkpoints."
+            f"The ImageNet weights for '{name}' could not be had from {weights.url} ({reason}); "
+            f"connect to the internet, or put a whole copy of that file into {torch.hub.get_dir()}/checkpoints."
         ) from error
 
 
@@ -207,7 +210,7 @@ def count_macs(model: nn.Module, input_shape: Sequence[int] = (1, 3, 224, 224)) 
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One child of a network: its name, the shape that it gives, its parameters and its multiply–adds."""
+    """One child of a network: its name, the shape that it gives, its trainable parameters and its multiply–adds."""
 
     name: str
     output_shape: tuple[int, ...]
@@ -240,8 +243,8 @@ def layer_table(model: nn.Module, input_shape: Sequence[int] = (1, 3, 224, 224))
 def torchsummary_table(model: nn.Module, image_size: int) -> str:
     """The text that torchsummary prints for square images, `image_size` pixels a side.
 
-    It runs random images through the network in the mode it is in, so it gets a copy on the CPU and a fork of the random
-    state: the model's BatchNorm statistics and the caller's random numbers stay as they were.
+    It runs random images through the network in the mode it is in, so it gets a copy on the CPU and a fork of the
+    random state: the model's BatchNorm statistics and the caller's random numbers stay as they were.
     """
     from torchsummary import summary
 

@@ -1,9 +1,11 @@
-"""The residual blocks: where groups and strides sit, what they cost, and that the three forms of a ResNeXt block are one."""
+"""The residual blocks: where groups and strides sit, what they cost, and how three forms are one."""
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
 from helpers.blocks import BasicBlock, Bottleneck, EarlyConcatenation, SplitBranches, as_form, slice_into_branches
+from helpers.plots import draw_block
 from helpers.runtime import UserError
 
 FORMS = [SplitBranches, EarlyConcatenation]
@@ -93,7 +95,9 @@ def test_grouped_convolution_by_hand():
     def convolution_weights(block):
         return sum(m.weight.numel() for m in block.modules() if isinstance(m, torch.nn.Conv2d))
 
-    assert convolution_weights(Bottleneck(256, 256, cardinality=32, group_width=4)) == 32 * (256 * 4 + 9 * 4 * 4 + 4 * 256)
+    assert convolution_weights(Bottleneck(256, 256, cardinality=32, group_width=4)) == 32 * (
+        256 * 4 + 9 * 4 * 4 + 4 * 256
+    )
     assert convolution_weights(Bottleneck(256, 256, group_width=64)) == 256 * 64 + 9 * 64 * 64 + 64 * 256
 
 
@@ -123,3 +127,13 @@ def test_sizes_must_be_positive_whole_numbers(wrong):
     arguments = {"in_channels": 8, "out_channels": 8, "cardinality": 2, "group_width": 4, "stride": 1} | wrong
     with pytest.raises(UserError, match=f"{next(iter(wrong))} must be a whole number of at least 1"):
         Bottleneck(**arguments)
+
+
+def test_drawing_shows_the_blocks_own_numbers():
+    figure = draw_block(Bottleneck(256, 512, cardinality=8, group_width=64, stride=2))
+    split, early, grouped = ([text.get_text() for text in axis.texts] for axis in figure.axes)
+    plt.close(figure)
+    assert [split.count(layer) for layer in ("256, 1×1, 64", "64, 3×3, 64", "64, 1×1, 512", "path 8")] == [3, 3, 3, 1]
+    assert "concatenate: 512 channels" in early and "512, 1×1, 512" in early
+    assert "512, 3×3, 512, 8 groups" in grouped
+    assert "shortcut: 256, 1×1, 512" in grouped

@@ -1,9 +1,9 @@
-"""The named networks: their sizes to the last parameter, their equality with torchvision's, and how wrong input is met."""
+"""The named networks: their sizes to the last parameter, their equality with torchvision's, how wrong input is met."""
 
 import socket
-import sys
 from urllib.error import URLError
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from torch import nn
@@ -12,11 +12,12 @@ from torchvision.models import get_model, get_model_weights
 from helpers import models
 from helpers.blocks import BasicBlock, Bottleneck
 from helpers.models import ResidualNet, Stage, Stem
+from helpers.plots import draw_network
 from helpers.runtime import UserError
 
 OURS = ["resnext50_32x4d", "resnet18", "resnet50"]
 
-# 1000 classes: torchvision's published `num_params`; the others from the design's table of exact facts.
+# 1000 classes: torchvision's published `num_params`. Each class fewer takes 2048 (or 512) weights and one bias.
 PARAMETERS = {
     "resnext50_32x4d": {1000: 25_028_904, 2: 22_984_002},
     "resnet18": {1000: 11_689_512, 2: 11_177_538, 10: 11_181_642},
@@ -82,8 +83,8 @@ def test_counting_leaves_everything_as_it_was():
     modes = [module.training for module in model.modules()]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     random_state = torch.get_rng_state()
-    # Half the side of the image: a quarter of every convolution, the same head.
-    assert models.count_macs(model, (1, 3, 112, 112)) == (1_813_562_368 - 1024) // 4 + 1024
+    # Twice the side of the image: four times every convolution, the same head.
+    assert models.count_macs(model, (1, 3, 448, 448)) == 4 * (1_813_562_368 - 1024) + 1024
     assert models.count_macs(model, (2, 3, 224, 224)) == 2 * 1_813_562_368
     models.layer_table(model)
     assert torch.equal(torch.get_rng_state(), random_state)
@@ -157,10 +158,11 @@ def test_two_sgd_steps_equal_torchvision(pair):
 
 
 def test_the_skeleton_carries_other_networks():
-    # Report `amp`'s and the paper's CIFAR networks: a small stem without pooling, three stages (counts: design, section 10).
+    # The paper's CIFAR network and report `amp`'s: a small stem without pooling, three stages.
     def three_stages(stem, *widths):
         stages = [
-            Stage(3, width, 1 if k == 0 else 2, {"cardinality": 32, "group_width": 4 * 2**k}) for k, width in enumerate(widths)
+            Stage(3, width, 1 if k == 0 else 2, {"cardinality": 32, "group_width": 4 * 2**k})
+            for k, width in enumerate(widths)
         ]
         return ResidualNet(Bottleneck, stem, stages, 10)
 
@@ -182,7 +184,9 @@ def test_unsupported_combinations_raise():
 
 
 def test_unknown_name_lists_the_names():
-    with pytest.raises(UserError, match=r"no model 'resnext51'; choose one of resnext50_32x4d, .*torchvision/resnet50\.$"):
+    with pytest.raises(
+        UserError, match=r"no model 'resnext51'; choose one of resnext50_32x4d, .*torchvision/resnet50\.$"
+    ):
         models.build("resnext51", 2)
 
 
@@ -204,7 +208,9 @@ def test_pretrained_weights_come_from_the_cache_with_a_new_head(tmp_path, monkey
         assert all(torch.equal(state[key], expected[key]) for key in expected if not key.startswith("fc."))
 
 
-@pytest.mark.parametrize("failure", [URLError("no route to host"), TimeoutError("timed out"), socket.gaierror("no such name")])
+@pytest.mark.parametrize(
+    "failure", [URLError("no route to host"), TimeoutError("timed out"), socket.gaierror("no such name")]
+)
 def test_a_failed_download_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch, failure):
     def refuse(*arguments, **keywords):
         raise failure
@@ -216,6 +222,15 @@ def test_a_failed_download_is_one_sentence_and_leaves_nothing(tmp_path, monkeypa
     assert "could not be had from https://download.pytorch.org/models/resnet18-f37072fd.pth" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_broken_copy_of_the_weights_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth").write_bytes(b"broken off")
+    with pytest.raises(UserError, match="put a whole copy of that file into") as caught:
+        models.build("resnet18", 2, pretrained=True)
+    assert "\n" not in str(caught.value)
 
 
 def test_torchsummary_agrees_and_touches_nothing():
@@ -231,14 +246,16 @@ def test_torchsummary_agrees_and_touches_nothing():
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_torchsummary_is_imported_only_when_asked():
-    import subprocess
-
-    code = "import sys, helpers.models; sys.exit('torchsummary' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
 def test_majority_class():
     assert models.majority_class(torch.tensor([2, 0, 2, 1, 2])) == 2
     assert models.majority_class(torch.tensor([1, 0, 1, 0])) == 0
     assert models.majority_class([0, 1, 1]) == 1
+
+
+def test_drawing_shows_every_stage():
+    figure = draw_network(models.build("resnext50_32x4d", 1000))
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    plt.close(figure)
+    assert "6 blocks of\n1×1, 512\n3×3, 512, C=32\n1×1, 1024" in texts
+    assert "64×112×112\n9,536\n0.12" in texts
+    assert "2048×7×7\n14,544,896\n0.87" in texts
