@@ -2,9 +2,10 @@
 
 import argparse
 import sys
+from pathlib import Path
 
-from helpers import colab, experiments, plots, results, training
-from helpers.runtime import PROFILES, UserError
+from helpers import colab, experiments, plots, results
+from helpers.runtime import PROFILES, UserError, require_writable
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,6 +60,8 @@ def run_experiment(options) -> None:
     """Run one experiment, write its record and print its result."""
     declared = experiments.recipe_for(experiments.find(options.experiment), options.profile)
     changed = options.epochs not in (None, declared.epochs)
+    if options.results_dir:
+        require_writable(Path(options.results_dir), "--results-dir")
     record, predictions = experiments.run(
         options.experiment,
         options.seed,
@@ -83,9 +86,11 @@ def run_experiment(options) -> None:
 
 
 def make_tables(options) -> None:
-    """Rebuild tables and figures."""
-    for path in results.write_tables(options.results_dir) + plots.write_figures(options.results_dir):
-        print(path.name)
+    """Rebuild tables and figures; README's table too, when the records are the repository's own."""
+    written = results.write_tables(options.results_dir) + plots.write_figures(options.results_dir)
+    if options.results_dir is None:
+        written.append(results.write_readme())
+    print("\n".join(path.name for path in written))
 
 
 def write_colab(options) -> None:

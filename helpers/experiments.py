@@ -141,6 +141,15 @@ def load_data(experiment: Experiment, profile: str, data_dir: str | Path | None 
     return data.load(experiment.dataset, data_dir, image_size=size)
 
 
+def load_data_or_sample(experiment: Experiment, profile: str, data_dir: str | Path | None = None) -> tuple[data.Dataset, str]:
+    """As `load_data`, but where the real data cannot be had: a sentence that says why, sample data, profile `smoke`."""
+    try:
+        return load_data(experiment, profile, data_dir), profile
+    except UserError as error:
+        print(f"{error}\nGoing on with generated sample data, profile 'smoke'.")
+        return load_data(experiment, "smoke"), "smoke"
+
+
 def run(
     name: str,
     seed: int = 0,

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,12 @@ from helpers import experiments
 from helpers.runtime import ROOT, UserError
 
 RESULTS = ROOT / "results"
+
+
+@cache
+def folder_for(profile: str) -> Path:
+    """The results folder of a profile: the repository's, and for `smoke` a temporary one, the same all through a process."""
+    return Path(tempfile.mkdtemp(prefix="smoke-")) if profile == "smoke" else RESULTS
 
 
 def record_path(name: str, profile: str, seed: int, results_dir: str | Path | None = None) -> Path:
@@ -28,7 +36,8 @@ def save(record: dict, predictions: dict[str, np.ndarray], results_dir: str | Pa
     """
     path = record_path(record["experiment"], record["profile"], record["seed"], results_dir)
     if record["stopped_early"] and path.exists() and not json.loads(path.read_text())["stopped_early"]:
-        raise UserError(f"{path.name} of {record['experiment']} is a whole run and this one stopped early; it was not replaced.")
+        name = record["experiment"]
+        raise UserError(f"{path.name} of {name} is a whole run and this one stopped early; it was not replaced.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _whole(path.with_name(record["predictions"])) as file:
@@ -36,7 +45,9 @@ def save(record: dict, predictions: dict[str, np.ndarray], results_dir: str | Pa
         with _whole(path) as file:
             file.write((json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
     except OSError as error:
-        raise UserError(f"The record {path.name} could not be written ({error.strerror}); choose another --results-dir.") from error
+        raise UserError(
+            f"The record {path.name} could not be written ({error.strerror}); choose another --results-dir."
+        ) from error
     return path
 
 
@@ -69,12 +80,13 @@ def load(path: Path) -> dict:
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        counts, test = np.array(record["test"]["confusion"]), record["test"]
+        name, test = record["experiment"], record["test"]
+        counts = np.array(test["confusion"])
         whole = counts.sum() == test["n"] and abs(np.trace(counts) / test["n"] - test["accuracy"]) < 1e-9
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         raise UserError(f"{path.name} under {path.parent.name} is not a run record; remove it and run it again.") from error
     if not whole:
-        raise UserError(f"{path.name} of {record['experiment']} contradicts itself: its confusion matrix gives another accuracy.")
+        raise UserError(f"{path.name} of {name} contradicts itself: its confusion matrix gives another accuracy.")
     return record
 
 
@@ -93,21 +105,33 @@ def predictions(record: dict, results_dir: str | Path | None = None) -> dict[str
 
 
 def obtain(
-    name: str, seed: int, profile: str, results_dir: str | Path | None = None, *, train: bool = True, **arguments
+    name: str,
+    seed: int,
+    profile: str,
+    results_dir: str | Path | None = None,
+    *,
+    train: bool = True,
+    retrain: bool = False,
+    **arguments,
 ) -> dict | None:
     """The record of a run: loaded if it is there, else trained now and saved; None if it is not there and `train` is False.
 
     Args:
+        results_dir: where the record lies or goes; `folder_for(profile)` by default.
+        retrain: train even so; the record that is there is replaced when the new run has ended, and not before.
         arguments: passed on to `experiments.run`.
     """
+    results_dir = results_dir or folder_for(profile)
+    if profile == "smoke":  # never resumed from an older program's checkpoint
+        arguments.setdefault("checkpoint_dir", Path(results_dir) / "checkpoints")
     path = record_path(name, profile, seed, results_dir)
-    if path.exists():
+    if path.exists() and not retrain:
         print(f"{name}, seed {seed}: loaded the record of a {profile} run.")
         return load(path)
     if not train:
         print(f"{name}, seed {seed}: not run yet; python -m helpers run {name} --seed {seed} --profile {profile}")
         return None
-    save(*experiments.run(name, seed, profile, **arguments), results_dir)
+    save(*experiments.run(name, seed, profile, resume=not retrain, **arguments), results_dir)
     return load(path)
 
 
@@ -133,11 +157,6 @@ def mcnemar(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> tupl
     only_first, only_second = int((first_right & ~second_right).sum()), int((second_right & ~first_right).sum())
     discordant = only_first + only_second
     return only_first, only_second, binomtest(only_first, discordant).pvalue if discordant else 1.0
-
-
-def majority(record: dict) -> float:
-    """The test accuracy of always answering the test split's most frequent class: what a model must beat."""
-    return max(sum(row) for row in record["test"]["confusion"]) / record["test"]["n"]
 
 
 def runs_table(records: list[dict]) -> pd.DataFrame:
@@ -176,7 +195,7 @@ def _reported(name: str) -> dict:
 def comparison_table(records: list[dict]) -> pd.DataFrame:
     """A row an experiment, over its seeds: mean and standard deviation, and the first seed's Wilson interval.
 
-    The standard deviation is that of a sample (n − 1), empty for one seed. Seconds an epoch hold for the device named.
+    The standard deviation is that of a sample (n − 1), empty for one seed. Seconds an epoch are a median, for the device named.
     """
     rows = []
     for name in dict.fromkeys(record["experiment"] for record in records):
@@ -196,7 +215,7 @@ def comparison_table(records: list[dict]) -> pd.DataFrame:
                 "low": low,
                 "high": high,
                 "accuracy, report": reported.get("test_accuracy"),
-                "s per epoch": np.mean([record["seconds"] / len(record["history"]) for record in group]),
+                "s per epoch": np.median([row["seconds"] for record in group for row in record["history"]]),
                 "device": first["environment"]["device"],
             }
         )
@@ -283,3 +302,25 @@ def write_tables(results_dir: str | Path | None = None) -> list[Path]:
     except OSError as error:
         raise UserError(f"The tables could not be written ({error.strerror}); choose another --results-dir.") from error
     return written
+
+
+def write_readme(readme: Path = ROOT / "README.md") -> Path:
+    """Put the comparison of the full runs between the `results` markers of README, and touch nothing else.
+
+    Raises:
+        UserError: the markers are not there.
+    """
+    text = readme.read_text(encoding="utf-8")
+    parts = re.split(r"(<!-- results -->\n|<!-- /results -->)", text)
+    if len(parts) != 5:
+        raise UserError(f"{readme.name} has no <!-- results --> … <!-- /results --> to write the table between.")
+    parts[2] = readme_table()
+    with _whole(readme) as file:
+        file.write("".join(parts).encode())
+    return readme
+
+
+def readme_table(results_dir: str | Path | None = None) -> str:
+    """README's results table: the comparison over seeds of the full runs, without the columns that need explaining."""
+    table = comparison_table(load_all(results_dir, "full"))
+    return markdown(table.drop(columns=["val loss", "val loss, report", "s per epoch", "device"]))

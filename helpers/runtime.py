@@ -5,6 +5,7 @@ import platform
 import random
 import subprocess
 import sys
+import tempfile
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILES = ("smoke", "quick", "full")
@@ -107,6 +108,22 @@ def seed_epoch(seed: int, epoch: int = 0) -> torch.Generator:
     np.random.seed(mixed)
     torch.manual_seed(mixed)
     return torch.Generator().manual_seed(mixed)
+
+
+def require_writable(folder: Path, option: str) -> Path:
+    """The folder, made if it is not there, and proven to take a file: before hours of work, not after.
+
+    Raises:
+        UserError: it cannot be made or written; the sentence names the option that chooses another.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise UserError(
+            f"Nothing can be written into {folder} ({error.strerror}); choose another folder with {option}."
+        ) from error
 
 
 def environment(device: torch.device) -> dict:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from helpers import data
-from helpers.runtime import UserError, autocast_dtype, progress, seed_epoch
+from helpers.runtime import UserError, autocast_dtype, progress, require_writable, seed_epoch
 
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("constant", "step", "cosine")
@@ -167,16 +167,18 @@ def fit(
     Args:
         checkpoint: file written after every epoch; the one before it is kept beside it. None: no checkpoint.
         resume: go on from the checkpoint if there is one; False starts over.
-        mirror: folder, such as one on Google Drive, that each checkpoint is copied to and taken from when the local one is gone.
+        mirror: folder, such as one on Google Drive, that each checkpoint is copied to; read when the local one is gone.
         time_budget: seconds, over all sessions of this run; no epoch starts once they are spent.
         patience: stop after this many epochs without a better validation accuracy.
 
     Raises:
-        UserError: the checkpoint belongs to another run or cannot be read, or the loss is no longer finite.
+        UserError: the checkpoint cannot be written or read or belongs to another run, or the loss is no longer finite.
     """
-    for name, value in (("The time budget", time_budget), ("The patience", patience)):
+    for name, value in (("The time budget in seconds", time_budget), ("The patience", patience)):
         if value is not None and value <= 0:
             raise UserError(f"{name} is {value}; it must be greater than 0.")
+    if checkpoint:
+        require_writable(checkpoint.parent, "--checkpoint-dir")
     device = next(model.parameters()).device
     if recipe.channels_last:
         model.to(memory_format=torch.channels_last)
@@ -305,7 +307,6 @@ def save_checkpoint(state: dict, checkpoint: Path, mirror: Path | None = None) -
     payload = buffer.getbuffer()
     temporary = checkpoint.with_name(checkpoint.name + ".tmp")
     try:
-        checkpoint.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             file.write(hashlib.sha256(payload).hexdigest().encode())
             file.write(payload)

@@ -1,0 +1,149 @@
+"""The plan and the command line: the report's recipe to the letter, real smoke runs, and a sentence for each bad input."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from helpers import experiments, results, training
+from helpers.__main__ import main
+from helpers.runtime import ROOT
+
+RUN = ["run", "pikachu/resnet18_torchvision", "--profile", "smoke"]
+
+
+def test_the_recipe_of_report_pikachu_to_the_letter():
+    for name in ("ours", "torchvision"):
+        recipe = experiments.EXPERIMENTS[f"pikachu/resnext50_{name}"].recipe
+        assert (recipe.optimizer, recipe.batch_size, recipe.learning_rate, recipe.momentum) == ("sgd", 8, 0.1, 0.9)
+        assert (recipe.schedule, recipe.step_epochs, recipe.step_factor) == ("step", 7, 0.1)
+        assert (recipe.epochs, recipe.image_size, recipe.weight_decay, recipe.augment) == (20, 224, 0.0, "none")
+        assert [(0 / 255 - recipe.mean[0]) / recipe.std[0], (1 - recipe.mean[0]) / recipe.std[0]] == [-1, 1]
+
+
+def test_the_reports_accuracies_do_not_agree_with_its_confusion_matrices():
+    """Design section 10: 258 test photographs and the printed accuracies need other counts than those printed."""
+    for name, true_negative, true_positive in (("ours", 95, 110), ("torchvision", 90, 110)):
+        reported = experiments.EXPERIMENTS[f"pikachu/resnext50_{name}"].reported
+        assert round((true_negative + true_positive) / 258, 4) == reported["test_accuracy"]
+        (tn, _), (_, tp) = reported["confusion"]
+        assert (tn, tp) == (true_negative, 102) and sum(map(sum, reported["confusion"])) == 250
+    reported = experiments.EXPERIMENTS["pikachu/resnet18_torchvision"].reported
+    assert round((100 + 115) / 258, 4) == reported["test_accuracy"]
+    assert reported["confusion"][0] == [102, 29] and reported["confusion"][1] == [14, 102]
+
+
+def test_profiles_shorten_the_recipe_and_leave_full_alone():
+    for row in experiments.EXPERIMENTS.values():
+        assert experiments.recipe_for(row, "full") == row.recipe
+        assert experiments.recipe_for(row, "quick").epochs < row.recipe.epochs
+        assert experiments.recipe_for(row, "smoke").epochs == 2
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """One real smoke run through the command line: its results folder."""
+    folder = tmp_path_factory.mktemp("smoke")
+    assert main([*RUN, "--results-dir", str(folder), "--checkpoint-dir", str(folder / "checkpoints")]) == 0
+    return folder
+
+
+def test_a_smoke_run_writes_a_record_with_every_field(smoke):
+    record = results.load(results.record_path("pikachu/resnet18_torchvision", "smoke", 0, smoke))
+    assert set(record) == {
+        *("experiment", "report", "seed", "profile", "dataset", "model", "recipe", "history", "stopped_early", "test"),
+        *("predictions", "best", "seconds", "images_per_second", "peak_memory_bytes", "environment"),
+    }
+    assert set(record["dataset"]) >= {"name", "source", "fingerprint", "num_classes", "n_train", "n_val", "n_test"}
+    assert record["dataset"]["source"] == "sample"
+    assert record["model"]["params"] == 11_177_538
+    assert len(record["history"]) == 2
+    assert set(record["history"][0]) >= {"epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds"}
+    assert set(record["environment"]) == {"device", "torch", "torchvision", "python", "commit", "dirty", "date"}
+    assert sum(map(sum, record["test"]["confusion"])) == record["test"]["n"] == record["dataset"]["n_test"]
+    assert json.loads(json.dumps(record)) == record
+
+
+def test_the_same_run_again_resumes_and_gives_the_same_record(smoke, capsys):
+    path = results.record_path("pikachu/resnet18_torchvision", "smoke", 0, smoke)
+    before = results.load(path)
+    assert main([*RUN, "--results-dir", str(smoke), "--checkpoint-dir", str(smoke / "checkpoints")]) == 0
+    assert "Resumed after epoch 2 of 2." in capsys.readouterr().out
+    after = results.load(path)
+    assert (after["history"], after["test"]) == (before["history"], before["test"])
+
+
+def test_a_smoke_run_leaves_the_committed_results_alone(tmp_path, capsys):
+    before = sorted(ROOT.joinpath("results").rglob("*"))
+    assert main([*RUN, "--epochs", "1", "--checkpoint-dir", str(tmp_path)]) == 0
+    assert "No record was written" in capsys.readouterr().out
+    assert sorted(ROOT.joinpath("results").rglob("*")) == before
+
+
+def test_list_names_every_experiment_and_what_is_there(smoke, capsys):
+    assert main(["list", "--results-dir", str(smoke)]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[0] for line in lines] == list(experiments.EXPERIMENTS)
+    assert all(line.endswith("need") for line in lines), "a smoke run is not a full one"
+
+
+def test_table_of_a_folder_with_a_smoke_run(smoke, capsys):
+    assert main(["table", "--results-dir", str(smoke)]) == 0
+    assert "runs.md" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["run", "pikachu/resnet19"], "There is no experiment 'pikachu/resnet19'; choose one of pikachu/resnext50_ours"),
+        ([*RUN[:2], "--profile", "huge"], "There is no profile 'huge'; choose one of smoke, quick, full."),
+        ([*RUN, "--device", "quantum"], "Device 'quantum' cannot be used on this machine"),
+        ([*RUN, "--device", "cuda:97"], "Device 'cuda:97' cannot be used on this machine"),
+        ([*RUN, "--seed", "-1"], "The seed is -1; it must be 0 or greater."),
+        ([*RUN, "--seed", "x"], "Argument --seed: invalid int value: 'x'"),
+        ([*RUN, "--epochs", "0"], "epochs is 0; it must be greater than 0."),
+        ([*RUN, "--epochs", "-3"], "epochs is -3; it must be greater than 0."),
+        ([*RUN, "--time-budget", "0"], "The time budget in seconds is 0.0; it must be greater than 0."),
+        ([*RUN, "--time-budget", "-2"], "The time budget in seconds is -120.0; it must be greater than 0."),
+        ([*RUN[:2], "--data-dir", "nowhere"], "nowhere"),
+        (["table", "--results-dir", "nowhere"], "There is no run record under nowhere/runs"),
+        (["colab", "no-slash"], "'no-slash' is not a GitHub repository; write it as OWNER/REPO."),
+        (["colab", "a/b", "--ref", "x y"], "'x y' is not a branch or tag name."),
+        (["fly"], "see python -m helpers --help"),
+        ([], "see python -m helpers --help"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_status_1(arguments, sentence, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 1
+    captured = capsys.readouterr()
+    assert sentence in captured.err
+    assert len(captured.err.strip().splitlines()) == 1
+    assert not list(tmp_path.rglob("seed*"))
+
+
+@pytest.mark.parametrize("option", ["--checkpoint-dir", "--results-dir"])
+def test_a_folder_that_cannot_be_written_is_noticed_before_the_training(tmp_path, monkeypatch, capsys, option):
+    monkeypatch.setattr(training, "train_epoch", None)
+    (tmp_path / "file").write_text("in the way")
+    assert main([*RUN, option, str(tmp_path / "file" / "folder")]) == 1
+    assert f"choose another folder with {option}" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_with_status_130(monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiments, "run", interrupted)
+    assert main(RUN) == 130
+
+
+def test_the_module_runs_as_a_program_without_the_notebook_packages():
+    """A training machine may have no Jupyter, torchsummary, seaborn or kagglehub (design section 2)."""
+    block = "import sys\nfor name in ('IPython', 'torchsummary', 'seaborn', 'kagglehub', 'datasets', 'nbformat'):\n"
+    block += "    sys.modules[name] = None\n"
+    block += "from helpers.__main__ import main\nsys.exit(main(['list']))"
+    done = subprocess.run([sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "pikachu/resnext50_ours" in done.stdout

@@ -1,0 +1,201 @@
+"""Records, intervals, paired tests and tables, pinned to closed forms and to the report's own numbers."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+
+from helpers import experiments, plots, results
+from helpers.runtime import UserError
+
+
+def make_run(name="pikachu/resnext50_ours", seed=0, profile="full", predicted=(0, 0, 1, 1, 1), stopped=None):
+    """A small record in the real form, and its predictions."""
+    true = np.array([0, 0, 0, 1, 1], np.int16)
+    predicted = np.array(predicted, np.int16)
+    confusion = np.zeros((2, 2), int)
+    np.add.at(confusion, (true, predicted), 1)
+    epoch = {"epoch": 1, "lr": 0.1, "train_loss": 0.7, "train_accuracy": 0.5, "val_loss": 0.6, "val_accuracy": 0.6}
+    record = {
+        "experiment": name,
+        "report": "pikachu",
+        "seed": seed,
+        "profile": profile,
+        "dataset": {"name": "pikachu", "source": "folder pikachu", "fingerprint": "ab", "classes": ["no", "yes"]},
+        "model": {"name": "resnext50_32x4d", "params": 22984002, "macs": 1},
+        "recipe": {"epochs": 1},
+        "history": [epoch | {"seconds": 2.0, "train_seconds": 1.5}],
+        "stopped_early": stopped,
+        "test": {"loss": 0.5, "accuracy": float((true == predicted).mean()), "n": 5, "confusion": confusion.tolist()},
+        "predictions": f"seed{seed}.predictions.npz",
+        "best": {"epoch": 1, "val_accuracy": 0.6, "val_loss": 0.6},
+        "seconds": 2.0,
+        "environment": {"device": "CPU, 2 threads"},
+    }
+    return record, {"true": true, "predicted": predicted, "confidence": np.full(5, 0.9, np.float32)}
+
+
+def test_wilson_interval_in_closed_form():
+    # (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n) with p = 0.8, n = 10, z = 1.959964
+    assert results.wilson(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
+
+
+def test_the_reports_three_accuracies_lie_within_each_others_intervals():
+    low, high = results.wilson(205, 258)  # 79.46 %
+    assert (low, high) == pytest.approx((0.7411, 0.8394), abs=5e-4)
+    assert low < 200 / 258 < high and low < 215 / 258 < high
+
+
+def test_exact_mcnemar_is_a_binomial_test_on_the_discordant_pairs():
+    true = np.zeros(20, int)
+    first, second = np.zeros(20, int), np.zeros(20, int)
+    first[:1] = 1  # one image only the second gets right
+    second[5:11] = 1  # six images only the first gets right
+    only_first, only_second, p = results.mcnemar(
+        {"true": true, "predicted": first}, {"true": true, "predicted": second}
+    )
+    assert (only_first, only_second) == (6, 1)
+    assert p == pytest.approx(2 * (1 + 7) / 2**7)  # two tails of at most one success in seven
+    assert results.mcnemar({"true": true, "predicted": first}, {"true": true, "predicted": first}) == (0, 0, 1.0)
+
+
+def test_mcnemar_refuses_other_images():
+    with pytest.raises(ValueError, match="different test images"):
+        results.mcnemar(
+            {"true": np.array([0, 1]), "predicted": np.array([0, 1])},
+            {"true": np.array([1, 1]), "predicted": np.array([0, 1])},
+        )
+
+
+def test_a_saved_record_comes_back_as_it_was(tmp_path):
+    record, predictions = make_run()
+    path = results.save(record, predictions, tmp_path)
+    assert path == tmp_path / "runs/pikachu/resnext50_ours/full/seed0.json"
+    assert results.load(path) == record
+    for name, array in results.predictions(record, tmp_path).items():
+        assert np.array_equal(array, predictions[name])
+    assert sorted(file.name for file in path.parent.iterdir()) == ["seed0.json", "seed0.predictions.npz"]
+    assert results.load_all(tmp_path) == [record]
+
+
+def test_a_quick_run_never_replaces_a_full_one(tmp_path):
+    full, quick = make_run(), make_run(profile="quick")
+    assert results.save(*full, tmp_path) != results.save(*quick, tmp_path)
+    assert [record["profile"] for record in results.load_all(tmp_path)] == ["full", "quick"]
+    assert len(results.load_all(tmp_path, "full")) == 1
+
+
+def test_a_run_that_stopped_early_does_not_replace_a_whole_one(tmp_path):
+    results.save(*make_run(stopped="time budget"), tmp_path)
+    path = results.save(*make_run(), tmp_path)
+    with pytest.raises(UserError, match="stopped early; it was not replaced"):
+        results.save(*make_run(stopped="time budget"), tmp_path)
+    assert results.load(path)["stopped_early"] is None
+
+
+def test_a_record_that_contradicts_itself_is_refused(tmp_path):
+    record, predictions = make_run()
+    wrong = copy.deepcopy(record)
+    wrong["test"]["accuracy"] = 0.99
+    with pytest.raises(UserError, match="contradicts itself"):
+        results.load(results.save(wrong, predictions, tmp_path))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"test": {}}', '{"test": {"confusion": [[1]], "n": 0, "accuracy": 1}}'])
+def test_a_file_that_is_no_record_is_refused(tmp_path, text):
+    path = tmp_path / "seed0.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match="seed0.json"):
+        results.load(path)
+
+
+def test_a_full_disk_leaves_no_half_written_record(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(results.os, "fsync", full)
+    with pytest.raises(UserError, match="could not be written .No space left on device"):
+        results.save(*make_run(), tmp_path)
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_comparison_over_seeds_in_closed_form(tmp_path):
+    for seed, predicted in enumerate([(0, 0, 1, 1, 1), (0, 0, 0, 1, 1), (0, 1, 1, 1, 1)]):
+        results.save(*make_run(seed=seed, predicted=predicted), tmp_path)
+    row = results.comparison_table(results.load_all(tmp_path)).iloc[0]
+    assert row["seeds"] == 3
+    assert row["test accuracy"] == pytest.approx(0.8)
+    assert row["sd"] == pytest.approx(0.2), "sample standard deviation of 0.8, 1.0, 0.6"
+    assert row["accuracy, report"] == 0.7946
+
+
+def test_tables_and_figures_are_rebuilt_from_the_records_alone(tmp_path):
+    results.save(*make_run(), tmp_path)
+    results.save(*make_run(name="pikachu/resnet18_torchvision", predicted=(1, 1, 1, 1, 0)), tmp_path)
+    names = {path.name for path in results.write_tables(tmp_path) + plots.write_figures(tmp_path)}
+    assert {"runs.csv", "pikachu_comparison.md", "pikachu_mcnemar.csv", "pikachu_curves.png"} <= names
+    pair = results.mcnemar_table(results.load_all(tmp_path), tmp_path).iloc[0]
+    assert (pair["only first right"], pair["only second right"]) == (0, 3)
+    assert "| 80.00% |" in (tmp_path / "tables/runs.md").read_text()
+
+
+def test_no_records_is_a_sentence(tmp_path):
+    with pytest.raises(UserError, match="no run record under .*; make one with python -m helpers run"):
+        results.write_tables(tmp_path)
+
+
+def test_obtain_loads_before_it_trains(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(experiments, "run", lambda name, seed, profile, **_: make_run(name, seed, profile))
+    assert results.obtain("pikachu/resnext50_ours", 1, "quick", tmp_path, train=False) is None
+    assert "not run yet; python -m helpers run pikachu/resnext50_ours --seed 1" in capsys.readouterr().out
+    trained = results.obtain("pikachu/resnext50_ours", 1, "quick", tmp_path)
+    other = lambda name, seed, profile, **_: make_run(name, seed, profile, predicted=(0, 0, 0, 1, 1))  # noqa: E731
+    monkeypatch.setattr(experiments, "run", other)
+    assert results.obtain("pikachu/resnext50_ours", 1, "quick", tmp_path) == trained
+    again = results.obtain("pikachu/resnext50_ours", 1, "quick", tmp_path, retrain=True)
+    assert (trained["test"]["accuracy"], again["test"]["accuracy"]) == (0.8, 1.0)
+
+
+def test_readme_table_goes_between_its_markers(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "readme_table", lambda: "new\n")
+    readme = tmp_path / "README.md"
+    readme.write_text("a\n<!-- results -->\nold\n<!-- /results -->\nb\n")
+    results.write_readme(readme)
+    assert readme.read_text() == "a\n<!-- results -->\nnew\n<!-- /results -->\nb\n"
+    readme.write_text("a\n")
+    with pytest.raises(UserError, match="README.md has no <!-- results -->"):
+        results.write_readme(readme)
+
+
+def committed():
+    return sorted((results.RESULTS / "runs").glob("*/*/*/seed*.json"))
+
+
+@pytest.mark.parametrize("path", committed(), ids=lambda path: "/".join(path.parts[-4:]))
+def test_committed_records_agree_with_themselves_and_with_the_plan(path):
+    record = results.load(path)
+    assert results.record_path(record["experiment"], record["profile"], record["seed"]) == path
+    assert record["dataset"]["source"] != "sample"
+    row = experiments.EXPERIMENTS[record["experiment"]]
+    declared = json.loads(json.dumps(vars(experiments.recipe_for(row, record["profile"]))))
+    assert {name: record["recipe"][name] for name in declared if name in record["recipe"]} == {
+        name: value for name, value in declared.items() if name in record["recipe"]
+    }
+    assert len(record["history"]) == record["recipe"]["epochs"] or record["stopped_early"]
+    best = max(record["history"], key=lambda epoch: epoch["val_accuracy"])
+    assert record["best"]["epoch"] == best["epoch"]
+    arrays = results.predictions(record)
+    counts = np.zeros_like(np.array(record["test"]["confusion"]))
+    np.add.at(counts, (arrays["true"], arrays["predicted"]), 1)
+    assert counts.tolist() == record["test"]["confusion"]
+
+
+def test_the_committed_tables_are_those_of_the_committed_records(tmp_path):
+    if not committed():
+        pytest.skip("no committed record yet")
+    records = results.load_all()
+    table = results.RESULTS / "tables" / "runs.md"
+    assert table.read_text(encoding="utf-8") == results.markdown(results.runs_table(records))
+    readme = (results.ROOT / "README.md").read_text(encoding="utf-8")
+    assert results.readme_table() in readme

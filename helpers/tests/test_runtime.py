@@ -1,0 +1,70 @@
+"""Where am I: choices by argument and environment, seeds, and what arithmetic a device gets."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from helpers import runtime
+from helpers.runtime import UserError
+
+
+def test_the_profile_is_the_argument_then_the_environment_then_the_device(monkeypatch, capsys):
+    monkeypatch.setenv("PROFILE", "full")
+    assert runtime.choose_profile("quick") == "quick"
+    assert runtime.choose_profile("") == "full"
+    monkeypatch.delenv("PROFILE")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert runtime.choose_profile() == "quick"
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert runtime.choose_profile() == "smoke"
+    assert capsys.readouterr().out.startswith("No GPU here: profile 'smoke'")
+    with pytest.raises(UserError, match="There is no profile 'huge'; choose one of smoke, quick, full."):
+        runtime.choose_profile("huge")
+
+
+def test_the_data_folder_is_the_argument_then_the_environment_then_the_repositorys(monkeypatch):
+    monkeypatch.setenv("DATA_DIR", "elsewhere")
+    assert runtime.data_dir("here").name == "here"
+    assert runtime.data_dir().name == "elsewhere"
+    monkeypatch.delenv("DATA_DIR")
+    assert runtime.data_dir() == runtime.ROOT / "data"
+
+
+def test_an_epoch_draws_the_same_numbers_whatever_was_drawn_before():
+    def draw(seed, epoch):
+        generator = runtime.seed_epoch(seed, epoch)
+        return random.random(), np.random.rand(), torch.rand(()).item(), torch.rand((), generator=generator).item()
+
+    first = draw(1, 2)
+    torch.rand(99), np.random.rand(99), random.random()
+    assert draw(1, 2) == first
+    assert draw(1, 3) != first and draw(2, 2) != first and draw(2, 1) != first
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype"),
+    [
+        ("fma avx2", None),
+        ("avx512f avx512_vnni", None),
+        ("avx512f avx512_bf16", torch.bfloat16),
+        ("amx_bf16 amx_tile", torch.bfloat16),
+    ],
+)
+def test_a_cpu_gets_bf16_only_where_it_multiplies_it(monkeypatch, flags, dtype):
+    monkeypatch.setattr(runtime, "_cpu_flags", lambda: set(flags.split()))
+    assert runtime.autocast_dtype(torch.device("cpu")) is dtype
+
+
+@pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_a_gpu_gets_bf16_only_where_it_is_native(monkeypatch, native, dtype):
+    """A T4 says it supports bf16, by emulation, and is slower with it than with fp16."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
+    assert runtime.autocast_dtype(torch.device("cuda")) is dtype
+
+
+def test_drive_is_only_for_colab(capsys):
+    assert runtime.mount_drive() is None
+    assert "Not in Colab" in capsys.readouterr().out

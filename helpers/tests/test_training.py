@@ -1,0 +1,265 @@
+"""The loop: weighting by images, schedules, resume, stops, and what happens when things go wrong."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from helpers import training
+from helpers.data import Split
+from helpers.runtime import UserError, seed_epoch
+from helpers.training import Recipe, fit, learning_rate, load_checkpoint, previous, save_checkpoint
+
+RECIPE = Recipe(
+    epochs=4, batch_size=8, image_size=8, mean=(0.5,) * 3, std=(0.5,) * 3, learning_rate=0.05, augment="crop_flip", padding=1
+)
+
+
+def make_split(count: int, seed: int) -> Split:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 3
+    images = torch.randint(0, 120, (count, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    images[torch.arange(count), labels] += 80
+    return Split(images, labels, [str(index) for index in range(count)])
+
+
+def make_model(seed: int = 0) -> nn.Module:
+    seed_epoch(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(512, 3)
+    )
+
+
+TRAIN, VALIDATION = make_split(21, 1), make_split(13, 2)
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
+    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    return all(torch.equal(one, other) for one, other in pairs)
+
+
+def without_times(history: list[dict]) -> list[dict]:
+    return [{name: value for name, value in row.items() if "seconds" not in name} for row in history]
+
+
+class Frozen(nn.Module):
+    """Fixed scores for each image, whatever the weights: lets a loss be computed by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, images):
+        return images.mean((2, 3)) * self.scale
+
+
+def test_train_loss_and_accuracy_are_means_over_images_on_an_uneven_last_batch():
+    model = Frozen()
+    images = torch.randn(10, 3, 4, 4)
+    labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2, 0])
+    uneven = [(images[:8], labels[:8]), (images[8:], labels[8:])]
+    still = torch.optim.SGD(model.parameters(), lr=0.0)
+    loss, accuracy = training.train_epoch(model, uneven, still, RECIPE)
+    scores = images.mean((2, 3))
+    assert loss == pytest.approx(F.cross_entropy(scores, labels).item(), abs=1e-6)
+    assert accuracy == (scores.argmax(1) == labels).sum().item() / 10
+    halves = [F.cross_entropy(scores[part], labels[part]).item() for part in (slice(8), slice(8, 10))]
+    assert abs(loss - sum(halves) / 2) > 1e-3, "the mean of batch means must differ here, or this test proves nothing"
+
+
+def test_evaluation_is_a_mean_over_images_and_does_not_depend_on_the_batch(monkeypatch):
+    model = make_model()
+    whole = training.evaluate(model, VALIDATION, RECIPE)
+    monkeypatch.setattr(training, "EVALUATION_BATCH", 5)
+    assert training.evaluate(model, VALIDATION, RECIPE) == pytest.approx(whole, abs=1e-6)
+
+
+def test_score_in_closed_form():
+    loss, accuracy = training.score(torch.zeros(4, 2), torch.tensor([0, 0, 0, 1]))
+    assert loss == pytest.approx(0.6931471805599453)
+    assert accuracy == 0.75
+
+
+def test_the_reports_schedule_divides_by_ten_every_seven_epochs():
+    recipe = replace(RECIPE, epochs=20, learning_rate=0.1, schedule="step", step_epochs=7)
+    rates = [learning_rate(recipe, epoch) for epoch in range(20)]
+    assert rates == pytest.approx([0.1] * 7 + [0.01] * 7 + [0.001] * 6)
+
+
+def test_cosine_schedule_in_closed_form():
+    recipe = replace(RECIPE, epochs=4, learning_rate=1.0, schedule="cosine")
+    assert [learning_rate(recipe, epoch) for epoch in range(4)] == pytest.approx([1, 0.8535534, 0.5, 0.1464466], abs=1e-6)
+
+
+def test_one_sgd_step_by_hand():
+    model = nn.Linear(2, 1, bias=False)
+    model.weight.data = torch.tensor([[1.0, 2.0]])
+    optimizer = training.make_optimizer(model, replace(RECIPE, learning_rate=0.1, momentum=0.9, weight_decay=0.0))
+    for _ in range(2):  # gradient (3, 4) twice: velocity (3, 4), then 0.9 · (3, 4) + (3, 4) = (5.7, 7.6)
+        optimizer.zero_grad()
+        model(torch.tensor([3.0, 4.0])).sum().backward()
+        optimizer.step()
+    assert torch.allclose(model.weight, torch.tensor([[1 - 0.3 - 0.57, 2 - 0.4 - 0.76]]))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("killed_in", [1, 2, 3])
+def test_resume_after_a_kill_equals_an_uninterrupted_run_bit_for_bit(tmp_path, monkeypatch, capsys, killed_in, optimizer):
+    recipe = replace(RECIPE, optimizer=optimizer, learning_rate=0.01)
+    whole = make_model()
+    expected = fit(whole, TRAIN, VALIDATION, recipe, seed=3)
+
+    train_epoch, calls = training.train_epoch, []
+
+    def kill(model, batches, *rest):
+        calls.append(None)
+        if len(calls) == killed_in + 1:
+            next(iter(batches))  # in the middle of the epoch, when random numbers were drawn already
+            raise KeyboardInterrupt
+        return train_epoch(model, batches, *rest)
+
+    monkeypatch.setattr(training, "train_epoch", kill)
+    with pytest.raises(KeyboardInterrupt):
+        fit(make_model(), TRAIN, VALIDATION, recipe, seed=3, checkpoint=tmp_path / "a.ckpt")
+    assert f"epoch {killed_in} is kept in a.ckpt; run the same again" in capsys.readouterr().out
+    monkeypatch.setattr(training, "train_epoch", train_epoch)
+    torch.rand(99)  # other random numbers in between must not matter
+    resumed = make_model(seed=8)
+    done = fit(resumed, TRAIN, VALIDATION, recipe, seed=3, checkpoint=tmp_path / "a.ckpt")
+    assert same(whole, resumed)
+    assert without_times(done.history) == without_times(expected.history)
+    assert done.best == expected.best
+
+
+def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch):
+    first = make_model()
+    done = fit(first, TRAIN, VALIDATION, RECIPE, checkpoint=tmp_path / "a.ckpt")
+    monkeypatch.setattr(training, "train_epoch", None)
+    again = make_model(seed=5)
+    assert fit(again, TRAIN, VALIDATION, RECIPE, checkpoint=tmp_path / "a.ckpt").history == done.history
+    assert same(first, again)
+
+
+def test_the_best_epoch_by_validation_is_kept(monkeypatch):
+    scores = iter([(0.9, 0.5), (0.8, 0.7), (0.7, 0.7), (0.6, 0.6)])
+    weights = []
+
+    def evaluate(model, split, recipe):
+        weights.append({name: value.clone() for name, value in model.state_dict().items()})
+        return next(scores)
+
+    monkeypatch.setattr(training, "evaluate", evaluate)
+    model = make_model()
+    done = fit(model, TRAIN, VALIDATION, RECIPE)
+    assert done.best == {"epoch": 2, "val_accuracy": 0.7, "val_loss": 0.8}, "the first of equals"
+    assert all(torch.equal(value, weights[1][name]) for name, value in model.state_dict().items())
+
+
+def test_early_stop_after_patience_epochs_without_a_better_one(monkeypatch):
+    scores = iter([(1, 0.5), (1, 0.6), (1, 0.6), (1, 0.55), (1, 0.9)])
+    monkeypatch.setattr(training, "evaluate", lambda *_: next(scores))
+    done = fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, epochs=10), patience=2)
+    assert [row["epoch"] for row in done.history] == [1, 2, 3, 4]
+    assert "no better validation accuracy in 2 epochs after epoch 2" in done.stopped
+
+
+def test_time_budget_overshoots_by_at_most_one_epoch():
+    ticks = iter(range(0, 1000, 10))  # every look at the clock is 10 s later: 20 s an epoch
+    done = fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, epochs=10), time_budget=50, clock=lambda: next(ticks))
+    assert [row["seconds"] for row in done.history] == [20, 20, 20]
+    assert "time budget of 50 s spent after epoch 3" in done.stopped
+
+
+def test_time_budget_counts_the_sessions_before(tmp_path):
+    def clock():
+        return next(ticks)
+
+    ticks = iter(range(0, 10000, 10))
+    recipe = replace(RECIPE, epochs=10)
+    fit(make_model(), TRAIN, VALIDATION, recipe, time_budget=20, clock=clock, checkpoint=tmp_path / "a.ckpt")
+    done = fit(make_model(), TRAIN, VALIDATION, recipe, time_budget=40, clock=clock, checkpoint=tmp_path / "a.ckpt")
+    assert len(done.history) == 2
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path, monkeypatch):
+    losses = iter([(0.5, 0.5), (float("nan"), 0.5)])
+    monkeypatch.setattr(training, "evaluate", lambda *_: next(losses))
+    with pytest.raises(UserError, match="not finite in epoch 2; lower the learning rate. The checkpoint of epoch 1 is kept"):
+        fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=tmp_path / "a.ckpt")
+    assert len(load_checkpoint(tmp_path / "a.ckpt")["history"]) == 1
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capsys):
+    path = tmp_path / "a.ckpt"
+    for epoch in (1, 2):
+        save_checkpoint({"history": [epoch]}, path)
+    assert load_checkpoint(path) == {"history": [2]}
+    content = path.read_bytes()
+    path.write_bytes(content[:-20])
+    assert load_checkpoint(path) == {"history": [1]}
+    assert "a.ckpt is damaged" in capsys.readouterr().out
+    previous(path).write_bytes(b"")
+    with pytest.raises(UserError, match="No checkpoint beside a.ckpt is whole; start over with --fresh"):
+        load_checkpoint(path)
+
+
+def test_a_kill_between_the_two_renames_loses_one_epoch_at_most(tmp_path):
+    path = tmp_path / "a.ckpt"
+    save_checkpoint({"history": [1]}, path)
+    path.rename(previous(path))
+    assert load_checkpoint(path) == {"history": [1]}
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "a.ckpt"
+    save_checkpoint({"history": [1]}, path)
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(training.os, "fsync", full)
+    with pytest.raises(UserError, match="could not be written .No space left on device.*--checkpoint-dir"):
+        save_checkpoint({"history": [2]}, path)
+    assert load_checkpoint(path) == {"history": [1]}
+    assert [file.name for file in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+def test_the_mirror_takes_over_when_the_local_checkpoint_is_gone(tmp_path):
+    local, mirror = tmp_path / "a.ckpt", tmp_path / "drive"
+    save_checkpoint({"history": [1]}, local, mirror)
+    local.unlink()
+    assert load_checkpoint(local, mirror) == {"history": [1]}
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, epochs=1), checkpoint=tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match="belongs to a run with batch_size 8, not 4.*--fresh"):
+        fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, epochs=1, batch_size=4), checkpoint=tmp_path / "a.ckpt")
+    fresh = replace(RECIPE, epochs=1, batch_size=4)
+    done = fit(make_model(), TRAIN, VALIDATION, fresh, checkpoint=tmp_path / "a.ckpt", resume=False)
+    assert len(done.history) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"epochs": 0}, "epochs is 0; it must be greater than 0"),
+        ({"batch_size": -8}, "batch_size is -8"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
+        ({"momentum": -0.1}, "momentum is -0.1; it cannot be negative"),
+        ({"optimizer": "magic"}, "no optimizer 'magic'; choose one of sgd, adam"),
+        ({"schedule": "up"}, "no schedule 'up'"),
+        ({"augment": "spin"}, "no augment 'spin'"),
+    ],
+)
+def test_a_recipe_that_cannot_be_gets_its_sentence(change, sentence):
+    with pytest.raises(UserError, match=sentence):
+        replace(RECIPE, **change)
+
+
+@pytest.mark.parametrize("arguments", [{"time_budget": 0}, {"time_budget": -1.0}, {"patience": 0}])
+def test_a_budget_that_cannot_be_gets_its_sentence(arguments):
+    with pytest.raises(UserError, match="must be greater than 0"):
+        fit(make_model(), TRAIN, VALIDATION, RECIPE, **arguments)
