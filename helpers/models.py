@@ -126,6 +126,25 @@ def bottleneck50(num_classes: int, cardinality: int, group_width: int) -> Residu
     return ResidualNet(Bottleneck, Stem(), stages, num_classes)
 
 
+def resnext29(num_classes: int, cardinality: int, group_width: int, stem: Stem) -> ResidualNet:
+    """A 29-layer ResNeXt for 32×32 images: three stages of three blocks, the images halved before the last two."""
+    stages = []
+    for number in range(3):
+        arguments = {"cardinality": cardinality, "group_width": group_width * 2**number}
+        stages.append(Stage(3, 256 * 2**number, stride=1 if number == 0 else 2, block_arguments=arguments))
+    return ResidualNet(Bottleneck, stem, stages, num_classes)
+
+
+def resnext29_paper(num_classes: int, cardinality: int, group_width: int) -> ResidualNet:
+    """The CIFAR network of Xie et al. 2017, section 5.2 and appendix A: a 3×3 stem of 64 channels."""
+    return resnext29(num_classes, cardinality, group_width, Stem(64, 3, 1, max_pool=False))
+
+
+def resnext29_under5m(num_classes: int) -> ResidualNet:
+    """Report `amp`'s network of 4,761,770 parameters, figure 2: 32×4d behind a 1×1 stem of 32 channels."""
+    return resnext29(num_classes, 32, 4, Stem(32, 1, 1, max_pool=False))
+
+
 @dataclass(frozen=True)
 class Model:
     """A row of the registry: how to make the network, and where its ImageNet weights are, if any."""
@@ -145,6 +164,10 @@ MODELS = {
     "resnext50_32x4d": Model(resnext50_32x4d, ResNeXt50_32X4D_Weights.IMAGENET1K_V1),
     "resnet18": Model(resnet18, ResNet18_Weights.IMAGENET1K_V1),
     "resnet50": Model(resnet50, ResNet50_Weights.IMAGENET1K_V1),
+    "resnext29_32x4d": Model(partial(resnext29_paper, cardinality=32, group_width=4)),
+    "resnext29_8x64d": Model(partial(resnext29_paper, cardinality=8, group_width=64)),
+    "resnext29_16x64d": Model(partial(resnext29_paper, cardinality=16, group_width=64)),
+    "resnext29_under5m": Model(resnext29_under5m),
     "torchvision/resnext50_32x4d": Model(
         partial(from_torchvision, "resnext50_32x4d"), ResNeXt50_32X4D_Weights.IMAGENET1K_V1
     ),

@@ -106,7 +106,7 @@ def write_figures(results_dir: str | Path | None = None) -> list[Path]:
     """
     folder = Path(results_dir or results.RESULTS).expanduser()
     records = [record for record in results.load_all(folder, "full") if record["seed"] == 0]
-    records = [record for record in records if record["report"] == "pikachu"]
+    records = [record for record in records if record["dataset"]["name"] == "pikachu"]
     if not records:
         return []
     figures = {

@@ -264,6 +264,8 @@ def as_text(table: pd.DataFrame) -> pd.DataFrame:
     """The table with every number as a reader wants it; an empty cell where there is none."""
 
     def cell(column: str, value) -> str:
+        if isinstance(value, tuple):
+            return " to ".join(cell(column, part) for part in value)
         return "" if pd.isna(value) else _FORMATS.get(column, "{}").format(value)
 
     return pd.DataFrame({name: [cell(name, value) for value in table[name]] for name in table.columns})

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import math
 import os
 import shutil
 import time
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from helpers import data
+from helpers.optim import AdversarialModelPerturbation, hold_statistics
 from helpers.runtime import UserError, autocast_dtype, progress, require_writable, seed_epoch
 
 OPTIMIZERS = ("sgd", "adam")
@@ -24,7 +26,14 @@ EVALUATION_BATCH = 64
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every number that shapes a training run. Learning rates are per step, schedules are in epochs."""
+    """Every number that shapes a training run.
+
+    Attributes:
+        decay_weights_only: no weight decay on biases and BatchNorm, the parameters of one dimension.
+        perturbation: radius of adversarial model perturbation; None trains without it.
+        schedule: over the epochs; `step` multiplies by `step_factor` every `step_epochs`.
+        warmup_epochs: the rate first rises linearly from 0 over this many epochs.
+    """
 
     epochs: int
     batch_size: int
@@ -36,7 +45,12 @@ class Recipe:
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 0.0
+    decay_weights_only: bool = False
+    perturbation: float | None = None
+    inner_learning_rate: float = 1.0
+    inner_steps: int = 1
     schedule: str = "constant"
+    warmup_epochs: int = 0
     step_epochs: int = 7
     step_factor: float = 0.1
     label_smoothing: float = 0.0
@@ -49,29 +63,52 @@ class Recipe:
         for name in ("epochs", "batch_size", "image_size", "learning_rate", "step_epochs"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be greater than 0.")
-        for name in ("momentum", "weight_decay", "label_smoothing", "padding"):
-            if getattr(self, name) < 0:
+        for name in ("momentum", "weight_decay", "label_smoothing", "padding", "warmup_epochs", "perturbation"):
+            if (getattr(self, name) or 0) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it cannot be negative.")
+        if self.warmup_epochs >= self.epochs:
+            raise UserError(f"warmup_epochs is {self.warmup_epochs}; it must be less than the {self.epochs} epochs.")
         for name, choices in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("augment", data.AUGMENTS)):
             if getattr(self, name) not in choices:
                 raise UserError(f"There is no {name} '{getattr(self, name)}'; choose one of {', '.join(choices)}.")
 
 
-def learning_rate(recipe: Recipe, epoch: int) -> float:
-    """The learning rate of an epoch, counted from 0, in closed form, so that a resumed run needs no scheduler state."""
+def learning_rate(recipe: Recipe, progress: float) -> float:
+    """The learning rate after `progress` epochs, in closed form, so that a resumed run needs no scheduler state.
+
+    The cosine ends at 0 with the last epoch (Loshchilov and Hutter 2017, equation 5, without restarts).
+    """
+    if progress < recipe.warmup_epochs:
+        return recipe.learning_rate * progress / recipe.warmup_epochs
     if recipe.schedule == "step":
-        return recipe.learning_rate * recipe.step_factor ** (epoch // recipe.step_epochs)
+        return recipe.learning_rate * recipe.step_factor ** (int(progress) // recipe.step_epochs)
     if recipe.schedule == "cosine":
-        return recipe.learning_rate * (1 + torch.cos(torch.tensor(torch.pi * epoch / recipe.epochs)).item()) / 2
+        share = (progress - recipe.warmup_epochs) / (recipe.epochs - recipe.warmup_epochs)
+        return recipe.learning_rate * (1 + math.cos(math.pi * share)) / 2
     return recipe.learning_rate
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's optimiser over all parameters of the model."""
-    shared = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "foreach": True}
-    if recipe.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), **shared)
-    return torch.optim.SGD(model.parameters(), momentum=recipe.momentum, nesterov=recipe.nesterov, **shared)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [{"params": parameters}]
+    if recipe.decay_weights_only:
+        weights = [parameter for parameter in parameters if parameter.ndim > 1]
+        others = [parameter for parameter in parameters if parameter.ndim <= 1]
+        groups = [{"params": weights}, {"params": others, "weight_decay": 0.0}]
+    base, arguments = torch.optim.Adam, {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "foreach": True}
+    if recipe.optimizer == "sgd":
+        base, arguments = torch.optim.SGD, arguments | {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
+    if recipe.perturbation is None:
+        return base(groups, **arguments)
+    return AdversarialModelPerturbation(
+        groups,
+        epsilon=recipe.perturbation,
+        inner_lr=recipe.inner_learning_rate,
+        inner_steps=recipe.inner_steps,
+        base=base,
+        **arguments,
+    )
 
 
 def _autocast(device: torch.device, recipe: Recipe):
@@ -96,21 +133,35 @@ def train_epoch(
     loss_sum = torch.zeros((), device=device, dtype=torch.float64)
     correct = torch.zeros((), device=device, dtype=torch.int64)
     for images, labels in batches:
-        with _autocast(device, recipe):
+        logits, loss = _step(model, images, labels, optimizer, recipe, scaler)
+        count += len(labels)
+        loss_sum += loss * len(labels)
+        correct += (logits.argmax(1) == labels).sum()
+    return loss_sum.item() / count, correct.item() / count
+
+
+def _step(model, images, labels, optimizer, recipe: Recipe, scaler) -> tuple[torch.Tensor, torch.Tensor]:
+    """One step of the optimiser; returns the logits and the loss at the weights before it."""
+    first = None
+
+    def closure() -> torch.Tensor:
+        nonlocal first
+        with _autocast(images.device, recipe), hold_statistics(model) if first else nullcontext():
             logits = model(images)
             loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
         optimizer.zero_grad(set_to_none=True)
-        if scaler is None:
-            loss.backward()
-            optimizer.step()
-        else:
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-        count += len(labels)
-        loss_sum += loss.detach() * len(labels)
-        correct += (logits.argmax(1) == labels).sum()
-    return loss_sum.item() / count, correct.item() / count
+        (scaler.scale(loss) if scaler else loss).backward()
+        first = first or (logits.detach(), loss.detach())
+        return loss.detach()
+
+    if isinstance(optimizer, AdversarialModelPerturbation):
+        optimizer.step(closure, scaler)
+    else:
+        closure()
+        scaler.step(optimizer) if scaler else optimizer.step()
+    if scaler:
+        scaler.update()
+    return first
 
 
 @torch.inference_mode()
@@ -234,9 +285,6 @@ def _epoch(model, train, validation, optimizer, scaler, recipe, seed, epoch, clo
     """Train and validate one epoch; its row of the history."""
     start = clock()
     generator = seed_epoch(seed, epoch + 1)  # epoch 0 of a seed belongs to the model's initial weights
-    rate = learning_rate(recipe, epoch)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
     batches = data.batches(
         train,
         recipe.batch_size,
@@ -248,15 +296,20 @@ def _epoch(model, train, validation, optimizer, scaler, recipe, seed, epoch, clo
         generator=generator,
     )
     steps = -(-len(train) // recipe.batch_size)
+
+    def scheduled():
+        for number, batch in enumerate(progress(batches, f"epoch {epoch + 1}/{recipe.epochs}", steps)):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(recipe, epoch + number / steps)
+            yield batch
+
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-        train_loss, train_accuracy = train_epoch(
-            model, progress(batches, f"epoch {epoch + 1}/{recipe.epochs}", steps), optimizer, recipe, scaler
-        )
+        train_loss, train_accuracy = train_epoch(model, scheduled(), optimizer, recipe, scaler)
     trained = clock()
     val_loss, val_accuracy = evaluate(model, validation, recipe)
     return {
         "epoch": epoch + 1,
-        "lr": rate,
+        "lr": learning_rate(recipe, epoch),
         "train_loss": train_loss,
         "train_accuracy": train_accuracy,
         "val_loss": val_loss,

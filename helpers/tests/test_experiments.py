@@ -1,8 +1,11 @@
 """The plan and the command line: the report's recipe to the letter, real smoke runs, and a sentence for each bad input."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
+from dataclasses import replace
 
 import pytest
 
@@ -39,6 +42,17 @@ def test_profiles_shorten_the_recipe_and_leave_full_alone():
         assert experiments.recipe_for(row, "full") == row.recipe
         assert experiments.recipe_for(row, "quick").epochs < row.recipe.epochs
         assert experiments.recipe_for(row, "smoke").epochs == 2
+
+
+def test_the_recipes_of_report_amp():
+    plain, perturbed, same, twice = (
+        experiments.EXPERIMENTS[f"cifar10/resnext29_under5m_{name}"].recipe for name in ("sgd", "amp", "sgd_same", "sgd_twice")
+    )
+    assert (plain.batch_size, plain.epochs, plain.weight_decay, plain.learning_rate) == (64, 100, 1e-4, 0.001)
+    assert (perturbed.perturbation, perturbed.learning_rate, perturbed.momentum) == (0.5, 0.1, 0.9)
+    assert (plain.augment, plain.padding, plain.std) == ("crop_flip", 4, (0.2023, 0.1994, 0.2010))
+    assert replace(perturbed, perturbation=None) == same, "the fair pair differs in the perturbation alone"
+    assert twice.epochs == perturbed.epochs * (1 + perturbed.inner_steps), "as many gradients"
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +143,28 @@ def test_a_folder_that_cannot_be_written_is_noticed_before_the_training(tmp_path
     (tmp_path / "file").write_text("in the way")
     assert main([*RUN, option, str(tmp_path / "file" / "folder")]) == 1
     assert f"choose another folder with {option}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("stop", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_a_process_stopped_in_the_middle_goes_on_to_the_same_record(smoke, tmp_path, stop, status):
+    """Kill -9 and Ctrl-C as a shell sends them, once a checkpoint is there; the second run ends as one that was let be."""
+    folders = ["--results-dir", str(tmp_path), "--checkpoint-dir", str(tmp_path / "checkpoints")]
+    checkpoint = experiments.checkpoint_path(RUN[1], "smoke", 0, tmp_path / "checkpoints")
+    process = subprocess.Popen([sys.executable, "-m", "helpers", *RUN, *folders], cwd=ROOT, text=True, stdout=subprocess.PIPE)
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(stop)
+    printed, _ = process.communicate()
+    assert process.returncode == status
+    if stop is signal.SIGINT:
+        assert "is kept in seed0.ckpt; run the same again to go on" in printed
+    assert main([*RUN, *folders]) == 0
+    record, whole = (results.load(results.record_path(RUN[1], "smoke", 0, folder)) for folder in (tmp_path, smoke))
+    assert record["test"] == whole["test"]
+    keys = ("lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
+    assert [[row[key] for key in keys] for row in record["history"]] == [
+        [row[key] for key in keys] for row in whole["history"]
+    ]
 
 
 def test_ctrl_c_ends_with_status_130(monkeypatch):

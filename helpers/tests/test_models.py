@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.models import get_model, get_model_weights
 
 from helpers import models
-from helpers.blocks import BasicBlock, Bottleneck
+from helpers.blocks import BasicBlock
 from helpers.models import ResidualNet, Stage, Stem
 from helpers.plots import draw_network
 from helpers.runtime import UserError
@@ -22,6 +22,11 @@ PARAMETERS = {
     "resnext50_32x4d": {1000: 25_028_904, 2: 22_984_002},
     "resnet18": {1000: 11_689_512, 2: 11_177_538, 10: 11_181_642},
     "resnet50": {1000: 25_557_032},
+    # Xie et al. 2017 give 34.4 M for 8×64d and 68.1 M for 16×64d; 4,761,770 is report `amp`'s own total.
+    "resnext29_32x4d": {100: 4_868_004, 10: 4_775_754},
+    "resnext29_8x64d": {10: 34_426_698},
+    "resnext29_16x64d": {10: 68_155_210},
+    "resnext29_under5m": {10: 4_761_770},
     "torchvision/resnext50_32x4d": {1000: 25_028_904, 2: 22_984_002},
     "torchvision/resnet18": {1000: 11_689_512, 2: 11_177_538, 10: 11_181_642},
     "torchvision/resnet50": {1000: 25_557_032},
@@ -52,7 +57,7 @@ def test_every_model_has_a_pinned_count_and_runs(name):
         model = models.build(name, num_classes)
         assert models.count_parameters(model) == parameters
     with torch.no_grad():
-        assert model.eval()(torch.randn(1, 3, 64, 64)).shape == (1, num_classes)
+        assert model.eval()(torch.randn(1, 3, 32, 32)).shape == (1, num_classes)
 
 
 def test_counts_are_pinned_for_registered_models_only():
@@ -157,21 +162,18 @@ def test_two_sgd_steps_equal_torchvision(pair):
     assert not torch.equal(start, theirs.fc.weight)
 
 
-def test_the_skeleton_carries_other_networks():
-    # The paper's CIFAR network and report `amp`'s: a small stem without pooling, three stages.
-    def three_stages(stem, *widths):
-        stages = [
-            Stage(3, width, 1 if k == 0 else 2, {"cardinality": 32, "group_width": 4 * 2**k})
-            for k, width in enumerate(widths)
-        ]
-        return ResidualNet(Bottleneck, stem, stages, 10)
-
-    paper = three_stages(Stem(64, kernel_size=3, stride=1, max_pool=False), 256, 512, 1024)
-    assert models.count_parameters(paper) == 4_775_754
-    report = three_stages(Stem(32, kernel_size=1, stride=1, max_pool=False), 256, 512, 1024)
-    assert models.count_parameters(report) == 4_761_770
-    rows = {row.name: row.output_shape for row in models.layer_table(paper, (1, 3, 32, 32))}
-    assert [rows[f"layer{k}"][2] for k in (1, 2, 3)] == [32, 16, 8]
+@pytest.mark.parametrize("name", ["resnext29_32x4d", "resnext29_under5m"])
+def test_resnext29_keeps_32_pixels_in_its_first_stage_and_halves_them_twice(name):
+    model = models.build(name, 10)
+    rows = {row.name: row.output_shape[1:] for row in models.layer_table(model, (1, 3, 32, 32))}
+    assert rows["conv1"] == ((64 if name == "resnext29_32x4d" else 32), 32, 32)
+    assert [rows[f"layer{k}"] for k in (1, 2, 3)] == [(256, 32, 32), (512, 16, 16), (1024, 8, 8)]
+    convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+    assert len(convolutions) == 1 + 3 * 3 * 3 + 3, "28 on the main path, 3 projections, and the linear layer makes 29"
+    grouped = [layer for layer in convolutions if layer.groups > 1]
+    assert [layer.kernel_size for layer in grouped] == [(3, 3)] * 9 and {layer.groups for layer in grouped} == {32}
+    assert [layer.in_channels for layer in grouped] == [128] * 3 + [256] * 3 + [512] * 3
+    assert sum(isinstance(layer, nn.BatchNorm2d) for layer in model.modules()) == len(convolutions)
 
 
 def test_unsupported_combinations_raise():

@@ -90,7 +90,51 @@ def test_the_reports_schedule_divides_by_ten_every_seven_epochs():
 
 def test_cosine_schedule_in_closed_form():
     recipe = replace(RECIPE, epochs=4, learning_rate=1.0, schedule="cosine")
-    assert [learning_rate(recipe, epoch) for epoch in range(4)] == pytest.approx([1, 0.8535534, 0.5, 0.1464466], abs=1e-6)
+    assert [learning_rate(recipe, epoch) for epoch in range(4)] == pytest.approx([1, 0.8535534, 0.5, 0.1464466])
+
+
+def test_warm_up_is_a_straight_line_from_zero_and_the_cosine_ends_at_zero():
+    recipe = replace(RECIPE, epochs=6, learning_rate=1.0, schedule="cosine", warmup_epochs=2)
+    rates = [learning_rate(recipe, progress) for progress in (0, 0.5, 1.5, 2, 4, 6)]
+    assert rates == pytest.approx([0, 0.25, 0.75, 1, 0.5, 0])
+
+
+def test_the_rate_moves_within_an_epoch(monkeypatch):
+    rates, step = [], training._step
+
+    def note(model, images, labels, optimizer, *rest):
+        rates.append(optimizer.param_groups[0]["lr"])
+        return step(model, images, labels, optimizer, *rest)
+
+    monkeypatch.setattr(training, "_step", note)
+    fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, epochs=1, learning_rate=1.0, schedule="cosine"))
+    assert rates == pytest.approx([1, 0.75, 0.25]), "three batches of 8, 8 and 5 images: cos² of 0, 30 and 60 degrees"
+
+
+def test_weight_decay_on_weights_only():
+    model = make_model()
+    optimizer = training.make_optimizer(model, replace(RECIPE, weight_decay=5e-4, decay_weights_only=True))
+    weights, others = optimizer.param_groups
+    assert [tuple(p.shape) for p in weights["params"]] == [(8, 3, 3, 3), (3, 512)] and weights["weight_decay"] == 5e-4
+    assert [tuple(p.shape) for p in others["params"]] == [(8,), (8,), (8,), (3,)] and others["weight_decay"] == 0
+
+
+def test_a_perturbation_of_zero_trains_as_plain_sgd_bit_for_bit_statistics_included():
+    perturbed, plain = (nn.Sequential(*(layer for layer in make_model() if not isinstance(layer, nn.Dropout))) for _ in "ab")
+    first = fit(perturbed, TRAIN, VALIDATION, replace(RECIPE, perturbation=0.0))
+    second = fit(plain, TRAIN, VALIDATION, RECIPE)
+    assert same(perturbed, plain)
+    assert without_times(first.history) == without_times(second.history)
+
+
+def test_the_second_pass_leaves_batchnorms_running_statistics_alone():
+    model = make_model()
+    optimizer = training.make_optimizer(model, replace(RECIPE, perturbation=5.0))
+    images = torch.randn(8, 3, 8, 8)
+    training.train_epoch(model, [(images, torch.arange(8) % 3)], optimizer, RECIPE)
+    seen = make_model()[0](images)  # the first pass, at the first weights
+    assert torch.allclose(model[1].running_mean, 0.1 * seen.mean((0, 2, 3)), atol=1e-6)
+    assert model[1].num_batches_tracked == 1 and model[1].track_running_stats
 
 
 def test_one_sgd_step_by_hand():
@@ -104,10 +148,17 @@ def test_one_sgd_step_by_hand():
     assert torch.allclose(model.weight, torch.tensor([[1 - 0.3 - 0.57, 2 - 0.4 - 0.76]]))
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-@pytest.mark.parametrize("killed_in", [1, 2, 3])
-def test_resume_after_a_kill_equals_an_uninterrupted_run_bit_for_bit(tmp_path, monkeypatch, capsys, killed_in, optimizer):
-    recipe = replace(RECIPE, optimizer=optimizer, learning_rate=0.01)
+KINDS = {
+    "sgd": {"momentum": 0.9, "schedule": "step", "step_epochs": 2},
+    "adam": {"optimizer": "adam"},
+    "perturbed": {"perturbation": 0.3, "inner_steps": 2, "schedule": "cosine", "warmup_epochs": 1, "decay_weights_only": True},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("killed_in", [1, 3])
+def test_resume_after_a_kill_equals_an_uninterrupted_run_bit_for_bit(tmp_path, monkeypatch, capsys, killed_in, kind):
+    recipe = replace(RECIPE, learning_rate=0.01, **KINDS[kind])
     whole = make_model()
     expected = fit(whole, TRAIN, VALIDATION, recipe, seed=3)
 
@@ -249,6 +300,8 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         ({"batch_size": -8}, "batch_size is -8"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
         ({"momentum": -0.1}, "momentum is -0.1; it cannot be negative"),
+        ({"perturbation": -0.5}, "perturbation is -0.5; it cannot be negative"),
+        ({"warmup_epochs": 4}, "warmup_epochs is 4; it must be less than the 4 epochs"),
         ({"optimizer": "magic"}, "no optimizer 'magic'; choose one of sgd, adam"),
         ({"schedule": "up"}, "no schedule 'up'"),
         ({"augment": "spin"}, "no augment 'spin'"),
