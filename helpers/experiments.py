@@ -265,6 +265,7 @@ def run(
         dataset.validation,
         recipe,
         seed=seed,
+        about={"experiment": name, "images": dataset.fingerprint},
         checkpoint=checkpoint_path(name, profile, seed, checkpoint_dir),
         resume=resume,
         mirror=mirror,

@@ -18,9 +18,22 @@ RESULTS = ROOT / "results"
 
 
 @cache
-def folder_for(profile: str) -> Path:
-    """The results folder of a profile: the repository's, and for `smoke` a temporary one, the same all through a process."""
-    return Path(tempfile.mkdtemp(prefix="smoke-")) if profile == "smoke" else RESULTS
+def _temporary_folder() -> Path:
+    """One folder for all smoke runs of this process."""
+    return Path(tempfile.mkdtemp(prefix="smoke-"))
+
+
+def folder_for(profile: str, fingerprint: str | None = None, name: str | None = None) -> Path:
+    """The results folder of a profile: the repository's, a temporary one for `smoke`, and `data/results` for other images.
+
+    Args:
+        fingerprint, name: those of the data set at hand. Where the repository's records of that name are of other images,
+            as when somebody puts their own photographs in the place of ours, records must not mix.
+    """
+    if profile == "smoke":
+        return _temporary_folder()
+    known = {record["dataset"]["fingerprint"] for record in load_all() if record["dataset"]["name"] == name}
+    return RESULTS if fingerprint is None or not known or fingerprint in known else ROOT / "data" / "results"
 
 
 def record_path(name: str, profile: str, seed: int, results_dir: str | Path | None = None) -> Path:
@@ -32,12 +45,16 @@ def save(record: dict, predictions: dict[str, np.ndarray], results_dir: str | Pa
     """Write a record and its predictions, each whole or not at all, the record last; returns the record's path.
 
     Raises:
-        UserError: the folder cannot be written, or it holds the record of a whole run and this one stopped early.
+        UserError: the folder cannot be written, or it holds the record of a run on other images, or of a whole run while
+            this one stopped early.
     """
     path = record_path(record["experiment"], record["profile"], record["seed"], results_dir)
-    if record["stopped_early"] and path.exists() and not json.loads(path.read_text())["stopped_early"]:
-        name = record["experiment"]
-        raise UserError(f"{path.name} of {name} is a whole run and this one stopped early; it was not replaced.")
+    if path.exists():
+        there, where = load(path), f"{path.name} of {record['experiment']}"
+        if there["dataset"]["fingerprint"] != record["dataset"]["fingerprint"]:
+            raise UserError(f"{where} is a run on other images; it was not replaced, choose another --results-dir.")
+        if record["stopped_early"] and not there["stopped_early"]:
+            raise UserError(f"{where} is a whole run and this one stopped early; it was not replaced.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _whole(path.with_name(record["predictions"])) as file:
@@ -227,7 +244,7 @@ def mcnemar_table(records: list[dict], results_dir: str | Path | None = None) ->
     rows = []
     for index, first in enumerate(records):
         for second in records[index + 1 :]:
-            same = first["seed"] == second["seed"] and first["dataset"] == second["dataset"]
+            same = first["seed"] == second["seed"] and first["dataset"]["fingerprint"] == second["dataset"]["fingerprint"]
             if first["experiment"] == second["experiment"] or not same:
                 continue
             only_first, only_second, p = mcnemar(predictions(first, results_dir), predictions(second, results_dir))

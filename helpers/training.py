@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -203,6 +203,7 @@ def fit(
     recipe: Recipe,
     *,
     seed: int = 0,
+    about: Mapping[str, str] | None = None,
     checkpoint: Path | None = None,
     resume: bool = True,
     mirror: Path | None = None,
@@ -216,6 +217,7 @@ def fit(
     bit for bit on the same machine. Ctrl-C keeps the checkpoint of the last whole epoch and says so.
 
     Args:
+        about: what else tells this run from others, such as the fingerprint of its images; kept in the checkpoint.
         checkpoint: file written after every epoch; the one before it is kept beside it. None: no checkpoint.
         resume: go on from the checkpoint if there is one; False starts over.
         mirror: folder, such as one on Google Drive, that each checkpoint is copied to; read when the local one is gone.
@@ -237,7 +239,7 @@ def fit(
     optimizer = make_optimizer(model, recipe)
     half = recipe.mixed_precision and autocast_dtype(device) == torch.float16
     scaler = torch.amp.GradScaler(device.type) if half else None
-    identity = {"seed": seed, "train_images": len(train), **asdict(recipe)}
+    identity = {"seed": seed, "train_images": len(train), **(about or {}), **asdict(recipe)}
     done, best_weights = Fit(), None
     state = load_checkpoint(checkpoint, mirror) if checkpoint and resume else None
     if state is not None:

@@ -94,6 +94,19 @@ def test_a_run_that_stopped_early_does_not_replace_a_whole_one(tmp_path):
     assert results.load(path)["stopped_early"] is None
 
 
+def test_a_run_on_other_images_does_not_replace_a_record(tmp_path, monkeypatch):
+    record, predictions = make_run()
+    results.save(record, predictions, tmp_path)
+    other = copy.deepcopy(record)
+    other["dataset"]["fingerprint"] = "cd"
+    with pytest.raises(UserError, match="is a run on other images; it was not replaced"):
+        results.save(other, predictions, tmp_path)
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    assert results.folder_for("full", "ab", "pikachu") == results.folder_for("full", "zz", "cifar10") == tmp_path
+    assert results.folder_for("full", "cd", "pikachu") == results.ROOT / "data" / "results"
+    assert results.folder_for("smoke", "ab", "pikachu") not in (tmp_path, results.ROOT / "data" / "results")
+
+
 def test_a_record_that_contradicts_itself_is_refused(tmp_path):
     record, predictions = make_run()
     wrong = copy.deepcopy(record)
