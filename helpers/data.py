@@ -1,13 +1,18 @@
-"""What goes in: photographs from every source, their splits, the audit, sample data, batches on the device."""
+"""What goes in: photographs and CIFAR from every source, splits, the audit, sample data, batches on the device."""
 
 import hashlib
 import json
 import os
+import pickle
+import re
+import socket
 import tempfile
+import urllib.error
+import urllib.request
 import warnings
 import zipfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -20,19 +25,81 @@ import torch
 import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+from torchvision.datasets import CIFAR10, CIFAR100
+from torchvision.io import ImageReadMode, decode_image
 
 from helpers.runtime import UserError, data_dir, progress
 
 KAGGLE = {"pikachu": "hal0samuel/pikachu-classification-dataset"}
-SAMPLE_CLASSES = {"pikachu": ["not_pikachu", "pikachu"]}
-NAMES = tuple(KAGGLE)
+
+CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+_SUPERCLASSES = {
+    "aquatic_mammals": "beaver dolphin otter seal whale",
+    "fish": "aquarium_fish flatfish ray shark trout",
+    "flowers": "orchid poppy rose sunflower tulip",
+    "food_containers": "bottle bowl can cup plate",
+    "fruit_and_vegetables": "apple mushroom orange pear sweet_pepper",
+    "household_electrical_devices": "clock keyboard lamp telephone television",
+    "household_furniture": "bed chair couch table wardrobe",
+    "insects": "bee beetle butterfly caterpillar cockroach",
+    "large_carnivores": "bear leopard lion tiger wolf",
+    "large_man-made_outdoor_things": "bridge castle house road skyscraper",
+    "large_natural_outdoor_scenes": "cloud forest mountain plain sea",
+    "large_omnivores_and_herbivores": "camel cattle chimpanzee elephant kangaroo",
+    "medium_mammals": "fox porcupine possum raccoon skunk",
+    "non-insect_invertebrates": "crab lobster snail spider worm",
+    "people": "baby boy girl man woman",
+    "reptiles": "crocodile dinosaur lizard snake turtle",
+    "small_mammals": "hamster mouse rabbit shrew squirrel",
+    "trees": "maple_tree oak_tree palm_tree pine_tree willow_tree",
+    "vehicles_1": "bicycle bus motorcycle pickup_truck train",
+    "vehicles_2": "lawn_mower rocket streetcar tank tractor",
+}
+CIFAR100_SUPERCLASSES = {coarse: fine.split() for coarse, fine in _SUPERCLASSES.items()}
+CIFAR100_CLASSES = sorted(sum(CIFAR100_SUPERCLASSES.values(), []))
+
+
+class _Cifar(NamedTuple):
+    """What the sources call the parts of a CIFAR data set; its classes are in the order of labels, the alphabet's."""
+
+    classes: list[str]
+    published: type[CIFAR10]  # torchvision knows its folder, its files and their MD5 sums
+    pickle_labels: bytes
+    hugging_face: str
+    label_column: str
+
+
+CIFAR = {
+    "cifar10": _Cifar(CIFAR10_CLASSES, CIFAR10, b"labels", "uoft-cs/cifar10", "label"),
+    "cifar100": _Cifar(CIFAR100_CLASSES, CIFAR100, b"fine_labels", "uoft-cs/cifar100", "fine_label"),
+}
+CIFAR_COUNTS = {"train": 50_000, "test": 10_000}
+CIFAR_PARTS = {"cifar10_5k": ("cifar10", {"train": 5_000, "test": 1_000})}
+CIFAR_PIXELS = 32
+CIFAR_NAMES = (*CIFAR, *CIFAR_PARTS)
+
+NAMES = (*KAGGLE, *CIFAR_NAMES)
+SAMPLE_CLASSES = {
+    "pikachu": ["not_pikachu", "pikachu"],
+    "cifar10": CIFAR10_CLASSES,
+    "cifar10_5k": CIFAR10_CLASSES,
+    "cifar100": CIFAR100_CLASSES,
+}
+SAMPLE_COUNTS = {
+    "pikachu": (48, 16, 16),
+    "cifar10": (40, 20, 20),
+    "cifar10_5k": (40, 20, 20),
+    "cifar100": (200, 100, 100),
+}
 
 SPLITS = ("train", "validation", "test")
 SPLIT_FOLDERS = {split: split for split in SPLITS} | {"val": "validation", "valid": "validation"}
 HELD_OUT = 0.2
+CIFAR_HELD_OUT = 0.1
 EXTENSIONS = {".jpg", ".jpeg", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif"}
 IGNORED = {"__macosx", "thumbs.db", "desktop.ini"}
 CACHE_VERSION = 1
+DECODE_TOGETHER = 16  # files that a thread is given at a time: one by one, tiny images would wait for the queue
 
 AUGMENTS = ("none", "flip", "crop_flip")
 THUMBNAIL = 32
@@ -81,7 +148,8 @@ class Split:
 class Dataset:
     """Three splits of labelled images.
 
-    source: where they came from, in words; fingerprint: a hash of which file, by content, is in which split;
+    name: as it was asked for, with '-jpeg' at its end where CIFAR came as JPEG files, which costs accuracy;
+    source: where they came from, in words; fingerprint: a hash of which image, by content, is in which split;
     classes: the name of each label, sorted; skipped: (file, why) of each file that could not be read.
     """
 
@@ -110,10 +178,6 @@ class _File(NamedTuple):
     bytes: int
     modified: int  # nanoseconds
 
-    @property
-    def class_name(self) -> str:
-        return self.path.split("/")[-2]
-
 
 class _Pool(NamedTuple):
     """Every readable image of a source, decoded, before anything is split: what the cache file keeps."""
@@ -124,6 +188,23 @@ class _Pool(NamedTuple):
     digests: list[str]
     skipped: list[tuple[str, str]]
 
+    def take(self, positions: Sequence[int]) -> "_Pool":
+        """The images at `positions`, in that order."""
+        names, digests = ([items[position] for position in positions] for items in (self.names, self.digests))
+        return _Pool(self.images[positions], self.sizes[positions], names, digests, self.skipped)
+
+
+class _Found(NamedTuple):
+    """A place that has the data: in words, the files it consists of, and how to read all of its images."""
+
+    source: str
+    files: list[_File]
+    read: Callable[[], _Pool]
+
+
+class _NotSent(Exception):
+    """A download that did not come; its text says from where and why."""
+
 
 def names(folder: str | Path | None = None) -> list[str]:
     """The names that `load` takes: the published data sets, and each image folder in the data folder."""
@@ -132,31 +213,30 @@ def names(folder: str | Path | None = None) -> list[str]:
     return sorted({*NAMES, *own})
 
 
-def load(name: str, folder: str | Path | None = None, *, image_size: int = 224, seed: int = 0) -> Dataset:
+def load(name: str, folder: str | Path | None = None, *, image_size: int | None = None, seed: int = 0) -> Dataset:
     """Real images: found, decoded once, cached, split, and described in one printed line.
 
     Args:
         name: one of `names()`: a published data set, or an image folder in the data folder.
         folder: the data folder, by default `runtime.data_dir()`.
-        image_size: pixels of a model's input; images are stored a seventh larger (256 for 224), as room for crops.
+        image_size: pixels of a model's input. Photographs, by default for 224, are stored a seventh larger (256), as
+            room for crops; CIFAR stays at its 32.
         seed: decides who goes where when the source brings no validation or test split of its own.
 
     Raises:
-        UserError: the folder, a class or a split is missing or empty, there are too few classes or images, or a
-            download failed.
+        UserError: the folder, a class or a split is missing or empty, there are too few classes or images, a file is
+            not the published one, or a download failed.
     """
+    if image_size is None:
+        image_size = CIFAR_PIXELS if name in CIFAR_NAMES else 224
     if image_size < 1 or seed < 0:
         raise UserError(f"Image size {image_size} with seed {seed} cannot be; the size starts at 1 and the seed at 0.")
     base = data_dir(folder)
     if not base.is_dir():
         raise UserError(f"There is no data folder '{base}'; create it, or set DATA_DIR to the right one.")
-    source, root = _find(name, base)
-    files = _list_files(root, source)
-    stored = image_size * 8 // 7
-    pool = _load_pool(root, files, source, stored, base / "cache" / f"{Path(name).name}-{stored}.npz")
-    dataset = _split_pool(name, source, files, pool, seed)
+    dataset = (_load_cifar if name in CIFAR_NAMES else _load_photographs)(name, base, image_size, seed)
     counts = ", ".join(f"{len(split)} {key}" for key, split in dataset.splits.items())
-    print(f"{name}: found in {source}: {counts} images, {len(dataset.classes)} classes.")
+    print(f"{name}: found in {dataset.source}: {counts} images, {len(dataset.classes)} classes.")
     if dataset.skipped:
         print(f"Left out {len(dataset.skipped)}: {_listed([f'{file} ({why})' for file, why in dataset.skipped])}.")
     return dataset
@@ -167,11 +247,24 @@ def _listed(items: list[str], most: int = 10) -> str:
     return "; ".join(items[:most] + more)
 
 
+def _load_photographs(name: str, base: Path, image_size: int, seed: int) -> Dataset:
+    source, root = _find(name, base)
+    files = _list_files(root, source)
+    paths = [file.path for file in files]
+    stored = image_size * 8 // 7
+
+    def read() -> _Pool:
+        return _decode(paths, _reader(root), decode_photograph, stored)
+
+    pool = _load_pool(_Found(source, files, read), stored, base / "cache" / f"{Path(name).name}-{stored}.npz")
+    return _split_pool(name, source, paths, pool, seed)
+
+
 def _find(name: str, base: Path) -> tuple[str, Path]:
     """The source of the data in words, and the folder that holds its splits or classes."""
     own = _unwrap(base / name) if (base / name).is_dir() else None
     # DATA_DIR may point at the photographs themselves, and one of their classes may be called like the data.
-    base_is_it = name in NAMES and _is_image_folder(base) and (own is None or _holds_images(own))
+    base_is_it = name in KAGGLE and _is_image_folder(base) and (own is None or _holds_images(own))
     if base_is_it:
         return f"folder {base.resolve().name}", base
     if own:
@@ -250,53 +343,70 @@ def _list_files(root: Path, source: str) -> list[_File]:
             found = [entry for entry in _visible(folder) if entry.is_file()]
             if not found:
                 raise UserError(f"The class folder '{folder.relative_to(root).as_posix()}' of the {source} is empty.")
-            for entry in found:
-                status = entry.stat()
-                path = Path(entry.path).relative_to(root).as_posix()
-                files.append(_File(path, status.st_size, status.st_mtime_ns))
+            inside = folder.relative_to(root).as_posix()
+            files += [_file(f"{inside}/{entry.name}", entry) for entry in found]
     _check_classes(files, [path.name for _, path in groups], source)
     return sorted(files)
 
 
+def _reader(root: Path) -> Callable[[str], bytes]:
+    def read(path: str) -> bytes:
+        with open(os.path.join(root, path), "rb") as file:  # pathlib would take longer than decoding a tiny image
+            return file.read()
+
+    return read
+
+
+def _file(name: str, path: Path | os.DirEntry) -> _File:
+    status = path.stat()
+    return _File(name, status.st_size, status.st_mtime_ns)
+
+
 def _check_classes(files: list[_File], split_folders: list[str], source: str) -> None:
-    classes = {file.class_name for file in files}
+    folders = {_folder(file.path) for file in files}
+    classes = {folder.split("/")[-1] for folder in folders}
     if not classes:
         raise UserError(f"The {source} is empty; put a folder for each class into it, with the images inside.")
     if len(classes) == 1:
         raise UserError(f"The {source} has one class, '{classes.pop()}'; telling classes apart needs at least two.")
-    for folder in split_folders:
-        here = {file.class_name for file in files if file.path.startswith(f"{folder}/")}
-        if missing := sorted(classes - here):
-            raise UserError(f"The {source} has no class '{missing[0]}' in {folder}/; every split needs every class.")
+    for split in split_folders:
+        if missing := sorted(name for name in classes if f"{split}/{name}" not in folders):
+            raise UserError(f"The {source} has no class '{missing[0]}' in {split}/; every split needs every class.")
 
 
-def _load_pool(root: Path, files: list[_File], source: str, stored: int, cache_file: Path) -> _Pool:
-    """Every image of the source, from the cache file when it was made from these very files, else decoded."""
-    key = hashlib.sha256(json.dumps([CACHE_VERSION, source, stored, files]).encode()).hexdigest()
+def _load_pool(found: _Found, stored: int, cache_file: Path) -> _Pool:
+    """Every image of the source, from the cache file when it was made from these very files, else read."""
+    key = hashlib.sha256(json.dumps([CACHE_VERSION, found.source, stored, found.files]).encode()).hexdigest()
     pool = _read_cache(cache_file, key)
     if pool is None:
-        pool = _decode(root, [file.path for file in files], stored)
-        _write_cache(cache_file, pool, {"key": key, "source": source})
+        pool = found.read()
+        _write_cache(cache_file, pool, {"key": key, "source": found.source})
     return pool
 
 
-def _decode(root: Path, paths: list[str], stored: int) -> _Pool:
+def _decode(paths: list[str], read: Callable, decode: Callable, stored: int, workers: int | None = None) -> _Pool:
+    """Every image: `read(path)` gives a file's content, `decode(content, stored)` its pixels, and width and height."""
     images = np.empty((len(paths), 3, stored, stored), np.uint8)
     sizes = np.empty((len(paths), 2), np.int64)
 
-    def decode(position: int) -> tuple[str, str]:
+    def decode_one(position: int) -> tuple[str, str]:
         """(digest, "") of a file whose image is now in place, or ("", why) of one that cannot be read."""
         try:
-            content = (root / paths[position]).read_bytes()
-            images[position], sizes[position] = decode_photograph(content, stored)
+            content = read(paths[position])
+            images[position], sizes[position] = decode(content, stored)
         except Exception as error:  # a broken file can make Pillow raise nearly anything, and none may be fatal
             return "", _why(error)
         return hashlib.sha256(content).hexdigest(), ""
 
+    def decode_some(start: int) -> list[tuple[str, str]]:
+        return [decode_one(position) for position in range(start, min(start + DECODE_TOGETHER, len(paths)))]
+
     # Threads, because Pillow decodes without Python's lock: faster than processes here, and nothing to send back.
-    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as threads:
+    with warnings.catch_warnings(), ThreadPoolExecutor(workers or os.cpu_count()) as threads:
         warnings.simplefilter("ignore")
-        outcomes = list(progress(threads.map(decode, range(len(paths))), "decoding", total=len(paths)))
+        starts = range(0, len(paths), DECODE_TOGETHER)
+        parts = list(progress(threads.map(decode_some, starts), "decoding", total=len(starts)))
+    outcomes = [outcome for part in parts for outcome in part]
     readable = [position for position, (digest, _) in enumerate(outcomes) if digest]
     whole = len(readable) == len(paths)
     return _Pool(
@@ -397,39 +507,50 @@ def _write_cache(path: Path, pool: _Pool, about: dict) -> None:
             part.unlink(missing_ok=True)
 
 
-def _split_of(path: str) -> str:
-    """The split a file lies in; train, to be split later, where there are only class folders."""
-    folder, *deeper = path.split("/")
-    return SPLIT_FOLDERS[folder.lower()] if len(deeper) == 2 else "train"
+def _folder(path: str) -> str:
+    return path.rpartition("/")[0]
 
 
-def _split_pool(name: str, source: str, files: list[_File], pool: _Pool, seed: int) -> Dataset:
-    """The pool as a data set: in the source's own splits where it has them, else split here."""
-    classes = sorted({file.class_name for file in files})
-    own = sorted({_split_of(file.path) for file in files})
-    labels = np.array([classes.index(path.split("/")[-2]) for path in pool.names], np.int64)
-    split_of = np.array([_split_of(path) for path in pool.names], dtype="<U10")
-    for split in own:
-        for label, class_name in enumerate(classes):
-            if not ((split_of == split) & (labels == label)).any():
-                _raise_unreadable(class_name, split, pool.skipped, source)
-    _hold_out(split_of, labels, classes, [split for split in SPLITS if split not in own], seed, source)
+def _place(folder: str) -> tuple[str, str]:
+    """The split and the class of the files in a folder; train, to be split later, where there are only class folders."""
+    split, _, class_name = folder.rpartition("/")
+    return SPLIT_FOLDERS[split.lower()] if split else "train", class_name
+
+
+def _split_pool(name: str, source: str, paths: list[str], pool: _Pool, seed: int, share=HELD_OUT, named=True) -> Dataset:
+    """The pool as a data set: in the splits that the paths lie in where they lie in any, else split here.
+
+    Args:
+        paths: of all files, readable or not: they tell the classes and the splits.
+        share: of each class, what is held out for each split that the source does not bring.
+        named: whether the names of the files count for the fingerprint.
+    """
+    places = {folder: _place(folder) for folder in {_folder(path) for path in paths}}
+    own, classes = (sorted(set(items)) for items in zip(*places.values(), strict=True))
+    folders = [_folder(path) for path in pool.names]
+    if unreadable := sorted(places.keys() - set(folders)):
+        _raise_unreadable(unreadable[0], pool.skipped, source)
+    split_of = np.array([places[folder][0] for folder in folders], dtype="<U10")
+    label_of = {folder: classes.index(class_name) for folder, (_, class_name) in places.items()}
+    labels = np.array([label_of[folder] for folder in folders], np.int64)
+    _hold_out(split_of, labels, classes, [split for split in SPLITS if split not in own], share, seed, source)
     images, labels, sizes = (torch.from_numpy(array) for array in (pool.images, labels, pool.sizes))
     everything = Split(images, labels, pool.names, pool.digests, sizes)
     splits = {split: everything.subset(np.flatnonzero(split_of == split)) for split in SPLITS}
-    return Dataset(name, source, _fingerprint(splits), classes, **splits, skipped=pool.skipped)
+    return Dataset(name, source, _fingerprint(splits, named), classes, **splits, skipped=pool.skipped)
 
 
-def _raise_unreadable(class_name: str, split: str, skipped: list[tuple[str, str]], source: str) -> None:
-    lost = [f"{file} ({why})" for file, why in skipped if (file.split("/")[-2], _split_of(file)) == (class_name, split)]
+def _raise_unreadable(folder: str, skipped: list[tuple[str, str]], source: str) -> None:
+    class_name = _place(folder)[1]
+    lost = [f"{file} ({why})" for file, why in skipped if _folder(file) == folder]
     raise UserError(f"No image of class '{class_name}' of the {source} can be read: {_listed(lost, most=3)}.")
 
 
-def _hold_out(split_of: np.ndarray, labels: np.ndarray, classes, splits: list[str], seed: int, source: str) -> None:
-    """Move a fifth of each class, at least one image, from train to each of `splits`."""
+def _hold_out(split_of: np.ndarray, labels: np.ndarray, classes, splits: list[str], share: float, seed: int, source: str):
+    """Move a share of each class, at least one image, from train to each of `splits`."""
     for label in range(len(classes)):
         mine = np.flatnonzero((labels == label) & (split_of == "train"))
-        count = max(1, round(HELD_OUT * len(mine)))
+        count = max(1, round(share * len(mine)))
         if splits and len(mine) < len(splits) + 1:
             raise UserError(
                 f"The class '{classes[label]}' of the {source} has {len(mine)} readable images, too few to split; "
@@ -440,29 +561,289 @@ def _hold_out(split_of: np.ndarray, labels: np.ndarray, classes, splits: list[st
             split_of[shuffled[place * count : (place + 1) * count]] = split
 
 
-def _fingerprint(splits: dict[str, Split]) -> str:
+def _fingerprint(splits: dict[str, Split], named: bool = True) -> str:
+    """A hash of which file is in which split; unless `named`, only the file's class counts, and not what it is called."""
     hasher = hashlib.sha256()
     for name, split in splits.items():
-        for file, digest in zip(split.names, split.digests, strict=True):
-            hasher.update(f"{name}\0{file}\0{digest}\n".encode())
+        files = split.names if named else [_folder(file).rpartition("/")[2] for file in split.names]
+        lines = (f"{name}\0{file}\0{digest}\n" for file, digest in zip(files, split.digests, strict=True))
+        hasher.update("".join(lines).encode())
     return hasher.hexdigest()[:16]
 
 
-def sample(name: str, *, image_size: int = 64, counts: Sequence[int] = (48, 16, 16)) -> Dataset:
+def _load_cifar(name: str, base: Path, image_size: int, seed: int) -> Dataset:
+    """CIFAR from the first source that has it: from every faithful one the same images in the same places."""
+    if image_size > CIFAR_PIXELS:
+        raise UserError(f"The image size is {image_size}, but the images of {name} have 32 pixels; choose 32 or less.")
+    whole, counts = CIFAR_PARTS.get(name, (name, None))
+    here = _find_pickles(whole, base) or _find_cifar_folder(whole, base) or _find_parquet(whole, base)
+    found = here or _find_on_hugging_face(whole)
+    try:
+        pool = _load_cifar_pool(whole, base, found)
+    except _NotSent as error:
+        _download_pickles(whole, base, str(error))
+        found = _find_pickles(whole, base)
+        pool = _load_cifar_pool(whole, base, found)
+    if counts:
+        pool = _draw_part(pool, counts)
+    source = found.source
+    if any(path.lower().endswith((".jpg", ".jpeg")) for path in pool.names):
+        name, source = f"{name}-jpeg", f"{source} (JPEG)"
+    return _split_pool(name, source, pool.names, pool, seed, CIFAR_HELD_OUT, named=False)
+
+
+def cifar100_superclasses() -> Tensor:
+    """int64 (100,): the coarse label of each CIFAR-100 class, which is a place in `CIFAR100_SUPERCLASSES`.
+
+    The coarse labels of a split are `cifar100_superclasses()[split.labels]`.
+    """
+    coarse = {fine: place for place, classes in enumerate(CIFAR100_SUPERCLASSES.values()) for fine in classes}
+    return torch.tensor([coarse[fine] for fine in CIFAR100_CLASSES])
+
+
+def _find_pickles(name: str, base: Path) -> _Found | None:
+    """The folder that torchvision unpacks."""
+    published = CIFAR[name].published
+    places = (base / published.base_folder, base / name / published.base_folder)
+    folder = next((place for place in places if place.is_dir()), None)
+    if folder is None:
+        return None
+    source = f"pickle folder {folder.name}"
+    parts = [("train", *part) for part in published.train_list] + [("test", *part) for part in published.test_list]
+    if missing := [file for _, file, _ in parts if not (folder / file).is_file()]:
+        raise UserError(f"The {source} has no file '{missing[0]}'; delete the folder and unpack or download it again.")
+    files = [_file(file, folder / file) for _, file, _ in parts]
+    return _Found(source, files, lambda: _read_pickles(name, folder, parts))
+
+
+def _read_pickles(name: str, folder: Path, parts: list[tuple[str, str, str]]) -> _Pool:
+    """The images of (split, file, MD5 sum), each file unpickled, which could run anything, only once its sum is right."""
+    images, names = [], []
+    for split, file, md5 in parts:
+        content = (folder / file).read_bytes()
+        if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
+            raise UserError(
+                f"The file '{file}' of the pickle folder {folder.name} is not the published one, whose MD5 sum is {md5}; "
+                "delete the folder and unpack or download it again."
+            )
+        with warnings.catch_warnings():  # these files are from 2009, and newer versions of numpy remark on it
+            warnings.simplefilter("ignore")
+            batch = pickle.loads(content, encoding="bytes")
+        images.append(batch[b"data"].reshape(-1, 3, CIFAR_PIXELS, CIFAR_PIXELS))
+        classes = [CIFAR[name].classes[label] for label in batch[CIFAR[name].pickle_labels]]
+        files = [file.decode() for file in batch[b"filenames"]]
+        names += [f"{split}/{class_name}/{file}" for class_name, file in zip(classes, files, strict=True)]
+    sizes = np.full((len(names), 2), CIFAR_PIXELS)
+    return _Pool(np.concatenate(images), sizes, names, [], [])
+
+
+def _find_cifar_folder(name: str, base: Path) -> _Found | None:
+    """An image folder, train/<class>/ and test/<class>/, of PNG or JPEG files."""
+    root = _unwrap(base / name) if (base / name).is_dir() else None
+    if root is None or not _is_image_folder(root):
+        return None
+    groups = [group for _, group in _split_folders(root)]
+    if groups and not any(map(_folders, groups)):  # Parquet files may lie in folders that are called like the splits
+        return None
+    files = _list_files(root, f"folder {name}")
+    classes = CIFAR[name].classes
+    found = {_folder(file.path).rpartition("/")[2] for file in files}
+    if strange := sorted(name for name in found if name.lower() not in classes):
+        raise UserError(f"The folder {name} has a class '{strange[0]}'; the classes are {_listed(classes)}.")
+
+    def read() -> _Pool:
+        return _decode_all_tiny([file.path for file in files], _reader(root))
+
+    return _Found(f"folder {name}", files, read)
+
+
+def _find_parquet(name: str, base: Path) -> _Found | None:
+    """Parquet files as on Hugging Face: anywhere in the folder, and each, or the folder it lies in, called by its split."""
+    paths = {path.relative_to(base / name).as_posix(): path for path in sorted((base / name).rglob("*.parquet"))}
+    if not paths:
+        return None
+    source = f"Parquet folder {name}"
+    splits = {}
+    for file, path in paths.items():
+        words = (re.split("[-_.]", path.name)[0].lower(), path.parent.name.lower())
+        splits[file] = next((SPLIT_FOLDERS[word] for word in words if word in SPLIT_FOLDERS), None)
+        if splits[file] is None:
+            raise UserError(f"The {source} has a file '{file}' of no known split; call it train-… or test-….")
+
+    def read() -> _Pool:
+        try:
+            import pandas as pd
+
+            tables = [(splits[file], pd.read_parquet(path)) for file, path in paths.items()]
+        except ImportError as error:
+            raise UserError(f"To read the {source}, run 'pip install pyarrow'.") from error
+        except (OSError, ValueError) as error:  # pyarrow's own errors are kinds of these
+            raise UserError(f"The {source} has a file that cannot be read; download it again ({_why(error)}).") from error
+        return _decode_tables(name, source, tables)
+
+    return _Found(source, [_file(file, path) for file, path in paths.items()], read)
+
+
+def _find_on_hugging_face(name: str) -> _Found:
+    """What has been fetched from Hugging Face before, or else `read`, which raises _NotSent, fetches it."""
+    handle = CIFAR[name].hugging_face
+    source = f"Hugging Face {handle}"
+
+    def read() -> _Pool:
+        try:
+            with warnings.catch_warnings():  # as for Kaggle
+                warnings.simplefilter("ignore")
+                from datasets import load_dataset
+        except ImportError as error:
+            raise _NotSent("Hugging Face was not asked (it needs 'pip install datasets')") from error
+        try:
+            _require_answer(f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co')}/datasets/{handle}")
+            parts = load_dataset(handle)
+            tables = [(split, parts[split].to_pandas()) for split in CIFAR_COUNTS]
+        except Exception as error:  # each library under datasets has its own errors, and each means: no data
+            raise _NotSent(f"{source} was not sent ({type(error).__name__})") from error
+        return _decode_tables(name, source, tables)
+
+    return _Found(source, [], read)
+
+
+def _require_answer(url: str) -> None:
+    """Raise OSError when there is no way to a server: `datasets` would find out only after 23 seconds of retries."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10).close()
+    except urllib.error.HTTPError:  # an answer, whatever it says
+        pass
+
+
+def _decode_tables(name: str, source: str, tables: list) -> _Pool:
+    """The images of (split, table), with the columns of Hugging Face: `img`, whose cells hold `bytes`, and the label."""
+    classes, column = CIFAR[name].classes, CIFAR[name].label_column
+    contents = {}
+    for split, table in tables:
+        if missing := [needed for needed in ("img", column) if needed not in table.columns]:
+            columns = ", ".join(table.columns)
+            raise UserError(f"The {source} has no column '{missing[0]}', but {columns}; download it again.")
+        for cell, label in zip(table["img"], table[column], strict=True):
+            if not 0 <= label < len(classes):
+                known = f"0 to {len(classes) - 1}"
+                raise UserError(f"The {source} has a label {label}, but {name} has {known}; download it again.")
+            content = (cell["bytes"] if isinstance(cell, dict) else cell) or b""
+            suffix = "jpg" if content.startswith(b"\xff\xd8") else "png"
+            contents[f"{split}/{classes[int(label)]}/{len(contents):05}.{suffix}"] = content
+    return _decode_all_tiny(list(contents), contents.__getitem__)
+
+
+def _decode_all_tiny(paths: list[str], read: Callable) -> _Pool:
+    # With images this small two threads would only take Python's lock from each other, and be slower than one.
+    return _decode(paths, read, _decode_tiny, CIFAR_PIXELS, workers=1)
+
+
+def _decode_tiny(content: bytes, size: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """As `decode_photograph`, of an image that has its size: the same pixels, and three times faster than by Pillow.
+
+    Raises:
+        ValueError: it is neither PNG nor JPEG, it is broken, or it is not `size` x `size`.
+    """
+    try:
+        image = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB).numpy()
+    except (RuntimeError, ValueError) as error:
+        raise ValueError("broken, or neither PNG nor JPEG") from error
+    height, width = image.shape[1:]
+    if (width, height) != (size, size):
+        raise ValueError(f"{width}x{height} pixels instead of {size}x{size}")
+    return image, (width, height)
+
+
+def _download_pickles(name: str, base: Path, before: str) -> None:
+    """Fetch the pickle folder from the original server: complete and proven by its MD5 sums, or not at all."""
+    published = CIFAR[name].published
+    print(
+        f"{name}: {before}; trying the original server, which has sent 60 to 80 kB a second since June 2026: "
+        "the whole takes 40 to 57 minutes (pytorch/vision issue 9536)."
+    )
+    patience = socket.getdefaulttimeout()
+    try:
+        socket.setdefaulttimeout(30)  # torchvision itself would wait for a silent server for ever
+        # torchvision leaves what it had when it was stopped, so it works in a folder of its own that goes either way.
+        with tempfile.TemporaryDirectory(dir=base, prefix=".download-") as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # as in `_read_pickles`
+            published(folder, download=True)
+            (Path(folder) / published.base_folder).rename(base / published.base_folder)
+    except Exception as error:  # the network, the disk, the archive, the sums: each means no data
+        raise UserError(
+            f"{name} is not in the data folder, {before}, and the original server failed ({_why(error).rstrip('.')}); "
+            f"try again with a network, or put {published.base_folder}/ or {name}/train/<class>/ and so on into the "
+            "data folder yourself."
+        ) from error
+    finally:
+        socket.setdefaulttimeout(patience)
+
+
+def _load_cifar_pool(name: str, base: Path, found: _Found) -> _Pool:
+    def read() -> _Pool:
+        return _in_order(name, found.source, found.read())
+
+    return _load_pool(found._replace(read=read), CIFAR_PIXELS, base / "cache" / f"{name}-{CIFAR_PIXELS}.npz")
+
+
+def _in_order(name: str, source: str, pool: _Pool) -> _Pool:
+    """The pool, once known to be complete, sorted by split, class and pixels, with digests of pixels.
+
+    So the order, and with it which images are held out, and the fingerprint do not depend on the format of the files.
+    """
+    again = "unpack or download it again"
+    if pool.skipped:
+        lost = [f"{file} ({why})" for file, why in pool.skipped]
+        raise UserError(f"The {source} has images that cannot be used: {_listed(lost, most=3)}; {again}.")
+    keys = []
+    for path, image in zip(pool.names, pool.images, strict=True):
+        split, class_name = _place(_folder(path))
+        keys.append((f"{split}/{class_name.lower()}", hashlib.sha256(image.tobytes()).hexdigest(), path.split("/")[-1]))
+    classes = CIFAR[name].classes
+    counts = Counter(place for place, _, _ in keys)
+    published = {f"{split}/{label}": count // len(classes) for split, count in CIFAR_COUNTS.items() for label in classes}
+    for place in sorted({*counts, *published}):
+        if counts[place] != (right := published.get(place, 0)):
+            raise UserError(
+                f"The {source} has {counts[place]} images in {place} where {name} has {right}; {again}, or give it "
+                "another name if it is not meant to be the whole."
+            )
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    names = [f"{place}/{file}" for place, _, file in keys]
+    return pool._replace(names=names, digests=[digest for _, digest, _ in keys]).take(order)
+
+
+def _draw_part(pool: _Pool, counts: dict[str, int]) -> _Pool:
+    """So many images of each split, as many of each class, and always the same ones."""
+    groups = defaultdict(list)
+    for position, path in enumerate(pool.names):
+        groups[path.rsplit("/", 1)[0]].append(position)
+    num_classes = len(groups) // len(counts)
+    chosen = []
+    for number, (place, positions) in enumerate(sorted(groups.items())):
+        count = counts[place.split("/")[0]] // num_classes
+        chosen += np.random.default_rng(number).permutation(positions)[:count].tolist()
+    return pool.take(sorted(chosen))
+
+
+def sample(name: str, *, image_size: int = 64, counts: Sequence[int] | None = None) -> Dataset:
     """Generated images in the place of real ones: a disc whose colour tells the class, on coloured noise.
+
+    Of more than ten classes, the colour around the disc tells the last digit, and the disc those before it.
 
     The same at every call, nothing is read or written, and a model learns them in a few batches. So that the audit
     has something to find, the first test image is a copy of the first training image, and the second nearly so.
 
     Args:
         name: a name of `NAMES`, whose classes are taken over.
-        image_size: as in `load`: images are stored a seventh larger.
-        counts: images in train, validation and test, at least two in each.
+        image_size: as in `load`: photographs are stored a seventh larger, and CIFAR at 32.
+        counts: images in train, validation and test, at least two in each; by default a few for each class.
     """
     if name not in SAMPLE_CLASSES:
         raise UserError(f"There is no sample data for '{name}'; choose from {', '.join(SAMPLE_CLASSES)}.")
     classes = SAMPLE_CLASSES[name]
-    stored = image_size * 8 // 7
+    counts = SAMPLE_COUNTS[name] if counts is None else counts
+    stored = CIFAR_PIXELS if name in CIFAR_NAMES else image_size * 8 // 7
     rng = np.random.default_rng(0)
     splits = {}
     for split, count in zip(SPLITS, counts, strict=True):
@@ -481,13 +862,19 @@ def sample(name: str, *, image_size: int = 64, counts: Sequence[int] = (48, 16, 
 def _draw_discs(labels: np.ndarray, num_classes: int, size: int, rng: np.random.Generator) -> np.ndarray:
     """uint8 (N, 3, size, size): discs with the colours of the classes spread evenly around the colour circle."""
     count = len(labels)
-    turns = labels[:, None] / num_classes + np.array([1, 2, 0]) / 3
-    colours = 0.55 + 0.35 * np.cos(2 * np.pi * turns)[:, :, None, None]
+    two_colours = num_classes > 10
+    colours = _hues((labels // 10 * 10 if two_colours else labels) / num_classes)
     rows, columns = np.mgrid[:size, :size] / size
     centres = rng.uniform(0.4, 0.6, (2, count, 1, 1))
     inside = np.hypot(rows - centres[0], columns - centres[1]) < rng.uniform(0.2, 0.35, (count, 1, 1))
     noise = rng.uniform(0, 0.6, (count, 3, size, size))
-    return (255 * np.where(inside[:, None], 0.8 * colours + 0.2 * noise, noise)).astype(np.uint8)
+    around = 0.8 * _hues(labels % 10 / 10) + 0.2 * noise if two_colours else noise
+    return (255 * np.where(inside[:, None], 0.8 * colours + 0.2 * noise, around)).astype(np.uint8)
+
+
+def _hues(turns: np.ndarray) -> np.ndarray:
+    """float (N, 3, 1, 1): the colours at so many turns of the colour circle."""
+    return (0.55 + 0.35 * np.cos(2 * np.pi * (turns[:, None] + np.array([1, 2, 0]) / 3)))[:, :, None, None]
 
 
 def duplicates(dataset: Dataset) -> list[list[Place]]:

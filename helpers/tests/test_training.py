@@ -289,7 +289,8 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="belongs to a run with batch_size 8, not 4.*--fresh"):
         fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, epochs=1, batch_size=4), checkpoint=tmp_path / "a.ckpt")
     with pytest.raises(UserError, match="belongs to a run with images None, not other"):
-        fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, epochs=1), about={"images": "other"}, checkpoint=tmp_path / "a.ckpt")
+        other = {"about": {"images": "other"}, "checkpoint": tmp_path / "a.ckpt"}
+        fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, epochs=1), **other)
     fresh = replace(RECIPE, epochs=1, batch_size=4)
     done = fit(make_model(), TRAIN, VALIDATION, fresh, checkpoint=tmp_path / "a.ckpt", resume=False)
     assert len(done.history) == 1
