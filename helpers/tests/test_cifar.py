@@ -17,9 +17,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.stats import chisquare
 
-from helpers import data
+from helpers import cifar, data
 from helpers.runtime import UserError
 
 NAMES = ("cifar10", "cifar100")
@@ -55,11 +54,11 @@ def name(request):
 @pytest.fixture
 def splits(name, monkeypatch):
     """{split: (images, labels)}, a few for each class, shuffled; `load` expects exactly so many."""
-    monkeypatch.setattr(data, "CIFAR_COUNTS", COUNTS[name])
+    monkeypatch.setattr(cifar, "COUNTS", COUNTS[name])
     rng = np.random.default_rng(0)
     made = {}
     for split, count in COUNTS[name].items():
-        labels = rng.permutation(np.arange(count) % len(data.CIFAR[name].classes))
+        labels = rng.permutation(np.arange(count) % len(cifar.CLASSES[name]))
         made[split] = rng.integers(0, 256, (count, 3, 32, 32), np.uint8), labels
     return made
 
@@ -69,7 +68,7 @@ only_cifar10 = pytest.mark.parametrize("name", ["cifar10"], indirect=True)
 
 def put_pickles(base, name, splits, monkeypatch):
     """The folder that torchvision unpacks; torchvision is told the MD5 sums of these files."""
-    published = data.CIFAR[name].published
+    published = cifar.PUBLISHED[name]
     folder = base / published.base_folder
     folder.mkdir(parents=True)
 
@@ -89,7 +88,7 @@ def put_pickles(base, name, splits, monkeypatch):
             sums.append(put(file, batch | ({"labels": labels} if name == "cifar10" else both)))
         monkeypatch.setattr(published, attribute, [list(pair) for pair in zip(files, sums, strict=True)])
     meta = published.meta
-    md5 = put(meta["filename"], {meta["key"]: data.CIFAR[name].classes})
+    md5 = put(meta["filename"], {meta["key"]: cifar.CLASSES[name]})
     monkeypatch.setattr(published, "meta", meta | {"md5": md5})
     return folder
 
@@ -97,7 +96,7 @@ def put_pickles(base, name, splits, monkeypatch):
 def put_folder(root, name, splits, suffix="png", **options):
     for split, (images, labels) in splits.items():
         for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-            path = root / split / data.CIFAR[name].classes[label] / f"{number:04}.{suffix}"
+            path = root / split / cifar.CLASSES[name][label] / f"{number:04}.{suffix}"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image.transpose(1, 2, 0)).save(path, **options)
     return root
@@ -138,7 +137,7 @@ def serve_hugging_face(monkeypatch, name, splits):
         return {split: SimpleNamespace(to_pandas=table(name, *part).to_pandas) for split, part in splits.items()}
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
-    monkeypatch.setattr(data, "_require_answer", lambda url: None)
+    monkeypatch.setattr(cifar, "require_answer", lambda url: None)
     return asked
 
 
@@ -149,11 +148,11 @@ def offline(monkeypatch):
     def refuse(url):
         raise urllib.error.URLError("no route")
 
-    monkeypatch.setattr(data, "_require_answer", refuse)
+    monkeypatch.setattr(cifar, "require_answer", refuse)
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=refuse))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     for name in NAMES:
-        monkeypatch.setattr(data.CIFAR[name].published, "url", "http://127.0.0.1:9/cifar.tar.gz")
+        monkeypatch.setattr(cifar.PUBLISHED[name], "url", "http://127.0.0.1:9/cifar.tar.gz")
 
 
 def equal(one, other):
@@ -174,7 +173,7 @@ def test_every_format_gives_the_same_tensors(tmp_path, monkeypatch, name, splits
     (tmp_path / "hugging_face").mkdir()
     serve_hugging_face(monkeypatch, name, splits)
     sets = {kind: data.load(name, tmp_path / kind) for kind in ("pickle", "png", "parquet", "hugging_face")}
-    folder = data.CIFAR[name].published.base_folder
+    folder = cifar.PUBLISHED[name].base_folder
     assert {kind: dataset.source for kind, dataset in sets.items()} == {
         "pickle": f"pickle folder {folder}",
         "png": f"folder {name}",
@@ -190,7 +189,7 @@ def test_every_format_gives_the_same_tensors(tmp_path, monkeypatch, name, splits
 def test_labels_are_the_published_ones_and_images_are_whole(tmp_path, monkeypatch, name, splits):
     put_pickles(tmp_path, name, splits, monkeypatch)
     dataset = data.load(name, tmp_path)
-    assert dataset.classes == data.CIFAR[name].classes
+    assert dataset.classes == cifar.CLASSES[name]
     seen = set()
     for split, part in dataset.splits.items():
         images, labels = splits["test" if split == "test" else "train"]
@@ -230,7 +229,7 @@ def test_the_cifar_100_superclasses_are_the_published_ones():
     """
     assert data.cifar100_superclasses().tolist() == [int(place) for place in published.split()]
     assert list(data.CIFAR100_SUPERCLASSES) == sorted(data.CIFAR100_SUPERCLASSES)
-    assert data.CIFAR100_CLASSES[:3] == ["apple", "aquarium_fish", "baby"] and data.CIFAR100_CLASSES[-1] == "worm"
+    assert cifar.CIFAR100_CLASSES[:3] == ["apple", "aquarium_fish", "baby"] and cifar.CIFAR100_CLASSES[-1] == "worm"
 
 
 @only_cifar10
@@ -260,7 +259,7 @@ def test_a_tenth_of_each_class_is_held_out_by_seed(tmp_path, monkeypatch, name, 
 
 @only_cifar10
 def test_the_small_part_is_one_data_set_whatever_the_source_and_the_seed(tmp_path, monkeypatch, name, splits):
-    monkeypatch.setattr(data, "CIFAR_PARTS", {"cifar10_5k": ("cifar10", {"train": 50, "test": 10})})
+    monkeypatch.setattr(cifar, "PARTS", {"cifar10_5k": ("cifar10", {"train": 50, "test": 10})})
     put_pickles(tmp_path / "pickle", name, splits, monkeypatch)
     put_folder(tmp_path / "png/cifar10", name, splits)
     one, other = data.load("cifar10_5k", tmp_path / "pickle"), data.load("cifar10_5k", tmp_path / "png")
@@ -275,8 +274,8 @@ def test_the_small_part_is_one_data_set_whatever_the_source_and_the_seed(tmp_pat
 
 
 def test_the_first_reports_part_has_its_sizes():
-    assert data.CIFAR_PARTS["cifar10_5k"] == ("cifar10", {"train": 5_000, "test": 1_000})
-    assert data.CIFAR_COUNTS == {"train": 50_000, "test": 10_000}
+    assert cifar.PARTS["cifar10_5k"] == ("cifar10", {"train": 5_000, "test": 1_000})
+    assert cifar.COUNTS == {"train": 50_000, "test": 10_000}
 
 
 # The cache.
@@ -284,8 +283,8 @@ def test_the_first_reports_part_has_its_sizes():
 
 @pytest.fixture
 def decodings(monkeypatch):
-    seen, decode = [], data._decode_tiny
-    monkeypatch.setattr(data, "_decode_tiny", lambda content, size: seen.append(size) or decode(content, size))
+    seen, decode = [], cifar.decode_tiny
+    monkeypatch.setattr(cifar, "decode_tiny", lambda content, size: seen.append(size) or decode(content, size))
     return seen
 
 
@@ -325,7 +324,7 @@ def test_a_wrong_checksum_is_a_sentence_and_the_file_is_never_unpickled(tmp_path
 
 
 def test_the_checksums_are_torchvisions(tmp_path, monkeypatch, name, splits):
-    published = data.CIFAR[name].published
+    published = cifar.PUBLISHED[name]
     first, sums = published.train_list[0][0], [md5 for _, md5 in published.train_list + published.test_list]
     put_pickles(tmp_path, name, splits, monkeypatch)
     monkeypatch.undo()  # and with it what the files' own sums are
@@ -407,7 +406,7 @@ def test_class_folders_may_have_capitals(tmp_path, name, splits):
     root = put_folder(tmp_path / name, name, splits)
     for path in [*root.glob("*/*")]:
         path.rename(path.with_name(path.name.title()))
-    assert data.load(name, tmp_path).classes == data.CIFAR10_CLASSES
+    assert data.load(name, tmp_path).classes == cifar.CIFAR10_CLASSES
 
 
 def put_table(path, columns):
@@ -483,7 +482,7 @@ def test_images_are_never_enlarged(tmp_path, wrong):
 
 
 def test_no_network_is_one_sentence(tmp_path, capsys, offline, name):
-    folder = data.CIFAR[name].published.base_folder
+    folder = cifar.PUBLISHED[name].base_folder
     with pytest.raises(UserError) as caught:
         data.load(name, tmp_path)
     before, after = str(caught.value).split("<urlopen error [Errno ")
@@ -533,11 +532,9 @@ def server(tmp_path_factory, monkeypatch):
 
 
 @only_cifar10
-def test_a_download_that_breaks_off_is_not_taken_for_a_whole_one(
-    tmp_path, monkeypatch, capsys, offline, server, name, splits
-):
+def test_a_download_that_breaks_off_is_not_taken_for_a_whole_one(tmp_path, monkeypatch, capsys, offline, server, name, splits):
     address, folder = server
-    published = data.CIFAR[name].published
+    published = cifar.PUBLISHED[name]
     pickles = put_pickles(folder, name, splits, monkeypatch)
     with tarfile.open(folder / published.filename, "w:gz") as archive:
         archive.add(pickles, pickles.name)
@@ -563,85 +560,7 @@ def test_a_download_that_breaks_off_is_not_taken_for_a_whole_one(
 
 def test_only_a_server_that_does_not_answer_counts_as_away(server):
     address, _ = server
-    data._require_answer(address)
-    data._require_answer(f"{address}/not/there")
+    cifar.require_answer(address)
+    cifar.require_answer(f"{address}/not/there")
     with pytest.raises(OSError):
-        data._require_answer("http://127.0.0.1:9/")
-
-
-# Sample data.
-
-
-@pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar10_5k", 10), ("cifar100", 100)])
-def test_sample_data_can_be_told_apart(name, classes):
-    one, other = data.sample(name), data.sample(name, image_size=32)
-    assert equal(one, other) and one.is_sample and one.name == name
-    assert one.classes == data.SAMPLE_CLASSES[name] and len(one.classes) == classes
-    assert all(part.images.shape[1:] == (3, 32, 32) for part in one.splits.values())
-    assert torch.bincount(one.train.labels, minlength=classes).min() >= 2
-
-    def features(split):  # the mean colours of the middle and of the corners, less those of the noise
-        middle, corners = split.images[..., 12:20, 12:20].float(), split.images[..., :6, :6].float()
-        return torch.cat([middle.mean((2, 3)), corners.mean((2, 3))], 1)
-
-    means = torch.stack([features(one.train)[one.train.labels == label].mean(0) for label in range(classes)])
-    nearest = torch.cdist(features(one.validation), means).argmin(1)
-    assert (nearest == one.validation.labels).double().mean() > 0.9
-
-
-# Batches: crops with padding 4, as everyone trains on CIFAR.
-
-PLAIN = {"image_size": 32, "padding": 4, "augment": "crop_flip", "mean": (0, 0, 0), "std": (1 / 255,) * 3}
-
-
-def mapped(count):
-    """Images whose pixels tell their row + 1, their column + 1 and the number of the image, which is its label."""
-    rows, columns = torch.meshgrid(torch.arange(1, 33), torch.arange(1, 33), indexing="ij")
-    numbers = torch.arange(count).view(-1, 1, 1).expand(-1, 32, 32)
-    images = torch.stack([rows.expand(count, -1, -1), columns.expand(count, -1, -1), numbers], 1)
-    return data.Split(images.to(torch.uint8), torch.arange(count), [])
-
-
-def copies(count):
-    one = mapped(1)
-    return data.Split(one.images.expand(count, -1, -1, -1), torch.zeros(count, dtype=torch.int64), [])
-
-
-def test_identical_images_in_one_batch_are_transformed_differently():
-    images, _ = next(data.batches(copies(64), 64, generator=torch.Generator().manual_seed(0), **PLAIN))
-    assert len(images.flatten(1).unique(dim=0)) > 40  # 64 draws out of 162 are 53 different ones on average
-
-
-def test_each_of_the_162_crops_comes_equally_often_and_no_other():
-    padded = torch.nn.functional.pad(mapped(1).images[0, :2], [4] * 4).float()
-    windows = torch.stack([padded[:, top : top + 32, left : left + 32] for top in range(9) for left in range(9)])
-    windows = torch.cat([windows, windows.flip(-1)])
-    counts = torch.zeros(162, dtype=torch.int64)
-    for images, _ in data.batches(copies(8100), 2700, generator=torch.Generator().manual_seed(0), **PLAIN):
-        images = images.round()
-        # The middle pixel is always one of the image's own, and tells where the window lies.
-        row, column, next_column = images[:, 0, 16, 16], images[:, 1, 16, 16], images[:, 1, 16, 17]
-        mirrored = next_column < column
-        which = (mirrored * 81 + (row - 13) * 9 + column - 13 + mirrored).long()
-        assert torch.equal(images[:, :2], windows[which])
-        counts += torch.bincount(which, minlength=162)
-    assert counts.sum() == 8100
-    assert chisquare(counts).pvalue > 0.01
-
-
-def test_labels_follow_their_images():
-    seen = []
-    for images, labels in data.batches(mapped(250), 64, generator=torch.Generator().manual_seed(0), **PLAIN):
-        assert torch.equal(images[:, 2, 16, 16].round().long(), labels)
-        seen += labels.tolist()
-    assert sorted(seen) == list(range(250)) and seen != sorted(seen)
-
-
-def test_normalised_by_its_own_statistics_a_split_has_mean_0_and_deviation_1():
-    split = data.sample("cifar10").train
-    mean, std = data.channel_statistics(split)
-    images = torch.cat([images for images, _ in data.batches(split, 16, image_size=32, mean=mean, std=std)])
-    assert images.mean((0, 2, 3)).abs().max() < 1e-5
-    assert (images.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-5
-    per_image = (split.images.double() / 255).std((2, 3), correction=0).mean(0)  # the number that is often copied
-    assert (per_image < torch.tensor(std)).all()
+        cifar.require_answer("http://127.0.0.1:9/")
