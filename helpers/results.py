@@ -314,6 +314,8 @@ def write_tables(results_dir: str | Path | None = None) -> list[Path]:
     try:
         (folder / "tables").mkdir(exist_ok=True)
         for name, table in tables.items():
+            if table.empty:  # no pair of runs to compare yet
+                continue
             for suffix, text in ((".csv", table.to_csv(index=False)), (".md", markdown(table))):
                 written.append(folder / "tables" / f"{name}{suffix}")
                 with _whole(written[-1]) as file:
