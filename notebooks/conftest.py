@@ -4,3 +4,5 @@ import os
 
 os.environ.setdefault("PROFILE", "smoke")
 os.environ["CI"] = "true"
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers that each used every core would wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
