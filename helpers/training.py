@@ -251,33 +251,36 @@ def fit(
         done, best_weights = Fit(state["history"], state["best"]), state["best_weights"]
         print(f"Resumed after epoch {len(done.history)} of {recipe.epochs}.")
 
-    while (epoch := len(done.history)) < recipe.epochs:
-        done.stopped = _reason_to_stop(done, time_budget, patience)
-        if done.stopped:
-            break
-        try:
+    try:
+        while (epoch := len(done.history)) < recipe.epochs:
+            done.stopped = _reason_to_stop(done, time_budget, patience)
+            if done.stopped:
+                break
             row = _epoch(model, train, validation, optimizer, scaler, recipe, seed, epoch, clock)
-        except KeyboardInterrupt:
-            print(_interrupted(epoch, checkpoint))
-            raise
-        if not torch.isfinite(torch.tensor([row["train_loss"], row["val_loss"]])).all():
-            kept = f" The checkpoint of epoch {epoch} is kept." if checkpoint and epoch else ""
-            raise UserError(f"The loss was not finite in epoch {epoch + 1}; lower the learning rate.{kept}")
-        done.history.append(row)
-        if not done.best or row["val_accuracy"] > done.best["val_accuracy"]:
-            done.best = {"epoch": row["epoch"], "val_accuracy": row["val_accuracy"], "val_loss": row["val_loss"]}
-            best_weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-        if checkpoint:
-            state = {
-                "identity": identity,
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "scaler": scaler.state_dict() if scaler else None,
-                "history": done.history,
-                "best": done.best,
-                "best_weights": best_weights,
-            }
-            save_checkpoint(state, checkpoint, mirror)
+            if not torch.isfinite(torch.tensor([row["train_loss"], row["val_loss"]])).all():
+                kept = f" The checkpoint of epoch {epoch} is kept." if checkpoint and epoch else ""
+                raise UserError(f"The loss was not finite in epoch {epoch + 1}; lower the learning rate.{kept}")
+            done.history.append(row)
+            if not done.best or row["val_accuracy"] > done.best["val_accuracy"]:
+                done.best = {"epoch": row["epoch"], "val_accuracy": row["val_accuracy"], "val_loss": row["val_loss"]}
+                best_weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+            if checkpoint:
+                state = {
+                    "identity": identity,
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "scaler": scaler.state_dict() if scaler else None,
+                    "history": done.history,
+                    "best": done.best,
+                    "best_weights": best_weights,
+                }
+                save_checkpoint(state, checkpoint, mirror)
+    except KeyboardInterrupt:
+        if checkpoint and checkpoint.exists():
+            print(f"\nStopped: the last whole epoch is kept in {checkpoint.name}; run the same again to go on.")
+        else:
+            print("\nStopped: nothing was kept, since no epoch had been checkpointed.")
+        raise
     if best_weights is not None:
         model.load_state_dict(best_weights)
     return done
@@ -327,12 +330,6 @@ def _reason_to_stop(done: Fit, time_budget: float | None, patience: int | None) 
     if patience is not None and done.best and len(done.history) - done.best["epoch"] >= patience:
         return f"no better validation accuracy in {patience} epochs after epoch {done.best['epoch']}"
     return None
-
-
-def _interrupted(epoch: int, checkpoint: Path | None) -> str:
-    if not (checkpoint and epoch):
-        return f"\nStopped in epoch {epoch + 1}: nothing was kept, since no epoch had been checkpointed."
-    return f"\nStopped in epoch {epoch + 1}: epoch {epoch} is kept in {checkpoint.name}; run the same again to go on."
 
 
 def _check_identity(found: dict, wanted: dict, checkpoint: Path) -> None:
