@@ -22,11 +22,10 @@ from helpers.runtime import UserError, data_dir
 NAMES = (*photographs.KAGGLE, *cifar.NAMES)
 SAMPLE_CLASSES = {
     "pikachu": ["not_pikachu", "pikachu"],
-    "cifar10": cifar.CIFAR10_CLASSES,
-    "cifar10_5k": cifar.CIFAR10_CLASSES,
-    "cifar100": cifar.CIFAR100_CLASSES,
+    **cifar.CLASSES,
+    **{part: cifar.CLASSES[whole] for part, (whole, _) in cifar.PARTS.items()},
 }
-SAMPLE_COUNTS = {"pikachu": (48, 16, 16), "cifar10": (40, 20, 20), "cifar10_5k": (40, 20, 20), "cifar100": (200, 100, 100)}
+SAMPLE_COUNTS = {2: (48, 16, 16), 10: (40, 20, 20), 100: (200, 100, 100)}  # by the number of classes
 
 AUGMENTS = ("none", "flip", "crop_flip")
 THUMBNAIL = 32
@@ -174,7 +173,7 @@ def sample(name: str, *, image_size: int = 64, counts: Sequence[int] | None = No
     if name not in SAMPLE_CLASSES:
         raise UserError(f"There is no sample data for '{name}'; choose from {', '.join(SAMPLE_CLASSES)}.")
     classes = SAMPLE_CLASSES[name]
-    counts = SAMPLE_COUNTS[name] if counts is None else counts
+    counts = SAMPLE_COUNTS[len(classes)] if counts is None else counts
     stored = cifar.PIXELS if name in cifar.NAMES else image_size * 8 // 7
     rng = np.random.default_rng(0)
     splits = {}

@@ -184,6 +184,22 @@ _ROWS = [
             ("strong_amp", replace(STRONG, perturbation=0.5), {}),
         )
     ),
+    *(  # the same four on a tenth of the training images, for as long as two CPU cores allow
+        Experiment(
+            f"cifar10_tenth/resnext29_under5m_{name}",
+            "amp",
+            "cifar10_tenth",
+            "resnext29_under5m",
+            replace(recipe, epochs=epochs),
+            quick={"epochs": epochs // 3},
+        )
+        for name, recipe, epochs in (
+            ("sgd", AMP_SGD, 15),
+            ("amp", AMP_PERTURBED, 15),
+            ("sgd_same", AMP_SAME, 15),
+            ("sgd_twice", AMP_TWICE, 30),
+        )
+    ),
 ]
 EXPERIMENTS = {row.name: row for row in _ROWS}
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from helpers import data
 from helpers.optim import AdversarialModelPerturbation, hold_statistics
-from helpers.runtime import UserError, autocast_dtype, progress, require_writable, seed_epoch
+from helpers.runtime import UserError, autocast_dtype, keep_freed_memory, progress, require_writable, seed_epoch
 
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("constant", "step", "cosine")
@@ -233,6 +233,8 @@ def fit(
     if checkpoint:
         require_writable(checkpoint.parent, "--checkpoint-dir")
     device = next(model.parameters()).device
+    if device.type == "cpu":
+        keep_freed_memory()
     if recipe.channels_last:
         model.to(memory_format=torch.channels_last)
     train, validation = train.to(device), validation.to(device)

@@ -273,8 +273,9 @@ def test_the_small_part_is_one_data_set_whatever_the_source_and_the_seed(tmp_pat
     assert [path.name for path in (tmp_path / "png/cache").iterdir()] == ["cifar10-32.npz"]
 
 
-def test_the_first_reports_part_has_its_sizes():
+def test_the_parts_have_their_sizes():
     assert cifar.PARTS["cifar10_5k"] == ("cifar10", {"train": 5_000, "test": 1_000})
+    assert cifar.PARTS["cifar10_tenth"] == ("cifar10", {"train": 5_000, "test": 10_000})
     assert cifar.COUNTS == {"train": 50_000, "test": 10_000}
 
 
@@ -472,7 +473,7 @@ def test_parquet_without_pyarrow(tmp_path, monkeypatch, name, splits):
         data.load(name, tmp_path)
 
 
-@pytest.mark.parametrize("wrong", NAMES + ("cifar10_5k",))
+@pytest.mark.parametrize("wrong", NAMES + tuple(cifar.PARTS))
 def test_images_are_never_enlarged(tmp_path, wrong):
     with pytest.raises(UserError, match=f"image size is 224, but the images of {wrong} have 32 pixels"):
         data.load(wrong, tmp_path, image_size=224)

@@ -40,7 +40,7 @@ def test_sample_data_can_be_learned():
     assert torch.equal(nearest, dataset.validation.labels)
 
 
-@pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar10_5k", 10), ("cifar100", 100)])
+@pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar10_tenth", 10), ("cifar100", 100)])
 def test_sample_data_can_be_told_apart(name, classes):
     one, other = data.sample(name), data.sample(name, image_size=32)
     assert equal(one, other) and one.is_sample and one.name == name

@@ -55,6 +55,12 @@ def test_the_recipes_of_report_amp():
     assert twice.epochs == perturbed.epochs * (1 + perturbed.inner_steps), "as many gradients"
 
 
+def test_the_tenth_differs_from_the_whole_in_its_epochs_alone():
+    for name, epochs in (("sgd", 15), ("amp", 15), ("sgd_same", 15), ("sgd_twice", 30)):
+        part, whole = (experiments.EXPERIMENTS[f"{data}/resnext29_under5m_{name}"] for data in ("cifar10_tenth", "cifar10"))
+        assert part.recipe == replace(whole.recipe, epochs=epochs) and part.model == whole.model
+
+
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     """One real smoke run through the command line: its results folder."""

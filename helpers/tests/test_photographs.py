@@ -144,7 +144,7 @@ def test_no_network_is_a_sentence(tmp_path, monkeypatch):
 def test_names_lists_what_can_be_loaded(tmp_path):
     fill(tmp_path / "pets", ("",))
     (tmp_path / "notes").mkdir()
-    assert data.names(tmp_path) == ["cifar10", "cifar100", "cifar10_5k", "pets", "pikachu"]
+    assert data.names(tmp_path) == ["cifar10", "cifar100", "cifar10_5k", "cifar10_tenth", "pets", "pikachu"]
     with pytest.raises(UserError, match="no 'cats' in the data folder; choose from cifar10, .*, pets, pikachu"):
         load(tmp_path, "cats")
 
