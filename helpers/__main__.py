@@ -50,10 +50,10 @@ def list_experiments(options) -> None:
     have = {}
     for record in results.load_all(options.results_dir, "full"):
         have.setdefault(record["experiment"], []).append(str(record["seed"]))
-    print(f"{'experiment':34} {'report':8} {'dataset':10} {'model':28} epochs  full runs")
+    print(f"{'experiment':42} {'report':8} {'dataset':14} {'model':28} epochs  full runs")
     for name, row in experiments.EXPERIMENTS.items():
         seeds = f"have seed {', '.join(have[name])}" if name in have else "need"
-        print(f"{name:34} {row.report:8} {row.dataset:10} {row.model:28} {row.recipe.epochs:6}  {seeds}")
+        print(f"{name:42} {row.report:8} {row.dataset:14} {row.model:28} {row.recipe.epochs:6}  {seeds}")
 
 
 def run_experiment(options) -> None:

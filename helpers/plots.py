@@ -73,6 +73,23 @@ def curves(histories: Mapping[str, Sequence[Mapping]], sample: bool = False) -> 
     return stamp(figure) if sample else figure
 
 
+def loss_around(radii: Sequence[float], losses: Mapping[str, np.ndarray], sample: bool = False) -> Figure:
+    """The loss along random directions around trained networks: thin a direction, thick their mean, one colour a network.
+
+    Args:
+        losses: a label for each (directions, len(radii)) array, as `landscape.obtain` gives it.
+    """
+    figure, axis = plt.subplots(figsize=(7.5, 4), layout="constrained")
+    for ink, (label, curves_around) in zip(COLOURS.values(), losses.items(), strict=False):
+        axis.plot(radii, curves_around.T, color=ink, linewidth=0.8, alpha=0.5)
+        axis.plot(radii, curves_around.mean(0), color=ink, linewidth=2.4, label=label)
+    axis.set(xlabel="distance from the trained weights (1: as long as the weights)", ylabel="cross-entropy (nats per image)")
+    axis.set(ylim=(0, None))
+    axis.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=len(losses), fontsize=8)
+    return stamp(figure) if sample else figure
+
+
 def confusion(matrices: Mapping[str, Sequence[Sequence[int]]], classes: Sequence[str], sample: bool = False) -> Figure:
     """Confusion matrices side by side: rows are the true class, columns the predicted one, each cell a count.
 
@@ -99,23 +116,21 @@ def confusion(matrices: Mapping[str, Sequence[Sequence[int]]], classes: Sequence
 
 
 def write_figures(results_dir: str | Path | None = None) -> list[Path]:
-    """Rebuild `R/figures` from the full runs of `R/runs`: the curves and confusion matrices of report `pikachu`, seed 0.
+    """Rebuild `R/figures` from the full runs of `R/runs`: for each data set, curves and confusion matrices of seed 0.
 
     Raises:
         UserError: a record is damaged, or the folder cannot be written.
     """
     folder = Path(results_dir or results.RESULTS).expanduser()
     records = [record for record in results.load_all(folder, "full") if record["seed"] == 0]
-    records = [record for record in records if record["dataset"]["name"] == "pikachu"]
-    if not records:
-        return []
-    figures = {
-        "pikachu_curves": curves({record["experiment"]: record["history"] for record in records}),
-        "pikachu_confusion": confusion(
-            {f"{record['experiment']}\n{record['test']['accuracy']:.1%}": record["test"]["confusion"] for record in records},
-            records[0]["dataset"]["classes"],
-        ),
-    }
+    figures = {}
+    for data in dict.fromkeys(record["experiment"].split("/")[0] for record in records):
+        own = {name: record for record in records for whose, name in [record["experiment"].split("/")] if whose == data}
+        figures[f"{data}_curves"] = curves({name: record["history"] for name, record in own.items()})
+        figures[f"{data}_confusion"] = confusion(
+            {f"{name}\n{record['test']['accuracy']:.1%}": record["test"]["confusion"] for name, record in own.items()},
+            next(iter(own.values()))["dataset"]["classes"],
+        )
     written = []
     try:
         (folder / "figures").mkdir(exist_ok=True)

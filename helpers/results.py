@@ -1,15 +1,18 @@
 """What came out: run records on disk, confidence intervals and paired tests, and the tables made from the records."""
 
+import itertools
 import json
 import os
 import re
 import tempfile
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
+import torch
+from scipy.stats import binomtest, ttest_rel
 
 from helpers import experiments
 from helpers.runtime import ROOT, UserError
@@ -57,8 +60,7 @@ def save(record: dict, predictions: dict[str, np.ndarray], results_dir: str | Pa
             raise UserError(f"{where} is a whole run and this one stopped early; it was not replaced.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _whole(path.with_name(record["predictions"])) as file:
-            np.savez_compressed(file, **predictions)
+        save_arrays(path.with_name(record["predictions"]), **predictions)
         with _whole(path) as file:
             file.write((json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
     except OSError as error:
@@ -66,6 +68,12 @@ def save(record: dict, predictions: dict[str, np.ndarray], results_dir: str | Pa
             f"The record {path.name} could not be written ({error.strerror}); choose another --results-dir."
         ) from error
     return path
+
+
+def save_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Write arrays as one compressed `.npz` file, whole or not at all."""
+    with _whole(path) as file:
+        np.savez_compressed(file, **arrays)
 
 
 class _whole:
@@ -152,6 +160,38 @@ def obtain(
     return load(path)
 
 
+def obtain_all(
+    names: Iterable[str],
+    seeds: Iterable[int],
+    profile: str,
+    results_dir: str | Path | None = None,
+    *,
+    device: torch.device,
+    drive: Path | None = None,
+    **arguments,
+) -> list[dict]:
+    """The records of several experiments at several seeds, as `obtain` gets them, without those that are not there.
+
+    A `full` run that is missing is trained where there is a GPU, and only named where there is none: there it takes hours.
+
+    Args:
+        drive: folder that the checkpoints are copied to.
+    """
+    found = [
+        obtain(
+            name,
+            seed,
+            profile,
+            results_dir,
+            train=profile != "full" or device.type == "cuda",
+            mirror=drive / "checkpoints" / name / profile if drive else None,
+            **arguments,
+        )
+        for name, seed in itertools.product(names, seeds)
+    ]
+    return [record for record in found if record is not None]
+
+
 def wilson(correct: int, n: int) -> tuple[float, float]:
     """The 95 % Wilson score interval of an accuracy (Wilson 1927), as fractions."""
     interval = binomtest(correct, n).proportion_ci(0.95, method="wilson")
@@ -174,6 +214,26 @@ def mcnemar(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> tupl
     only_first, only_second = int((first_right & ~second_right).sum()), int((second_right & ~first_right).sum())
     discordant = only_first + only_second
     return only_first, only_second, binomtest(only_first, discordant).pvalue if discordant else 1.0
+
+
+def gap_over_seeds(records: list[dict], first: str, second: str) -> tuple[int, float, float, float]:
+    """How much more accurate the second experiment is than the first, over the seeds that both were run with.
+
+    Returns:
+        The number of seeds, the mean difference of test accuracies, and its 95 % interval (paired t); the interval is
+        NaN with fewer than two seeds, which say nothing about the spread.
+    """
+    one, other = (
+        {record["seed"]: record["test"]["accuracy"] for record in records if record["experiment"] == name}
+        for name in (first, second)
+    )
+    seeds = sorted(one.keys() & other.keys())
+    before, after = [one[seed] for seed in seeds], [other[seed] for seed in seeds]
+    mean = float(np.mean(after) - np.mean(before)) if seeds else float("nan")
+    if len(seeds) < 2:
+        return len(seeds), mean, float("nan"), float("nan")
+    interval = ttest_rel(after, before).confidence_interval(0.95)
+    return len(seeds), mean, float(interval.low), float(interval.high)
 
 
 def runs_table(records: list[dict]) -> pd.DataFrame:
@@ -305,11 +365,10 @@ def write_tables(results_dir: str | Path | None = None) -> list[Path]:
     if not records:
         raise UserError(f"There is no run record under {folder.name}/runs; make one with python -m helpers run EXPERIMENT.")
     full = [record for record in records if record["profile"] == "full"]
-    tables = {
-        "runs": runs_table(records),
-        "pikachu_comparison": comparison_table([record for record in full if record["report"] == "pikachu"]),
-        "pikachu_mcnemar": mcnemar_table([record for record in full if record["report"] == "pikachu"], folder),
-    }
+    tables = {"runs": runs_table(records)}
+    for report in dict.fromkeys(record["report"] for record in full):
+        own = [record for record in full if record["report"] == report]
+        tables |= {f"{report}_comparison": comparison_table(own), f"{report}_mcnemar": mcnemar_table(own, folder)}
     written = []
     try:
         (folder / "tables").mkdir(exist_ok=True)

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+import torch
 
 from helpers import experiments, plots, results
 from helpers.runtime import UserError
@@ -144,6 +145,23 @@ def test_comparison_over_seeds_in_closed_form(tmp_path):
     assert row["accuracy, report"] == 0.7946
 
 
+def test_the_gap_over_seeds_is_the_paired_t_interval(tmp_path):
+    """Differences of 0.2, 0.4 and 0.0: mean 0.2, standard error 0.2 / sqrt(3), t of two degrees of freedom 4.3027."""
+    other = "pikachu/resnet18_torchvision"
+    runs = [(0, 0, 0, 1, 0), (0, 0, 1, 0, 1), (0, 0, 0, 1, 1)], [(0, 0, 0, 1, 1), (0, 0, 0, 1, 1), (0, 0, 0, 1, 1)]
+    for name, row in zip(("pikachu/resnext50_ours", other), runs, strict=True):
+        for seed, predicted in enumerate(row):
+            results.save(*make_run(name, seed, predicted=predicted), tmp_path)
+    records = results.load_all(tmp_path)
+    gap = results.gap_over_seeds(records, "pikachu/resnext50_ours", other)
+    half = 4.302652729911275 * 0.2 / 3**0.5
+    assert gap == pytest.approx((3, 0.2, 0.2 - half, 0.2 + half))
+    two, mean, *_ = results.gap_over_seeds(records[:2] + records[3:], other, "pikachu/resnext50_ours")
+    assert (two, mean) == (2, pytest.approx(-0.3))
+    one, mean, low, high = results.gap_over_seeds([records[0], records[3]], "pikachu/resnext50_ours", other)
+    assert (one, mean) == (1, pytest.approx(0.2)) and np.isnan([low, high]).all()
+
+
 def test_tables_and_figures_are_rebuilt_from_the_records_alone(tmp_path):
     results.save(*make_run(), tmp_path)
     results.save(*make_run(name="pikachu/resnet18_torchvision", predicted=(1, 1, 1, 1, 0)), tmp_path)
@@ -169,6 +187,15 @@ def test_obtain_loads_before_it_trains(tmp_path, monkeypatch, capsys):
     assert results.obtain("pikachu/resnext50_ours", 1, "quick", tmp_path) == trained
     again = results.obtain("pikachu/resnext50_ours", 1, "quick", tmp_path, retrain=True)
     assert (trained["test"]["accuracy"], again["test"]["accuracy"]) == (0.8, 1.0)
+
+
+def test_all_runs_of_several_experiments_leave_out_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "run", lambda name, seed, profile, **_: make_run(name, seed, profile))
+    names, cpu = ("pikachu/resnext50_ours", "pikachu/resnet18_torchvision"), torch.device("cpu")
+    results.save(*make_run(names[1], 1), tmp_path)
+    [found] = results.obtain_all(names, (0, 1), "full", tmp_path, device=cpu)
+    assert (found["experiment"], found["seed"]) == (names[1], 1), "hours of training are not begun on a CPU"
+    assert len(results.obtain_all(names, (0, 1), "quick", tmp_path, device=cpu)) == 4
 
 
 def test_readme_table_goes_between_its_markers(tmp_path, monkeypatch):
