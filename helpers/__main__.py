@@ -1,10 +1,11 @@
-"""The command line: `python -m helpers list · run · table · colab`."""
+"""The command line: `python -m helpers list · run · table · bench · colab`."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
-from helpers import colab, experiments, plots, results
+from helpers import bench, colab, experiments, plots, results
 from helpers.runtime import PROFILES, UserError, require_writable
 
 
@@ -38,6 +39,12 @@ def make_parser() -> Parser:
 
     table = commands.add_parser("table", help="rebuild the tables and figures from the run records")
     table.add_argument("--results-dir")
+
+    speed = commands.add_parser("bench", help="images a second: a textbook loop against ours, and the pieces alone")
+    speed.add_argument("models", nargs="*", metavar="MODEL", help=" · ".join(bench.MODELS))
+    speed.add_argument("--device")
+    speed.add_argument("--batch", type=int)
+    speed.add_argument("--json", metavar="FILE", help="write what was measured here, such as results/bench/t4.json")
 
     badges = commands.add_parser("colab", help="write the badges and setup cells of README and notebooks")
     badges.add_argument("repository", metavar="OWNER/REPO")
@@ -93,13 +100,22 @@ def make_tables(options) -> None:
     print("\n".join(path.name for path in written))
 
 
+def run_bench(options) -> None:
+    """Measure the training speed; keep what was measured if a file is named."""
+    if options.json:
+        require_writable(Path(options.json).parent, "--json")
+    measured = bench.run(options.models, options.device, options.batch)
+    if options.json:
+        results.save_text(Path(options.json), json.dumps(measured, indent=1, ensure_ascii=False) + "\n")
+
+
 def write_colab(options) -> None:
     """Write badges and setup cells."""
     changed = colab.write(options.repository, options.ref)
     print("\n".join(path.name for path in changed) or "Everything was already so.")
 
 
-COMMANDS = {"list": list_experiments, "run": run_experiment, "table": make_tables, "colab": write_colab}
+COMMANDS = {"list": list_experiments, "run": run_experiment, "table": make_tables, "bench": run_bench, "colab": write_colab}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -61,8 +61,7 @@ def save(record: dict, predictions: dict[str, np.ndarray], results_dir: str | Pa
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_arrays(path.with_name(record["predictions"]), **predictions)
-        with _whole(path) as file:
-            file.write((json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+        save_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     except OSError as error:
         raise UserError(
             f"The record {path.name} could not be written ({error.strerror}); choose another --results-dir."
@@ -74,6 +73,12 @@ def save_arrays(path: Path, **arrays: np.ndarray) -> None:
     """Write arrays as one compressed `.npz` file, whole or not at all."""
     with _whole(path) as file:
         np.savez_compressed(file, **arrays)
+
+
+def save_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with _whole(path) as file:
+        file.write(text.encode())
 
 
 class _whole:
@@ -377,8 +382,7 @@ def write_tables(results_dir: str | Path | None = None) -> list[Path]:
                 continue
             for suffix, text in ((".csv", table.to_csv(index=False)), (".md", markdown(table))):
                 written.append(folder / "tables" / f"{name}{suffix}")
-                with _whole(written[-1]) as file:
-                    file.write(text.encode())
+                save_text(written[-1], text)
     except OSError as error:
         raise UserError(f"The tables could not be written ({error.strerror}); choose another --results-dir.") from error
     return written
@@ -395,8 +399,7 @@ def write_readme(readme: Path = ROOT / "README.md") -> Path:
     if len(parts) != 5:
         raise UserError(f"{readme.name} has no <!-- results --> … <!-- /results --> to write the table between.")
     parts[2] = readme_table()
-    with _whole(readme) as file:
-        file.write("".join(parts).encode())
+    save_text(readme, "".join(parts))
     return readme
 
 

@@ -111,7 +111,21 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     )
 
 
-def _autocast(device: torch.device, recipe: Recipe):
+def prepare(model: nn.Module, recipe: Recipe) -> nn.Module:
+    """The model, and on a CPU the process, made ready for fast steps; results stay those of the plain path."""
+    if next(model.parameters()).device.type == "cpu":
+        keep_freed_memory()
+    return model.to(memory_format=torch.channels_last) if recipe.channels_last else model
+
+
+def make_scaler(device: torch.device, recipe: Recipe) -> torch.amp.GradScaler | None:
+    """The gradient scaler that fp16 needs, or None."""
+    half = recipe.mixed_precision and autocast_dtype(device) == torch.float16
+    return torch.amp.GradScaler(device.type) if half else None
+
+
+def autocast(device: torch.device, recipe: Recipe):
+    """The context of the forward pass: mixed precision where the recipe wants it and the device has it."""
     dtype = autocast_dtype(device) if recipe.mixed_precision else None
     return torch.autocast(device.type, dtype) if dtype else nullcontext()
 
@@ -132,27 +146,53 @@ def train_epoch(
     count = 0
     loss_sum = torch.zeros((), device=device, dtype=torch.float64)
     correct = torch.zeros((), device=device, dtype=torch.int64)
+    parts = 1
     for images, labels in batches:
-        logits, loss = _step(model, images, labels, optimizer, recipe, scaler)
+        while (done := _step_that_fits(model, images, labels, optimizer, recipe, scaler, parts)) is None:
+            parts *= 2
+            print(f"A batch of {len(labels)} does not fit into memory: it is taken in {parts} parts, their gradients added up.")
+        logits, loss = done
         count += len(labels)
         loss_sum += loss * len(labels)
         correct += (logits.argmax(1) == labels).sum()
     return loss_sum.item() / count, correct.item() / count
 
 
-def _step(model, images, labels, optimizer, recipe: Recipe, scaler) -> tuple[torch.Tensor, torch.Tensor]:
-    """One step of the optimiser; returns the logits and the loss at the weights before it."""
+def _step_that_fits(model, images, labels, optimizer, recipe: Recipe, scaler, parts: int):
+    """A step on the batch in so many parts, or None where even those do not fit into the device's memory."""
+    try:
+        return _step(model, images, labels, optimizer, recipe, scaler, parts)
+    except torch.OutOfMemoryError as error:
+        if parts >= len(labels):
+            raise UserError("Not even one image fits into the device's memory; choose a smaller model or image.") from error
+        optimizer.zero_grad(set_to_none=True)
+    torch.cuda.empty_cache()  # out here, where the failed step's own tensors are gone
+    return None
+
+
+def _step(model, images, labels, optimizer, recipe: Recipe, scaler, parts: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """One step of the optimiser; returns the logits and the loss at the weights before it.
+
+    A batch in parts gives the gradient of the whole, but for BatchNorm, which sees each part as a batch of its own.
+    """
     first = None
 
     def closure() -> torch.Tensor:
         nonlocal first
-        with _autocast(images.device, recipe), hold_statistics(model) if first else nullcontext():
-            logits = model(images)
-            loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
         optimizer.zero_grad(set_to_none=True)
-        (scaler.scale(loss) if scaler else loss).backward()
-        first = first or (logits.detach(), loss.detach())
-        return loss.detach()
+        scores, losses = [], []
+        with hold_statistics(model) if first else nullcontext():
+            for image_part, label_part in zip(images.chunk(parts), labels.chunk(parts), strict=True):
+                with autocast(images.device, recipe):
+                    logits = model(image_part)
+                    loss = F.cross_entropy(logits, label_part, label_smoothing=recipe.label_smoothing)
+                    loss = loss * (len(label_part) / len(labels))
+                (scaler.scale(loss) if scaler else loss).backward()
+                scores.append(logits.detach())
+                losses.append(loss.detach())
+        loss = torch.stack(losses).sum()
+        first = first or (torch.cat(scores), loss)
+        return loss
 
     if isinstance(optimizer, AdversarialModelPerturbation):
         optimizer.step(closure, scaler)
@@ -165,14 +205,14 @@ def _step(model, images, labels, optimizer, recipe: Recipe, scaler) -> tuple[tor
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, split: data.Split, recipe: Recipe) -> torch.Tensor:
+def predict(model: nn.Module, split: data.Split, recipe: Recipe, batch_size: int | None = None) -> torch.Tensor:
     """The model's logits for a split, in its order, un-augmented and in eval mode: float32 (N, num_classes) on the CPU."""
     device = next(model.parameters()).device
     model.eval()
     batches = data.batches(
-        split.to(device), EVALUATION_BATCH, image_size=recipe.image_size, mean=recipe.mean, std=recipe.std
+        split.to(device), batch_size or EVALUATION_BATCH, image_size=recipe.image_size, mean=recipe.mean, std=recipe.std
     )
-    with _autocast(device, recipe):
+    with autocast(device, recipe):
         return torch.cat([model(images).float() for images, _ in batches]).cpu()
 
 
@@ -233,14 +273,10 @@ def fit(
     if checkpoint:
         require_writable(checkpoint.parent, "--checkpoint-dir")
     device = next(model.parameters()).device
-    if device.type == "cpu":
-        keep_freed_memory()
-    if recipe.channels_last:
-        model.to(memory_format=torch.channels_last)
+    prepare(model, recipe)
     train, validation = train.to(device), validation.to(device)
     optimizer = make_optimizer(model, recipe)
-    half = recipe.mixed_precision and autocast_dtype(device) == torch.float16
-    scaler = torch.amp.GradScaler(device.type) if half else None
+    scaler = make_scaler(device, recipe)
     identity = {"seed": seed, "train_images": len(train), **(about or {}), **asdict(recipe)}
     done, best_weights = Fit(), None
     state = load_checkpoint(checkpoint, mirror) if checkpoint and resume else None

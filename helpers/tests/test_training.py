@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from helpers import training
+from helpers import data, models, training
 from helpers.data import Split
 from helpers.runtime import UserError, seed_epoch
 from helpers.training import Recipe, fit, learning_rate, load_checkpoint, previous, save_checkpoint
@@ -69,6 +69,56 @@ def test_train_loss_and_accuracy_are_means_over_images_on_an_uneven_last_batch()
     assert abs(loss - sum(halves) / 2) > 1e-3, "the mean of batch means must differ here, or this test proves nothing"
 
 
+class Narrow(nn.Module):
+    """A linear network on a device that holds only so many images at once."""
+
+    def __init__(self, room: int):
+        super().__init__()
+        seed_epoch(0)
+        self.room, self.linear = room, nn.Linear(3 * 4 * 4, 3)
+
+    def forward(self, images):
+        if len(images) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return self.linear(images.flatten(1))
+
+
+@pytest.mark.parametrize("perturbation", [None, 0.5])
+def test_a_batch_that_does_not_fit_is_taken_in_parts_and_steps_the_same(perturbation, capsys):
+    recipe = replace(RECIPE, perturbation=perturbation, mixed_precision=False, label_smoothing=0.1)
+    batches = [(torch.randn(count, 3, 4, 4), torch.arange(count) % 3) for count in (7, 7, 3)]
+    roomy, narrow = Narrow(7), Narrow(2)
+    means = [training.train_epoch(m, batches, training.make_optimizer(m, recipe), recipe) for m in (roomy, narrow)]
+    assert means[1] == pytest.approx(means[0], rel=1e-6)
+    torch.testing.assert_close(narrow.linear.weight, roomy.linear.weight, rtol=1e-6, atol=1e-7)
+    printed = capsys.readouterr().out
+    assert "A batch of 7 does not fit into memory: it is taken in 4 parts" in printed and "8 parts" not in printed
+
+
+def test_one_image_that_does_not_fit_is_a_sentence():
+    model = Narrow(0)
+    with pytest.raises(UserError, match="Not even one image fits"):
+        batches = [(torch.randn(5, 3, 4, 4), torch.arange(5) % 3)]
+        training.train_epoch(model, batches, training.make_optimizer(model, RECIPE), RECIPE)
+
+
+@pytest.mark.parametrize(("fast", "tolerance"), [({"channels_last": True}, 1e-5), ({"mixed_precision": True}, 3e-2)])
+def test_the_fast_paths_give_the_plain_paths_scores(fast, tolerance, monkeypatch):
+    """fp32 in channels-last to rounding; bf16, which keeps 8 bits, to 3 % of the scores' length."""
+    monkeypatch.setattr(training, "autocast_dtype", lambda device: torch.bfloat16)
+    split = data.sample("cifar10", counts=(10, 10, 8)).test
+    plain = replace(RECIPE, image_size=32, channels_last=False, mixed_precision=False)
+    scores = []
+    for recipe in (plain, replace(plain, **fast)):
+        seed_epoch(0)
+        model = training.prepare(models.build("resnext29_under5m", 10), recipe)
+        with torch.no_grad():
+            model.train()(torch.randn(16, 3, 32, 32))  # running statistics that fit the weights
+        scores.append(training.predict(model, split, recipe))
+    difference = (scores[1] - scores[0]).norm() / scores[0].norm()
+    assert 0 < difference < tolerance
+
+
 def test_evaluation_is_a_mean_over_images_and_does_not_depend_on_the_batch(monkeypatch):
     model = make_model()
     whole = training.evaluate(model, VALIDATION, RECIPE)
@@ -128,10 +178,10 @@ def test_a_perturbation_of_zero_trains_as_plain_sgd_bit_for_bit_statistics_inclu
 
 
 def test_the_second_pass_leaves_batchnorms_running_statistics_alone():
-    model = make_model()
-    optimizer = training.make_optimizer(model, replace(RECIPE, perturbation=5.0))
+    model, recipe = make_model(), replace(RECIPE, perturbation=5.0, mixed_precision=False)
+    optimizer = training.make_optimizer(model, recipe)
     images = torch.randn(8, 3, 8, 8)
-    training.train_epoch(model, [(images, torch.arange(8) % 3)], optimizer, RECIPE)
+    training.train_epoch(model, [(images, torch.arange(8) % 3)], optimizer, recipe)
     seen = make_model()[0](images)  # the first pass, at the first weights
     assert torch.allclose(model[1].running_mean, 0.1 * seen.mean((0, 2, 3)), atol=1e-6)
     assert model[1].num_batches_tracked == 1 and model[1].track_running_stats
