@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from helpers import bench, colab, experiments, plots, results
+from helpers import bench, claims, colab, experiments, plots, results
 from helpers.runtime import PROFILES, UserError, require_writable
 
 
@@ -95,6 +95,7 @@ def run_experiment(options) -> None:
 def make_tables(options) -> None:
     """Rebuild tables and figures; README's table too, when the records are the repository's own."""
     written = results.write_tables(options.results_dir) + plots.write_figures(options.results_dir)
+    written += claims.write(options.results_dir)
     if options.results_dir is None:
         written.append(results.write_readme())
     print("\n".join(path.name for path in written))
