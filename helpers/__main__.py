@@ -1,11 +1,12 @@
-"""The command line: `python -m helpers list · run · table · bench · colab`."""
+"""The command line: `python -m helpers list · run · table · bench · save · classify · colab`."""
 
 import argparse
 import json
 import sys
 from pathlib import Path
 
-from helpers import bench, claims, colab, experiments, plots, results
+from helpers import bench, claims, classify, colab, experiments, plots, results
+from helpers.pools import listed
 from helpers.runtime import PROFILES, UserError, require_writable
 
 
@@ -45,6 +46,20 @@ def make_parser() -> Parser:
     speed.add_argument("--device")
     speed.add_argument("--batch", type=int)
     speed.add_argument("--json", metavar="FILE", help="write what was measured here, such as results/bench/t4.json")
+
+    save = commands.add_parser("save", help="write the model of a recorded run, from its checkpoint, for classify")
+    save.add_argument("experiment")
+    save.add_argument("file")
+    save.add_argument("--seed", type=int, default=0)
+    save.add_argument("--profile", default="full", help=" · ".join(PROFILES))
+    save.add_argument("--results-dir")
+    save.add_argument("--checkpoint-dir")
+
+    label = commands.add_parser("classify", help="label images with a saved model")
+    label.add_argument("images", nargs="+", metavar="IMAGE", help="a file, or an http:// or https:// address")
+    label.add_argument("--model", required=True, metavar="FILE")
+    label.add_argument("--csv", metavar="FILE", help="write the table there too, with the probability of every class")
+    label.add_argument("--device")
 
     badges = commands.add_parser("colab", help="write the badges and setup cells of README and notebooks")
     badges.add_argument("repository", metavar="OWNER/REPO")
@@ -110,13 +125,54 @@ def run_bench(options) -> None:
         results.save_text(Path(options.json), json.dumps(measured, indent=1, ensure_ascii=False) + "\n")
 
 
+def save_model(options) -> None:
+    """Write the model of a recorded run."""
+    experiments.recipe_for(experiments.find(options.experiment), options.profile)
+    path = results.record_path(options.experiment, options.profile, options.seed, options.results_dir)
+    if not path.exists():
+        again = f"python -m helpers run {options.experiment} --seed {options.seed} --profile {options.profile}"
+        raise UserError(
+            f"There is no record of {options.experiment}, seed {options.seed}, {options.profile}; run {again} first."
+        )
+    print(f"Model: {classify.save_run(options.file, results.load(path), options.checkpoint_dir).name}")
+
+
+def classify_images(options) -> None:
+    """Print a line an image; then, as an error, those that could not be read."""
+    model = classify.load_model(options.model, options.device)
+    table = classify.classify(model, options.images)
+    if len(table) == 1 and (reason := table["error"][0]):
+        raise UserError(f"{options.images[0]} cannot be classified: {reason}.")
+    if options.csv:
+        try:
+            results.save_text(Path(options.csv).expanduser(), table.to_csv(index=False))
+        except OSError as error:
+            raise UserError(
+                f"The table {options.csv} could not be written ({error.strerror}); choose another --csv."
+            ) from error
+    if model.about.sample:
+        print("SAMPLE: this model was trained on generated images; its labels mean nothing.")
+    shown = table[["image", "label", "probability", "error"]].rename(columns={"error": ""})
+    print(shown.to_string(index=False, float_format="{:.2%}".format, na_rep=""))
+    if failed := list(table["image"][table["error"] != ""]):
+        raise UserError(f"{len(failed)} of {len(table)} images could not be read: {listed(failed)}.")
+
+
 def write_colab(options) -> None:
     """Write badges and setup cells."""
     changed = colab.write(options.repository, options.ref)
     print("\n".join(path.name for path in changed) or "Everything was already so.")
 
 
-COMMANDS = {"list": list_experiments, "run": run_experiment, "table": make_tables, "bench": run_bench, "colab": write_colab}
+COMMANDS = {
+    "list": list_experiments,
+    "run": run_experiment,
+    "table": make_tables,
+    "bench": run_bench,
+    "save": save_model,
+    "classify": classify_images,
+    "colab": write_colab,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
