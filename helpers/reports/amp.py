@@ -139,8 +139,8 @@ def sizes(name: str) -> Structure:
 
 
 def statistics(values: Sequence[float]) -> Structure:
-    """The pixel statistics of the training split, as `data.channel_statistics` gives them and the recipe STRONG has them."""
-    how = "data.channel_statistics of the training split, as in the recipe experiments.STRONG"
+    """The statistics of all pixels of the training images: constants of the recipe STRONG, as CI has no data to count them."""
+    how = "over all pixels of the training images, as in the recipe experiments.STRONG (data.channel_statistics counts them)"
     return Structure(how, lambda _: f"({', '.join(f'{value:.4f}' for value in values)})")
 
 
