@@ -389,18 +389,44 @@ def write_tables(results_dir: str | Path | None = None) -> list[Path]:
 
 
 def write_readme(readme: Path = ROOT / "README.md") -> Path:
-    """Put the comparison of the full runs between the `results` markers of README, and touch nothing else.
+    """Put the comparison of the full runs, and the speeds, between their markers in README, and touch nothing else.
 
     Raises:
-        UserError: the markers are not there.
+        UserError: a marker is not there.
     """
     text = readme.read_text(encoding="utf-8")
-    parts = re.split(r"(<!-- results -->\n|<!-- /results -->)", text)
-    if len(parts) != 5:
-        raise UserError(f"{readme.name} has no <!-- results --> … <!-- /results --> to write the table between.")
-    parts[2] = readme_table()
-    save_text(readme, "".join(parts))
+    for name, table in (("results", readme_table()), ("speed", speed_table())):
+        parts = re.split(rf"(<!-- {name} -->\n|<!-- /{name} -->)", text)
+        if len(parts) != 5:
+            raise UserError(f"{readme.name} has no <!-- {name} --> … <!-- /{name} --> to write the table between.")
+        parts[2] = table
+        text = "".join(parts)
+    save_text(readme, text)
     return readme
+
+
+def speed_table(results_dir: str | Path | None = None) -> str:
+    """README's speed table: a row a model and machine, from what `python -m helpers bench` kept in `R/bench`."""
+    rows = []
+    for path in sorted((Path(results_dir or RESULTS) / "bench").glob("*.json")):
+        measured = json.loads(path.read_text(encoding="utf-8"))
+        for row in measured["results"]:
+            rows.append(
+                {
+                    "hardware": measured["environment"]["device"],
+                    "model": row["model"],
+                    "images": f"{row['image_size']}×{row['image_size']}",
+                    "batch": row["batch"],
+                    "textbook, images/s": f"{row['textbook_images_per_second']:.1f}",
+                    "ours, images/s": f"{row['ours_images_per_second']:.1f}",
+                    "ratio": f"{row['ratio']:.1f}×",
+                    "input alone": f"{row['input_ratio']:.1f}×",
+                    "peak memory, GiB": " → ".join(
+                        f"{row[f'{side}_peak_memory_bytes'] / 2**30:.1f}" for side in ("textbook", "ours")
+                    ),
+                }
+            )
+    return markdown(pd.DataFrame(rows)) if rows else "Nothing was measured yet.\n"
 
 
 def readme_table(results_dir: str | Path | None = None) -> str:

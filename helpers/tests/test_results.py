@@ -198,15 +198,29 @@ def test_all_runs_of_several_experiments_leave_out_what_is_missing(tmp_path, mon
     assert len(results.obtain_all(names, (0, 1), "quick", tmp_path, device=cpu)) == 4
 
 
-def test_readme_table_goes_between_its_markers(tmp_path, monkeypatch):
+def test_readme_tables_go_between_their_markers(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "readme_table", lambda: "new\n")
+    monkeypatch.setattr(results, "speed_table", lambda: "fast\n")
     readme = tmp_path / "README.md"
-    readme.write_text("a\n<!-- results -->\nold\n<!-- /results -->\nb\n")
+    readme.write_text("a\n<!-- results -->\nold\n<!-- /results -->\nb\n<!-- speed -->\n<!-- /speed -->\nc\n")
     results.write_readme(readme)
-    assert readme.read_text() == "a\n<!-- results -->\nnew\n<!-- /results -->\nb\n"
-    readme.write_text("a\n")
-    with pytest.raises(UserError, match="README.md has no <!-- results -->"):
+    assert readme.read_text() == (
+        "a\n<!-- results -->\nnew\n<!-- /results -->\nb\n<!-- speed -->\nfast\n<!-- /speed -->\nc\n"
+    )
+    readme.write_text("a\n<!-- results -->\n<!-- /results -->\n")
+    with pytest.raises(UserError, match="README.md has no <!-- speed -->"):
         results.write_readme(readme)
+
+
+def test_the_speed_table_is_read_from_what_bench_kept(tmp_path):
+    row = {"model": "resnext29_32x4d", "image_size": 32, "batch": 64, "ratio": 5.04, "input_ratio": 7.0}
+    row |= {"textbook_images_per_second": 19.4, "ours_images_per_second": 97.77}
+    row |= {"textbook_peak_memory_bytes": 2**31, "ours_peak_memory_bytes": 2**30}
+    (tmp_path / "bench").mkdir()
+    text = json.dumps({"environment": {"device": "CPU, 2 threads"}, "results": [row], "pieces": []})
+    (tmp_path / "bench" / "cpu.json").write_text(text)
+    line = "| CPU, 2 threads | resnext29_32x4d | 32×32 | 64 | 19.4 | 97.8 | 5.0× | 7.0× | 2.0 → 1.0 |"
+    assert line in results.speed_table(tmp_path)
 
 
 def committed():
@@ -237,4 +251,4 @@ def test_the_committed_tables_are_those_of_the_committed_records(tmp_path):
     table = results.RESULTS / "tables" / "runs.md"
     assert table.read_text(encoding="utf-8") == results.markdown(results.runs_table(records))
     readme = (results.ROOT / "README.md").read_text(encoding="utf-8")
-    assert results.readme_table() in readme
+    assert results.readme_table() in readme and results.speed_table() in readme
