@@ -413,7 +413,7 @@ def speed_table(results_dir: str | Path | None = None) -> str:
         for row in measured["results"]:
             rows.append(
                 {
-                    "hardware": measured["environment"]["device"],
+                    "hardware": f"{measured['environment']['device']}, {measured['environment']['mixed_precision']}",
                     "model": row["model"],
                     "images": f"{row['image_size']}×{row['image_size']}",
                     "batch": row["batch"],

@@ -314,10 +314,10 @@ def fit(
                 }
                 save_checkpoint(state, checkpoint, mirror)
     except KeyboardInterrupt:
-        if checkpoint and checkpoint.exists():
+        if checkpoint and done.history:
             print(f"\nStopped: the last whole epoch is kept in {checkpoint.name}; run the same again to go on.")
-        else:
-            print("\nStopped: nothing was kept, since no epoch had been checkpointed.")
+        else:  # a checkpoint that lies there is an earlier run's
+            print("\nStopped: nothing of this run was kept, since none of its epochs had been checkpointed.")
         raise
     if best_weights is not None:
         model.load_state_dict(best_weights)

@@ -217,9 +217,9 @@ def test_the_speed_table_is_read_from_what_bench_kept(tmp_path):
     row |= {"textbook_images_per_second": 19.4, "ours_images_per_second": 97.77}
     row |= {"textbook_peak_memory_bytes": 2**31, "ours_peak_memory_bytes": 2**30}
     (tmp_path / "bench").mkdir()
-    text = json.dumps({"environment": {"device": "CPU, 2 threads"}, "results": [row], "pieces": []})
-    (tmp_path / "bench" / "cpu.json").write_text(text)
-    line = "| CPU, 2 threads | resnext29_32x4d | 32×32 | 64 | 19.4 | 97.8 | 5.0× | 7.0× | 2.0 → 1.0 |"
+    around = {"device": "CPU, 2 threads", "mixed_precision": "bfloat16"}
+    (tmp_path / "bench" / "cpu.json").write_text(json.dumps({"environment": around, "results": [row], "pieces": []}))
+    line = "| CPU, 2 threads, bfloat16 | resnext29_32x4d | 32×32 | 64 | 19.4 | 97.8 | 5.0× | 7.0× | 2.0 → 1.0 |"
     assert line in results.speed_table(tmp_path)
 
 

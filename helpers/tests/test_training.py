@@ -234,6 +234,24 @@ def test_resume_after_a_kill_equals_an_uninterrupted_run_bit_for_bit(tmp_path, m
     assert done.best == expected.best
 
 
+@pytest.mark.parametrize(("stopped_in", "sentence"), [(1, "nothing of this run was kept"), (2, "kept in run.ckpt")])
+def test_ctrl_c_says_what_is_kept_of_this_very_run(tmp_path, monkeypatch, capsys, stopped_in, sentence):
+    """Over the checkpoint of an earlier run, which `resume=False` does not read."""
+    checkpoint = tmp_path / "run.ckpt"
+    fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=checkpoint)
+    epoch = training._epoch
+
+    def interrupted(*arguments):
+        if arguments[-2] + 1 == stopped_in:
+            raise KeyboardInterrupt
+        return epoch(*arguments)
+
+    monkeypatch.setattr(training, "_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=checkpoint, resume=False)
+    assert sentence in capsys.readouterr().out
+
+
 def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch):
     first = make_model()
     done = fit(first, TRAIN, VALIDATION, RECIPE, checkpoint=tmp_path / "a.ckpt")
