@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import SqueezeExcitation
 
 from helpers.runtime import UserError
 
@@ -50,26 +51,61 @@ class ResidualBlock(nn.Module):
 
 
 class BasicBlock(ResidualBlock):
-    """Two 3×3 convolutions; the first carries the stride. It has no grouped form: a cardinality is a TypeError.
+    """Two convolutions, 3×3 with the stride in the first by default. It has no grouped form: a cardinality is a TypeError.
 
-    Source: He et al. 2016, figure 5 left.
+    Source: He et al. 2016, figure 5 left; squeeze-and-excitation as in Hu et al. 2018, figure 3.
+
+    Args:
+        kernel_size: of both convolutions; the shortcut's is 1×1.
+        strided: which of them carries the stride, 'first' or 'second'.
+        reduction: weigh the channels before the addition, by a network a `reduction`-th as wide; None: do not.
+
+    Raises:
+        UserError: a size is below 1, the kernel is even, or the channels do not divide by the reduction.
     """
 
     expansion = 1
 
-    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        stride: int = 1,
+        kernel_size: int = 3,
+        strided: str = "first",
+        reduction: int | None = None,
+    ):
         super().__init__()
-        require_positive(in_channels=in_channels, out_channels=out_channels, stride=stride)
-        self.conv1 = convolution(in_channels, out_channels, 3, stride)
+        require_positive(in_channels=in_channels, out_channels=out_channels, stride=stride, kernel_size=kernel_size)
+        if kernel_size % 2 == 0:
+            raise UserError(f"The kernel size is {kernel_size}; choose an odd one, so that the image keeps its size.")
+        if strided not in ("first", "second"):
+            raise UserError(f"There is no {strided!r} convolution to carry the stride; choose 'first' or 'second'.")
+        strides = (stride, 1) if strided == "first" else (1, stride)
+        self.conv1 = convolution(in_channels, out_channels, kernel_size, strides[0])
         self.bn1 = nn.BatchNorm2d(out_channels)
-        self.conv2 = convolution(out_channels, out_channels, 3)
+        self.conv2 = convolution(out_channels, out_channels, kernel_size, strides[1])
         self.bn2 = nn.BatchNorm2d(out_channels)
+        self.excitation = None if reduction is None else excitation(out_channels, reduction)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = projection(in_channels, out_channels, stride)
 
     def residual(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn1(self.conv1(x)))
-        return self.bn2(self.conv2(out))
+        out = self.bn2(self.conv2(out))
+        return out if self.excitation is None else self.excitation(out)
+
+
+def excitation(channels: int, reduction: int) -> SqueezeExcitation:
+    """A factor between 0 and 1 for each channel of an image, from all its channels' means.
+
+    Source: Hu et al. 2018, section 3.
+    """
+    require_positive(reduction=reduction)
+    if channels % reduction:
+        raise UserError(f"{channels} channels do not divide by the reduction {reduction}; change one of the two.")
+    return SqueezeExcitation(channels, channels // reduction)
 
 
 class Bottleneck(ResidualBlock):

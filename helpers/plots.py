@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -20,6 +21,7 @@ COLOURS = {  # Okabe and Ito (2008): told apart by colour-blind readers, and in 
     "torchvision/resnet18": "#009E73",
     "torchvision/resnet50": "#CC79A7",
 }
+PALETTE = [*COLOURS.values(), "#56B4E9", "#D55E00", "#F0E442", "#000000"]  # the rest of the same eight
 LAYER, GROUPED, SHORTCUT = "#E6E6E6", "#9CCBEB", "#E69F00"  # 1×1 convolutions and the rest, the 3×3, the shortcut
 
 
@@ -112,6 +114,57 @@ def confusion(matrices: Mapping[str, Sequence[Sequence[int]]], classes: Sequence
         axis.set_yticks(ticks, classes, rotation=90 if len(classes) < 4 else 0, va="center", fontsize=8)
         axis.set(title=title, xlabel="predicted", ylabel="true")
         axis.title.set_fontsize(9)
+    return stamp(figure) if sample else figure
+
+
+def budget_bars(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """Parameters and multiply–adds of each stage, one colour a network, with the totals in the legend.
+
+    Args:
+        tables: a label for each network's `budget.stage_table`.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    width = 0.8 / len(tables)
+    stages = max((list(table["stage"]) for table in tables.values()), key=len)
+    for axis, name in zip(axes, ("parameters", "MACs"), strict=True):
+        for index, (label, table) in enumerate(tables.items()):
+            places = [stages.index(stage) + (index + 0.5) * width - 0.4 for stage in table["stage"]]
+            text = f"{label}: {table['parameters'].sum():,} parameters, {table['MACs'].sum() / 1e6:,.1f} million MACs"
+            axis.bar(places, table[name] / 1e6, width, color=PALETTE[index % len(PALETTE)], label=text)
+        axis.set_xticks(range(len(stages)), stages)
+        axis.set(ylabel=f"{name} (million)")
+        axis.grid(alpha=0.3, axis="y")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8)
+    return figure
+
+
+def search_heat_map(table: pd.DataFrame, sample: bool = False) -> Figure:
+    """The best validation accuracy of each trial: a panel a batch size, a row a weight decay, a column a learning rate.
+
+    A trial that is not there, or that diverged, stays white.
+
+    Args:
+        table: `search.table`.
+    """
+    batch_sizes = sorted(table["batch size"].unique())
+    rates, decays = (sorted(table[name].unique(), reverse=True) for name in ("learning rate", "weight decay"))
+    panel = (1.1 * len(rates) + 1.2, 0.7 * len(decays) + 1.4)
+    figure, axes = plt.subplots(
+        1, len(batch_sizes), figsize=(panel[0] * len(batch_sizes), panel[1]), squeeze=False, layout="constrained"
+    )
+    low, high = table["val accuracy"].min(), table["val accuracy"].max()
+    for axis, batch_size in zip(axes.flat, batch_sizes, strict=True):
+        trials = table[table["batch size"] == batch_size]
+        cells = trials.pivot(index="weight decay", columns="learning rate", values="val accuracy")
+        cells = cells.reindex(index=decays, columns=rates).to_numpy(float)
+        axis.imshow(cells, cmap="Blues", vmin=low, vmax=high, aspect="auto")
+        for (row, column), accuracy in np.ndenumerate(cells):
+            ink = "white" if accuracy > (low + high) / 2 else "black"
+            text = "" if np.isnan(accuracy) else f"{accuracy:.1%}"
+            axis.text(column, row, text, ha="center", va="center", color=ink)
+        axis.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
+        axis.set_yticks(range(len(decays)), [f"{decay:g}" for decay in decays])
+        axis.set(title=f"batch {batch_size}", xlabel="learning rate", ylabel="weight decay")
     return stamp(figure) if sample else figure
 
 
