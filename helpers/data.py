@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from helpers import cifar, photographs
+from helpers import cifar, fourfold, photographs
 from helpers.cifar import CIFAR100_SUPERCLASSES, cifar100_superclasses  # noqa: F401 (users call them here)
 from helpers.folders import SPLITS, is_image_folder, subfolders, unwrap
 from helpers.photographs import decode_photograph  # noqa: F401 (users call it here)
@@ -27,7 +27,7 @@ SAMPLE_CLASSES = {
 }
 SAMPLE_COUNTS = {2: (48, 16, 16), 10: (40, 20, 20), 100: (200, 100, 100)}  # by the number of classes
 
-AUGMENTS = ("none", "flip", "crop_flip")
+AUGMENTS = ("none", "flip", "crop_flip", "fourfold")
 THUMBNAIL = 32
 # Chosen by looking at every Pikachu pair above 0.87: all from 0.9405 up show the same picture (other file, other size,
 # a neighbouring film frame), and the first that do not are small figures alone on black, at 0.9280.
@@ -273,6 +273,11 @@ def channel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ..
     return means, deviations
 
 
+def images_shown(split: Split, augment: str) -> int:
+    """How many images a shuffled pass over a split shows."""
+    return len(split) * (fourfold.COPIES if augment == "fourfold" else 1)
+
+
 def batches(
     split: Split,
     batch_size: int,
@@ -288,7 +293,8 @@ def batches(
 
     Without a generator the images come in order and centre-cropped. With one they are shuffled, and `augment` is
     drawn for each image by itself: 'none' is the centre crop, 'flip' mirrors half of the images as well, 'crop_flip'
-    also cuts each at a place of its own, after `padding` black pixels were put on every side. All that is random in
+    also cuts each at a place of its own, after `padding` black pixels were put on every side, and 'fourfold' shows
+    each image four times: its centre crop and three other views (`fourfold.draw_views`). All that is random in
     the pass is drawn before its first batch, on the CPU, and moved to the device once: every device sees the same
     images, and the loop waits for none. The last batch is smaller when the numbers do not divide.
 
@@ -312,24 +318,29 @@ def batches(
 
 def _batches(split, batch_size, image_size, mean, std, augment, padding, generator):
     count, device = len(split), split.images.device
-    order, windows = torch.arange(count), None
+    order, windows, views = torch.arange(count), None, None
     top, left = ((side - image_size) // 2 for side in split.images.shape[-2:])
     if generator is not None:
-        order = torch.randperm(count, generator=generator)
-        if augment != "none":
+        order = torch.randperm(images_shown(split, augment), generator=generator)
+        if augment == "fourfold":
+            views = fourfold.draw_views(count, *split.images.shape[-2:], generator).to(device)
+        elif augment != "none":
             padding = padding if augment == "crop_flip" else 0
             windows = _draw_windows(split, image_size, augment, padding, generator).to(device)
     order = order.to(device)
     mean, std = (torch.tensor(x, dtype=torch.float32, device=device).view(1, 3, 1, 1) * 255 for x in (mean, std))
-    for start in range(0, count, batch_size):
+    for start in range(0, len(order), batch_size):
         now = slice(start, start + batch_size)
-        images = split.images[order[now]]
-        if windows is None:
-            images = images[..., top : top + image_size, left : left + image_size]
-        else:
-            images = _cut(F.pad(images, [padding] * 4), windows[now], image_size)
+        chosen = order[now] % count
+        whole = split.images[chosen]
+        images = whole[..., top : top + image_size, left : left + image_size]
+        if windows is not None:
+            images = _cut(F.pad(whole, [padding] * 4), windows[now], image_size)
+        if views is not None:
+            plain = (order[now] < count)[:, None, None, None]
+            images = torch.where(plain, images, fourfold.look(whole, views[order[now]], image_size))
         images = images.to(torch.float32, memory_format=torch.channels_last)
-        yield images.sub_(mean).div_(std), split.labels[order[now]]
+        yield images.sub_(mean).div_(std), split.labels[chosen]
 
 
 def _draw_windows(split: Split, size: int, augment: str, padding: int, generator: torch.Generator) -> Tensor:

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from helpers.optim import AdversarialModelPerturbation, hold_statistics
 from helpers.runtime import UserError, autocast_dtype, keep_freed_memory, progress, require_writable, seed_epoch
 
 OPTIMIZERS = ("sgd", "adam")
-SCHEDULES = ("constant", "step", "cosine")
+SCHEDULES = ("constant", "step", "cosine", "periodic_epochs", "periodic_batches")
 EVALUATION_BATCH = 64
 
 
@@ -31,7 +31,9 @@ class Recipe:
     Attributes:
         decay_weights_only: no weight decay on biases and BatchNorm, the parameters of one dimension.
         perturbation: radius of adversarial model perturbation; None trains without it.
-        schedule: over the epochs; `step` multiplies by `step_factor` every `step_epochs`.
+        schedule: over the epochs; `step` multiplies by `step_factor` every `step_epochs`; the periodic ones fall in a cosine
+            over `period` epochs or batches, rise again over as many, and so on.
+        lowest_learning_rate: where every cosine ends.
         warmup_epochs: the rate first rises linearly from 0 over this many epochs.
     """
 
@@ -53,6 +55,8 @@ class Recipe:
     warmup_epochs: int = 0
     step_epochs: int = 7
     step_factor: float = 0.1
+    period: int = 25
+    lowest_learning_rate: float = 0.0
     label_smoothing: float = 0.0
     augment: str = "none"
     padding: int = 0
@@ -60,10 +64,11 @@ class Recipe:
     channels_last: bool = True
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "image_size", "learning_rate", "step_epochs"):
+        for name in ("epochs", "batch_size", "image_size", "learning_rate", "step_epochs", "period"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be greater than 0.")
-        for name in ("momentum", "weight_decay", "label_smoothing", "padding", "warmup_epochs", "perturbation"):
+        signless = ("momentum", "weight_decay", "label_smoothing", "padding", "warmup_epochs", "perturbation")
+        for name in (*signless, "lowest_learning_rate"):
             if (getattr(self, name) or 0) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it cannot be negative.")
         if self.warmup_epochs >= self.epochs:
@@ -73,19 +78,24 @@ class Recipe:
                 raise UserError(f"There is no {name} '{getattr(self, name)}'; choose one of {', '.join(choices)}.")
 
 
-def learning_rate(recipe: Recipe, progress: float) -> float:
-    """The learning rate after `progress` epochs, in closed form, so that a resumed run needs no scheduler state.
+def learning_rate(recipe: Recipe, progress: float, batches: int = 1) -> float:
+    """The learning rate after `progress` epochs of `batches` each, in closed form: a resumed run needs no scheduler state.
 
-    The cosine ends at 0 with the last epoch (Loshchilov and Hutter 2017, equation 5, without restarts).
+    The cosine ends with the last epoch (Loshchilov and Hutter 2017, equation 5, without restarts). The periodic ones are
+    torch's `CosineAnnealingLR`, which rises again after `T_max` steps, stepped once an epoch or once a batch.
     """
     if progress < recipe.warmup_epochs:
         return recipe.learning_rate * progress / recipe.warmup_epochs
     if recipe.schedule == "step":
         return recipe.learning_rate * recipe.step_factor ** (int(progress) // recipe.step_epochs)
+    if recipe.schedule == "constant":
+        return recipe.learning_rate
     if recipe.schedule == "cosine":
-        share = (progress - recipe.warmup_epochs) / (recipe.epochs - recipe.warmup_epochs)
-        return recipe.learning_rate * (1 + math.cos(math.pi * share)) / 2
-    return recipe.learning_rate
+        turn = (progress - recipe.warmup_epochs) / (recipe.epochs - recipe.warmup_epochs)
+    else:
+        turn = progress * (batches if recipe.schedule == "periodic_batches" else 1) / recipe.period
+    lowest = recipe.lowest_learning_rate
+    return lowest + (recipe.learning_rate - lowest) * (1 + math.cos(math.pi * turn)) / 2
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -227,6 +237,10 @@ def score(logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
     return loss, (logits.argmax(1) == labels).double().mean().item()
 
 
+class Diverged(UserError):
+    """The loss is no longer finite."""
+
+
 @dataclass
 class Fit:
     """What `fit` leaves: a row an epoch, the best epoch by validation, and why it stopped early (None: it did not)."""
@@ -249,6 +263,7 @@ def fit(
     mirror: Path | None = None,
     time_budget: float | None = None,
     patience: int | None = None,
+    until: int | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Fit:
     """Train the model, on the device it is on, and leave it with the weights of its best epoch by validation accuracy.
@@ -263,11 +278,13 @@ def fit(
         mirror: folder, such as one on Google Drive, that each checkpoint is copied to; read when the local one is gone.
         time_budget: seconds, over all sessions of this run; no epoch starts once they are spent.
         patience: stop after this many epochs without a better validation accuracy.
+        until: stop after this epoch, to go on from the checkpoint another time.
 
     Raises:
-        UserError: the checkpoint cannot be written or read or belongs to another run, or the loss is no longer finite.
+        UserError: the checkpoint cannot be written or read or belongs to another run.
+        Diverged: the loss is no longer finite.
     """
-    for name, value in (("The time budget in seconds", time_budget), ("The patience", patience)):
+    for name, value in (("The time budget in seconds", time_budget), ("The patience", patience), ("The last epoch", until)):
         if value is not None and value <= 0:
             raise UserError(f"{name} is {value}; it must be greater than 0.")
     if checkpoint:
@@ -291,13 +308,13 @@ def fit(
 
     try:
         while (epoch := len(done.history)) < recipe.epochs:
-            done.stopped = _reason_to_stop(done, time_budget, patience)
+            done.stopped = _reason_to_stop(done, time_budget, patience, until)
             if done.stopped:
                 break
             row = _epoch(model, train, validation, optimizer, scaler, recipe, seed, epoch, clock)
             if not torch.isfinite(torch.tensor([row["train_loss"], row["val_loss"]])).all():
                 kept = f" The checkpoint of epoch {epoch} is kept." if checkpoint and epoch else ""
-                raise UserError(f"The loss was not finite in epoch {epoch + 1}; lower the learning rate.{kept}")
+                raise Diverged(f"The loss was not finite in epoch {epoch + 1}; lower the learning rate.{kept}")
             done.history.append(row)
             if not done.best or row["val_accuracy"] > done.best["val_accuracy"]:
                 done.best = {"epoch": row["epoch"], "val_accuracy": row["val_accuracy"], "val_loss": row["val_loss"]}
@@ -338,12 +355,12 @@ def _epoch(model, train, validation, optimizer, scaler, recipe, seed, epoch, clo
         padding=recipe.padding,
         generator=generator,
     )
-    steps = -(-len(train) // recipe.batch_size)
+    steps = -(-data.images_shown(train, recipe.augment) // recipe.batch_size)
 
     def scheduled():
         for number, batch in enumerate(progress(batches, f"epoch {epoch + 1}/{recipe.epochs}", steps)):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(recipe, epoch + number / steps)
+                group["lr"] = learning_rate(recipe, epoch + number / steps, steps)
             yield batch
 
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
@@ -352,7 +369,7 @@ def _epoch(model, train, validation, optimizer, scaler, recipe, seed, epoch, clo
     val_loss, val_accuracy = evaluate(model, validation, recipe)
     return {
         "epoch": epoch + 1,
-        "lr": learning_rate(recipe, epoch),
+        "lr": learning_rate(recipe, epoch, steps),
         "train_loss": train_loss,
         "train_accuracy": train_accuracy,
         "val_loss": val_loss,
@@ -362,15 +379,23 @@ def _epoch(model, train, validation, optimizer, scaler, recipe, seed, epoch, clo
     }
 
 
-def _reason_to_stop(done: Fit, time_budget: float | None, patience: int | None) -> str | None:
+def _reason_to_stop(done: Fit, time_budget: float | None, patience: int | None, until: int | None) -> str | None:
     if time_budget is not None and sum(row["seconds"] for row in done.history) >= time_budget:
         return f"time budget of {time_budget:g} s spent after epoch {len(done.history)}"
     if patience is not None and done.best and len(done.history) - done.best["epoch"] >= patience:
         return f"no better validation accuracy in {patience} epochs after epoch {done.best['epoch']}"
+    if until is not None and len(done.history) >= until:
+        return f"asked to stop after epoch {until}"
     return None
 
 
+def completed(settings: dict) -> dict:
+    """A recipe's settings, as an older program kept them, with the defaults of those that it did not have."""
+    return {setting.name: setting.default for setting in fields(Recipe)} | settings
+
+
 def _check_identity(found: dict, wanted: dict, checkpoint: Path) -> None:
+    found = completed(found)
     different = [f"{name} {found.get(name)}, not {wanted[name]}" for name in wanted if found.get(name) != wanted[name]]
     if different:
         raise UserError(

@@ -90,14 +90,15 @@ def test_batches_in_order_cover_every_image_once():
 
 
 @pytest.mark.parametrize("augment", data.AUGMENTS)
-def test_shuffled_batches_cover_every_image_once_and_the_seed_repeats(augment):
+def test_shuffled_batches_cover_every_image_as_often_as_they_say_and_the_seed_repeats(augment):
     def labels_and_images(seed):
         options = {"image_size": 4, "augment": augment, "padding": 1, "generator": torch.Generator().manual_seed(seed)}
         images, labels = zip(*data.batches(numbered(10), 4, **options, **PLAIN), strict=True)
         return torch.cat(labels).tolist(), torch.cat(images)
 
     first, again, other = labels_and_images(0), labels_and_images(0), labels_and_images(1)
-    assert sorted(first[0]) == list(range(10))
+    assert sorted(first[0]) == sorted(list(range(10)) * (4 if augment == "fourfold" else 1))
+    assert len(first[0]) == data.images_shown(numbered(10), augment)
     assert first[0] == again[0] and torch.equal(first[1], again[1])
     assert first[0] != other[0]
 
@@ -117,7 +118,8 @@ def test_a_gpu_sees_the_same_batches(augment):
         options = {"image_size": 4, "augment": augment, "padding": 1, "generator": torch.Generator().manual_seed(0)}
         return torch.cat([x.cpu() for x, _ in data.batches(numbered(10).to(device), 4, **options, **PLAIN)])
 
-    assert torch.equal(images("cpu"), images("cuda"))
+    difference = (images("cpu") - images("cuda")).abs().max()
+    assert difference < 1e-2 if augment == "fourfold" else difference == 0, "of 255 grey levels"
 
 
 def test_batches_are_channels_last_float32():

@@ -1,5 +1,6 @@
 """The loop: weighting by images, schedules, resume, stops, and what happens when things go wrong."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -149,6 +150,71 @@ def test_warm_up_is_a_straight_line_from_zero_and_the_cosine_ends_at_zero():
     assert rates == pytest.approx([0, 0.25, 0.75, 1, 0.5, 0])
 
 
+def torchs_cosine(steps: int, period: int, lowest: float) -> list[float]:
+    """The rate before each step of torch's scheduler, started at 0.1."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=period, eta_min=lowest)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def test_a_cosine_by_epochs_is_torchs_and_rises_again_after_its_period():
+    recipe = replace(RECIPE, epochs=80, learning_rate=0.1, schedule="periodic_epochs", lowest_learning_rate=1e-4)
+    rates = [learning_rate(recipe, epoch, 1000) for epoch in range(80)]
+    assert rates == pytest.approx(torchs_cosine(80, 25, 1e-4), rel=1e-9)
+    assert rates[25] == pytest.approx(1e-4) == rates[75] and rates[50] == pytest.approx(0.1)
+
+
+def test_a_cosine_by_batches_is_torchs_stepped_after_each_batch():
+    recipe = replace(RECIPE, epochs=3, learning_rate=0.1, schedule="periodic_batches", period=7, lowest_learning_rate=0.02)
+    rates = [learning_rate(recipe, epoch + batch / 11, 11) for epoch in range(3) for batch in range(11)]
+    assert rates == pytest.approx(torchs_cosine(33, 7, 0.02), rel=1e-9)
+
+
+def test_the_rates_of_report_slims_log_are_those_of_a_cosine_of_25_batches():
+    """Figure 2, to the last digit printed: four times 50,000 images make 1,562 whole batches of 128 an epoch.
+
+    What it prints after an epoch is `get_lr()`, which outside of a scheduler's step extrapolates by one step more.
+    """
+    recipe = replace(RECIPE, learning_rate=0.1, schedule="periodic_batches", lowest_learning_rate=1e-4)
+    printed = {
+        11: 0.0912902842758814,
+        12: 0.08264049551198992,
+        13: 0.01424664832292858,
+        14: 0.014829184220305288,
+        15: 0.08273569243054962,
+        16: 0.09122470424783691,
+        17: 0.023935585672309027,
+    }
+    for epoch, rate in printed.items():
+        before, now = (learning_rate(recipe, epoch + 1 - batches / 1562, 1562) - 1e-4 for batches in (1, 0))
+        assert now / before * now + 1e-4 == pytest.approx(rate, rel=1e-9)
+
+
+def test_every_cosine_ends_at_the_lowest_rate():
+    recipe = replace(RECIPE, epochs=4, learning_rate=1.0, schedule="cosine", lowest_learning_rate=0.2)
+    assert [learning_rate(recipe, epoch) for epoch in (0, 2, 4)] == pytest.approx([1, 0.6, 0.2])
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "periodic_batches"])
+def test_fourfold_data_make_four_times_the_steps(monkeypatch, schedule):
+    rates, step = [], training._step
+
+    def note(model, images, labels, optimizer, *rest):
+        rates.append(optimizer.param_groups[0]["lr"])
+        return step(model, images, labels, optimizer, *rest)
+
+    monkeypatch.setattr(training, "_step", note)
+    recipe = replace(RECIPE, epochs=1, learning_rate=1.0, schedule=schedule, period=11, augment="fourfold")
+    fit(make_model(), TRAIN, VALIDATION, recipe)
+    cosine = [math.cos(math.pi * number / 22) ** 2 for number in range(11)]
+    assert rates == pytest.approx(cosine), "84 images are 11 batches of 8, the last of 4"
+
+
 def test_the_rate_moves_within_an_epoch(monkeypatch):
     rates, step = [], training._step
 
@@ -201,6 +267,7 @@ def test_one_sgd_step_by_hand():
 KINDS = {
     "sgd": {"momentum": 0.9, "schedule": "step", "step_epochs": 2},
     "adam": {"optimizer": "adam"},
+    "fourfold": {"augment": "fourfold", "schedule": "periodic_batches", "period": 3, "lowest_learning_rate": 0.001},
     "perturbed": {"perturbation": 0.3, "inner_steps": 2, "schedule": "cosine", "warmup_epochs": 1, "decay_weights_only": True},
 }
 
@@ -250,6 +317,31 @@ def test_ctrl_c_says_what_is_kept_of_this_very_run(tmp_path, monkeypatch, capsys
     with pytest.raises(KeyboardInterrupt):
         fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=checkpoint, resume=False)
     assert sentence in capsys.readouterr().out
+
+
+def test_a_run_stopped_at_an_epoch_goes_on_as_one_that_was_not(tmp_path):
+    recipe = replace(RECIPE, schedule="cosine")
+    whole = make_model()
+    expected = fit(whole, TRAIN, VALIDATION, recipe)
+    first = fit(make_model(), TRAIN, VALIDATION, recipe, checkpoint=tmp_path / "a.ckpt", until=3)
+    assert first.stopped == "asked to stop after epoch 3"
+    assert without_times(first.history) == without_times(expected.history[:3])
+    resumed = make_model()
+    done = fit(resumed, TRAIN, VALIDATION, recipe, checkpoint=tmp_path / "a.ckpt", until=9)
+    assert same(whole, resumed) and done.stopped is None
+    assert without_times(done.history) == without_times(expected.history)
+
+
+def test_a_checkpoint_from_before_a_recipe_had_a_setting_goes_on(tmp_path):
+    path = tmp_path / "a.ckpt"
+    fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=path, until=1)
+    state = load_checkpoint(path)
+    del state["identity"]["period"]
+    save_checkpoint(state, path)
+    assert len(fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=path).history) == 4
+    save_checkpoint(state, path)
+    with pytest.raises(UserError, match="belongs to a run with period 25, not 9"):
+        fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, period=9), checkpoint=path)
 
 
 def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch):
@@ -305,7 +397,8 @@ def test_time_budget_counts_the_sessions_before(tmp_path):
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path, monkeypatch):
     losses = iter([(0.5, 0.5), (float("nan"), 0.5)])
     monkeypatch.setattr(training, "evaluate", lambda *_: next(losses))
-    with pytest.raises(UserError, match="not finite in epoch 2; lower the learning rate. The checkpoint of epoch 1 is kept"):
+    sentence = "not finite in epoch 2; lower the learning rate. The checkpoint of epoch 1 is kept"
+    with pytest.raises(training.Diverged, match=sentence):
         fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=tmp_path / "a.ckpt")
     assert len(load_checkpoint(tmp_path / "a.ckpt")["history"]) == 1
 
@@ -372,6 +465,8 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
         ({"momentum": -0.1}, "momentum is -0.1; it cannot be negative"),
         ({"perturbation": -0.5}, "perturbation is -0.5; it cannot be negative"),
+        ({"period": 0}, "period is 0; it must be greater than 0"),
+        ({"lowest_learning_rate": -1e-4}, "lowest_learning_rate is -0.0001; it cannot be negative"),
         ({"warmup_epochs": 4}, "warmup_epochs is 4; it must be less than the 4 epochs"),
         ({"optimizer": "magic"}, "no optimizer 'magic'; choose one of sgd, adam"),
         ({"schedule": "up"}, "no schedule 'up'"),
@@ -383,7 +478,7 @@ def test_a_recipe_that_cannot_be_gets_its_sentence(change, sentence):
         replace(RECIPE, **change)
 
 
-@pytest.mark.parametrize("arguments", [{"time_budget": 0}, {"time_budget": -1.0}, {"patience": 0}])
+@pytest.mark.parametrize("arguments", [{"time_budget": 0}, {"time_budget": -1.0}, {"patience": 0}, {"until": 0}])
 def test_a_budget_that_cannot_be_gets_its_sentence(arguments):
     with pytest.raises(UserError, match="must be greater than 0"):
         fit(make_model(), TRAIN, VALIDATION, RECIPE, **arguments)
