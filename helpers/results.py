@@ -330,6 +330,7 @@ _FORMATS = {
     "parameters": "{:,}",
     "val loss": "{:.4f}",
     "val loss, report": "{:.4f}",
+    "val accuracy": "{:.2%}",
     "test accuracy": "{:.2%}",
     "sd": "{:.2%}",
     "low": "{:.2%}",
