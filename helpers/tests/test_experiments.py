@@ -61,6 +61,28 @@ def test_the_tenth_differs_from_the_whole_in_its_epochs_alone():
         assert part.recipe == replace(whole.recipe, epochs=epochs) and part.model == whole.model
 
 
+def test_the_recipes_of_report_slim():
+    rows = experiments.EXPERIMENTS
+    for name, accuracy in (("slim_resnet_trial1", 0.77), ("slim_resnet_trial2", 0.77), ("slim_resnet_trial3", 0.84)):
+        recipe = rows[f"cifar10/{name}"].recipe
+        assert (recipe.optimizer, recipe.learning_rate, recipe.batch_size, recipe.augment) == ("adam", 0.001, 64, "none")
+        assert rows[f"cifar10/{name}"].reported == {"test_accuracy": accuracy} and rows[f"cifar10/{name}"].model == name
+    baseline, final = rows["cifar10/resnet18_torchvision"], rows["cifar10/slim_resnet"]
+    assert baseline.recipe.augment == "none" and baseline.reported == {"test_accuracy": 0.78}
+    recipe = final.recipe
+    assert (recipe.optimizer, recipe.learning_rate, recipe.weight_decay, recipe.batch_size) == ("sgd", 0.1, 1e-4, 128)
+    assert (recipe.epochs, recipe.period, recipe.augment) == (80, 25, "fourfold") and final.reported == {"test_accuracy": 0.91}
+    assert rows["cifar10/slim_resnet_by_epoch"].recipe == replace(recipe, schedule="periodic_epochs")
+    assert rows["cifar10/slim_resnet_strong"].recipe == rows["cifar10/resnext29_under5m_strong"].recipe
+
+
+def test_every_slim_run_on_a_tenth_shows_each_image_twenty_times_and_the_fair_three_differ_in_their_data_alone():
+    rows = [row for row in experiments.EXPERIMENTS.values() if row.dataset == "cifar10_tenth" and row.report == "slim"]
+    assert [row.recipe.epochs * (4 if row.recipe.augment == "fourfold" else 1) for row in rows] == [20] * 7
+    same = {replace(row.recipe, epochs=1, augment="none", padding=0) for row in rows if row.model == "slim_resnet"}
+    assert len(same) == 1 and [row.recipe.augment for row in rows[-3:]] == ["fourfold", "none", "crop_flip"]
+
+
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     """One real smoke run through the command line: its results folder."""
