@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from helpers import data, models, training
+from helpers import checkpoints, data, models, training
+from helpers.checkpoints import load_checkpoint, previous, save_checkpoint
 from helpers.data import Split
 from helpers.runtime import UserError, seed_epoch
-from helpers.training import Recipe, fit, learning_rate, load_checkpoint, previous, save_checkpoint
+from helpers.training import Recipe, fit, learning_rate
 
 RECIPE = Recipe(
     epochs=4, batch_size=8, image_size=8, mean=(0.5,) * 3, std=(0.5,) * 3, learning_rate=0.05, augment="crop_flip", padding=1
@@ -431,7 +432,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(training.os, "fsync", full)
+    monkeypatch.setattr(checkpoints.os, "fsync", full)
     with pytest.raises(UserError, match="could not be written .No space left on device.*--checkpoint-dir"):
         save_checkpoint({"history": [2]}, path)
     assert load_checkpoint(path) == {"history": [1]}
