@@ -194,6 +194,98 @@ class EarlyConcatenation(ResidualBlock):
         return self.bn3(self.conv3(torch.cat([branch(x) for branch in self.branches], dim=1)))
 
 
+class Res2NetBlock(ResidualBlock):
+    """1×1 down, a hierarchy of small 3×3 convolutions, 1×1 up: each part of the channels sees what the one before saw.
+
+    The channels after the first 1×1 are split into `scale` parts x1, x2, … of `cardinality` · `group_width` channels, and
+    y1 = x1, y2 = K2(x2), yi = Ki(xi + y(i-1)) for i > 2, where a K is a 3×3 convolution of `cardinality` groups with
+    BatchNorm and ReLU. A stride above 1 leaves y(i-1) smaller than xi; then, as in the authors' code, the parts are not
+    added and x1 is averaged over 3×3 instead. (That code does so in every first block of a stage, stride 1 included.)
+
+    Source: Gao et al. 2019, section 3.1, equation 1, and section 3.2 for the groups.
+
+    Raises:
+        UserError: a size is not a whole number of at least 1, or `scale` is below 2, which is a `Bottleneck`.
+    """
+
+    expansion = 4
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        scale: int = 4,
+        cardinality: int = 1,
+        group_width: int,
+        stride: int = 1,
+    ):
+        super().__init__()
+        require_positive(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            scale=scale,
+            cardinality=cardinality,
+            group_width=group_width,
+            stride=stride,
+        )
+        if scale == 1:
+            raise UserError("scale is 1, which leaves no 3×3 convolution; choose at least 2, or a Bottleneck.")
+        width = cardinality * group_width
+        self.conv1 = convolution(in_channels, scale * width, 1)
+        self.bn1 = nn.BatchNorm2d(scale * width)
+        self.convs = nn.ModuleList(convolution(width, width, 3, stride, groups=cardinality) for _ in range(scale - 1))
+        self.bns = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(scale - 1))
+        self.pool = nn.Identity() if stride == 1 else nn.AvgPool2d(3, stride, padding=1)
+        self.conv3 = convolution(scale * width, out_channels, 1)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = projection(in_channels, out_channels, stride)
+
+    def residual(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        first, *parts = out.chunk(len(self.convs) + 1, dim=1)
+        outputs = [self.pool(first)]
+        for index, (part, conv, bn) in enumerate(zip(parts, self.convs, self.bns, strict=True)):
+            if index and conv.stride == (1, 1):
+                part = part + outputs[-1]
+            outputs.append(self.relu(bn(conv(part))))
+        return self.bn3(self.conv3(torch.cat(outputs, dim=1)))
+
+
+class WideBlock(nn.Module):
+    """Two 3×3 convolutions, each after its BatchNorm and ReLU, with dropout between them; the first carries the stride.
+
+    Where the shape changes, the shortcut is a bare 1×1 convolution of the activated input; else it is the input itself.
+
+    Source: Zagoruyko and Komodakis 2016, figure 1(d), and the authors' code for the shortcut.
+
+    Args:
+        dropout: the part of the activations that is dropped before the second convolution; the paper takes 0.3 or none.
+    """
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, dropout: float = 0.0):
+        super().__init__()
+        require_positive(in_channels=in_channels, out_channels=out_channels, stride=stride)
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = convolution(in_channels, out_channels, 3, stride)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.conv2 = convolution(out_channels, out_channels, 3)
+        self.relu = nn.ReLU(inplace=True)
+        same = stride == 1 and in_channels == out_channels
+        self.downsample = None if same else convolution(in_channels, out_channels, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride), rounded up."""
+        activated = self.relu(self.bn1(x))
+        out = self.relu(self.bn2(self.conv1(activated)))
+        out = self.conv2(self.dropout(out))
+        return out + (x if self.downsample is None else self.downsample(activated))
+
+
 def narrow_branch(in_channels: int, group_width: int, stride: int) -> nn.Sequential:
     """One narrow path of figure 3: 1×1 down to `group_width` channels, then 3×3, each with BatchNorm and ReLU."""
     return nn.Sequential(

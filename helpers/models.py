@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import ResNet18_Weights, ResNet50_Weights, ResNeXt50_32X4D_Weights, WeightsEnum, get_model
 
-from helpers.blocks import BasicBlock, Bottleneck, ResidualBlock, convolution, require_positive
+from helpers.blocks import BasicBlock, Bottleneck, Res2NetBlock, ResidualBlock, convolution, require_positive
 from helpers.runtime import UserError
+from helpers.zoo import SimpleNet, WideResNet, ZooResNeXt
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,15 @@ def resnext29_under5m(num_classes: int) -> ResidualNet:
     return resnext29(num_classes, 32, 4, Stem(32, 1, 1, max_pool=False))
 
 
+def res2next29_6c24w4s(num_classes: int) -> ResidualNet:
+    """ResNeXt-29 with Res2Net blocks: 6 groups of 24 channels in each of 4 parts. Source: Gao et al. 2019, section 4.3."""
+    stages = []
+    for number in range(3):
+        arguments = {"scale": 4, "cardinality": 6, "group_width": 24 * 2**number}
+        stages.append(Stage(3, 256 * 2**number, stride=1 if number == 0 else 2, block_arguments=arguments))
+    return ResidualNet(Res2NetBlock, Stem(64, 3, 1, max_pool=False), stages, num_classes)
+
+
 @dataclass(frozen=True)
 class Model:
     """A row of the registry: how to make the network, and where its ImageNet weights are, if any."""
@@ -227,6 +237,20 @@ MODELS = {
     ),
     "torchvision/resnet18": Model(partial(from_torchvision, "resnet18"), ResNet18_Weights.IMAGENET1K_V1),
     "torchvision/resnet50": Model(partial(from_torchvision, "resnet50"), ResNet50_Weights.IMAGENET1K_V1),
+    "simplenet": Model(SimpleNet),
+    "wrn16_2": Model(partial(WideResNet, depth=16, width=2)),
+    "wrn16_4": Model(partial(WideResNet, depth=16, width=4)),
+    "wrn16_8": Model(partial(WideResNet, depth=16, width=8)),
+    "wrn16_16": Model(partial(WideResNet, depth=16, width=16)),
+    "wrn28_2": Model(partial(WideResNet, depth=28, width=2)),
+    "wrn28_4": Model(partial(WideResNet, depth=28, width=4)),
+    "res2next29_6c24w4s": Model(res2next29_6c24w4s),
+    "zoo_resnext1": Model(partial(ZooResNeXt, stages=((32, 16), (16, 8)))),
+    "zoo_resnext2": Model(partial(ZooResNeXt, stages=((64, 32), (32, 16), (16, 8)))),
+    "zoo_resnext3": Model(partial(ZooResNeXt, stages=((16, 8), (8, 4), (4, 4)))),
+    "zoo_resnext1_rectified": Model(partial(ZooResNeXt, stages=((32, 16), (16, 8)), rectify=True)),
+    # 12 channels, doubled twice, make as many parameters as 32, halved twice: 76,864 against 75,484 for 100 classes.
+    "zoo_resnext1_doubling": Model(partial(ZooResNeXt, stages=((12, 24), (24, 48)))),
 }
 
 
