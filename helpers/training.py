@@ -1,6 +1,7 @@
 """The loop: recipes, one epoch, evaluation, `fit` with resume, early stop and a time budget."""
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
@@ -18,7 +19,9 @@ from helpers.runtime import UserError, autocast_dtype, keep_freed_memory, progre
 
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("constant", "step", "cosine", "periodic_epochs", "periodic_batches")
+PACES = ("epochs", "time")
 EVALUATION_BATCH = 64
+FIRST_EPOCHS = 3
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,10 @@ class Recipe:
             over `period` epochs or batches, rise again over as many, and so on.
         lowest_learning_rate: where every cosine ends.
         warmup_epochs: the rate first rises linearly from 0 over this many epochs.
+        time_budget: seconds of training and validation; no epoch starts that would end after them. None: no limit.
+        patience: stop after this many epochs without a better validation accuracy. None: never.
+        pace: what carries the schedule from its start to its end: the epochs, or `time`, the part of the time budget that
+            is spent, so that a run ends its schedule when its time is up, however many epochs that was.
     """
 
     epochs: int
@@ -59,6 +66,9 @@ class Recipe:
     padding: int = 0
     mixed_precision: bool = True
     channels_last: bool = True
+    time_budget: float | None = None
+    patience: int | None = None
+    pace: str = "epochs"
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "image_size", "learning_rate", "step_epochs", "period"):
@@ -70,17 +80,26 @@ class Recipe:
                 raise UserError(f"{name} is {getattr(self, name)}; it cannot be negative.")
         if self.warmup_epochs >= self.epochs:
             raise UserError(f"warmup_epochs is {self.warmup_epochs}; it must be less than the {self.epochs} epochs.")
-        for name, choices in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("augment", data.AUGMENTS)):
+        for name, choices in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("augment", data.AUGMENTS), ("pace", PACES)):
             if getattr(self, name) not in choices:
                 raise UserError(f"There is no {name} '{getattr(self, name)}'; choose one of {', '.join(choices)}.")
+        for name in ("time_budget", "patience"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be greater than 0, or None for no limit.")
+        if self.pace == "time" and self.time_budget is None:
+            raise UserError("pace is 'time', but there is no time_budget; give the recipe one, in seconds.")
 
 
-def learning_rate(recipe: Recipe, progress: float, batches: int = 1) -> float:
+def learning_rate(recipe: Recipe, progress: float, batches: int = 1, *, spent: float = 0.0) -> float:
     """The learning rate after `progress` epochs of `batches` each, in closed form: a resumed run needs no scheduler state.
 
-    The cosine ends with the last epoch (Loshchilov and Hutter 2017, equation 5, without restarts). The periodic ones are
-    torch's `CosineAnnealingLR`, which rises again after `T_max` steps, stepped once an epoch or once a batch.
+    The cosine ends with the last epoch (Loshchilov and Hutter 2017, equation 5, without restarts), or with the time budget:
+    at the pace of time, the schedule is as far along as the part of the budget that is `spent`, or as the epochs where those
+    are further. The periodic ones are torch's `CosineAnnealingLR`, which rises again after `T_max` steps, stepped once an
+    epoch or once a batch.
     """
+    if recipe.pace == "time":
+        progress = max(progress, recipe.epochs * min(spent, 1.0))
     if progress < recipe.warmup_epochs:
         return recipe.learning_rate * progress / recipe.warmup_epochs
     if recipe.schedule == "step":
@@ -228,6 +247,11 @@ def evaluate(model: nn.Module, split: data.Split, recipe: Recipe) -> tuple[float
     return score(predict(model, split, recipe), split.labels.cpu())
 
 
+def accuracy_at(k: int, logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """The part of the images whose label is among the `k` highest of their scores: logits (N, C), labels (N,)."""
+    return (logits.topk(k, dim=1).indices == labels[:, None]).any(1).double().mean().item()
+
+
 def score(logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
     """Mean cross-entropy and accuracy of logits (N, C) against labels (N,): both are means over images."""
     loss = F.cross_entropy(logits.double(), labels).item()
@@ -240,11 +264,16 @@ class Diverged(UserError):
 
 @dataclass
 class Fit:
-    """What `fit` leaves: a row an epoch, the best epoch by validation, and why it stopped early (None: it did not)."""
+    """What `fit` leaves: a row an epoch, the best epoch by validation, and why it stopped early (None: it did not).
+
+    `limits` holds those in force: `time_budget` in seconds, `patience` in epochs, and `estimated_epochs`, how many would fit
+    the budget at the pace of the first ones (None: no budget).
+    """
 
     history: list[dict] = field(default_factory=list)
     best: dict = field(default_factory=dict)
     stopped: str | None = None
+    limits: dict = field(default_factory=dict)
 
 
 def fit(
@@ -273,14 +302,17 @@ def fit(
         checkpoint: file written after every epoch; the one before it is kept beside it. None: no checkpoint.
         resume: go on from the checkpoint if there is one; False starts over.
         mirror: folder, such as one on Google Drive, that each checkpoint is copied to; read when the local one is gone.
-        time_budget: seconds, over all sessions of this run; no epoch starts once they are spent.
-        patience: stop after this many epochs without a better validation accuracy.
+        time_budget: in place of the recipe's: seconds, over all sessions of this run. The first epoch always runs; a later
+            one starts only if, at the median of those before, it ends in time, so that one epoch too many is the most.
+        patience: in place of the recipe's: epochs without a better validation accuracy.
         until: stop after this epoch, to go on from the checkpoint another time.
 
     Raises:
         UserError: the checkpoint cannot be written or read or belongs to another run.
         Diverged: the loss is no longer finite.
     """
+    time_budget = recipe.time_budget if time_budget is None else time_budget
+    patience = recipe.patience if patience is None else patience
     for name, value in (("The time budget in seconds", time_budget), ("The patience", patience), ("The last epoch", until)):
         if value is not None and value <= 0:
             raise UserError(f"{name} is {value}; it must be greater than 0.")
@@ -308,11 +340,15 @@ def fit(
             done.stopped = _reason_to_stop(done, time_budget, patience, until)
             if done.stopped:
                 break
-            row = _epoch(model, train, validation, optimizer, scaler, recipe, seed, epoch, clock)
+            spent = sum(row["seconds"] for row in done.history)
+            row = _epoch(model, train, validation, optimizer, scaler, recipe, seed, epoch, clock, spent, time_budget)
             if not torch.isfinite(torch.tensor([row["train_loss"], row["val_loss"]])).all():
                 kept = f" The checkpoint of epoch {epoch} is kept." if checkpoint and epoch else ""
                 raise Diverged(f"The loss was not finite in epoch {epoch + 1}; lower the learning rate.{kept}")
             done.history.append(row)
+            if time_budget is not None and len(done.history) == FIRST_EPOCHS:
+                fitting = estimate_epochs(done.history, time_budget)
+                print(f"At the pace of the first {FIRST_EPOCHS} epochs, {fitting} fit the time budget of {time_budget:g} s.")
             if not done.best or row["val_accuracy"] > done.best["val_accuracy"]:
                 done.best = {"epoch": row["epoch"], "val_accuracy": row["val_accuracy"], "val_loss": row["val_loss"]}
                 best_weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
@@ -335,10 +371,21 @@ def fit(
         raise
     if best_weights is not None:
         model.load_state_dict(best_weights)
+    estimated = None if time_budget is None else estimate_epochs(done.history, time_budget)
+    done.limits = {"time_budget": time_budget, "patience": patience, "estimated_epochs": estimated}
     return done
 
 
-def _epoch(model, train, validation, optimizer, scaler, recipe, seed, epoch, clock) -> dict:
+def estimate_epochs(history: list[dict], time_budget: float) -> int:
+    """How many epochs fit a time budget in seconds, at the median pace of the first ones; at least the one that always runs.
+
+    Source: report `zoo`, section 5.2, which estimates for every model how many epochs the time allowed would let it run.
+    """
+    seconds = statistics.median(row["seconds"] for row in history[:FIRST_EPOCHS])
+    return max(1, int(time_budget // seconds))
+
+
+def _epoch(model, train, validation, optimizer, scaler, recipe, seed, epoch, clock, spent, time_budget) -> dict:
     """Train and validate one epoch; its row of the history."""
     start = clock()
     generator = seed_epoch(seed, epoch + 1)  # epoch 0 of a seed belongs to the model's initial weights
@@ -354,19 +401,24 @@ def _epoch(model, train, validation, optimizer, scaler, recipe, seed, epoch, clo
     )
     steps = -(-data.images_shown(train, recipe.augment) // recipe.batch_size)
 
+    def rate(step: int) -> float:
+        share = (spent + clock() - start) / time_budget if recipe.pace == "time" else 0.0
+        return learning_rate(recipe, epoch + step / steps, steps, spent=share)
+
     def scheduled():
         for number, batch in enumerate(progress(batches, f"epoch {epoch + 1}/{recipe.epochs}", steps)):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(recipe, epoch + number / steps, steps)
+                group["lr"] = rate(number)
             yield batch
 
+    first_rate = rate(0)
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         train_loss, train_accuracy = train_epoch(model, scheduled(), optimizer, recipe, scaler)
     trained = clock()
     val_loss, val_accuracy = evaluate(model, validation, recipe)
     return {
         "epoch": epoch + 1,
-        "lr": learning_rate(recipe, epoch, steps),
+        "lr": first_rate,
         "train_loss": train_loss,
         "train_accuracy": train_accuracy,
         "val_loss": val_loss,
@@ -377,8 +429,9 @@ def _epoch(model, train, validation, optimizer, scaler, recipe, seed, epoch, clo
 
 
 def _reason_to_stop(done: Fit, time_budget: float | None, patience: int | None, until: int | None) -> str | None:
-    if time_budget is not None and sum(row["seconds"] for row in done.history) >= time_budget:
-        return f"time budget of {time_budget:g} s spent after epoch {len(done.history)}"
+    seconds = [row["seconds"] for row in done.history]
+    if time_budget is not None and seconds and sum(seconds) + statistics.median(seconds) > time_budget:
+        return f"time budget of {time_budget:g} s: {sum(seconds):.0f} s spent after epoch {len(seconds)}, and no other fits"
     if patience is not None and done.best and len(done.history) - done.best["epoch"] >= patience:
         return f"no better validation accuracy in {patience} epochs after epoch {done.best['epoch']}"
     if until is not None and len(done.history) >= until:

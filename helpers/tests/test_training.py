@@ -1,6 +1,9 @@
 """The loop: weighting by images, schedules, resume, stops, and what happens when things go wrong."""
 
+import itertools
 import math
+import random
+import statistics
 from dataclasses import replace
 
 import pytest
@@ -269,6 +272,7 @@ KINDS = {
     "sgd": {"momentum": 0.9, "schedule": "step", "step_epochs": 2},
     "adam": {"optimizer": "adam"},
     "fourfold": {"augment": "fourfold", "schedule": "periodic_batches", "period": 3, "lowest_learning_rate": 0.001},
+    "limited": {"time_budget": 1e9, "patience": 99},
     "perturbed": {"perturbation": 0.3, "inner_steps": 2, "schedule": "cosine", "warmup_epochs": 1, "decay_weights_only": True},
 }
 
@@ -310,7 +314,7 @@ def test_ctrl_c_says_what_is_kept_of_this_very_run(tmp_path, monkeypatch, capsys
     epoch = training._epoch
 
     def interrupted(*arguments):
-        if arguments[-2] + 1 == stopped_in:
+        if arguments[7] + 1 == stopped_in:
             raise KeyboardInterrupt
         return epoch(*arguments)
 
@@ -377,11 +381,107 @@ def test_early_stop_after_patience_epochs_without_a_better_one(monkeypatch):
     assert "no better validation accuracy in 2 epochs after epoch 2" in done.stopped
 
 
-def test_time_budget_overshoots_by_at_most_one_epoch():
+def test_no_epoch_starts_that_would_not_end_within_the_time_budget():
     ticks = iter(range(0, 1000, 10))  # every look at the clock is 10 s later: 20 s an epoch
     done = fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, epochs=10), time_budget=50, clock=lambda: next(ticks))
-    assert [row["seconds"] for row in done.history] == [20, 20, 20]
-    assert "time budget of 50 s spent after epoch 3" in done.stopped
+    assert [row["seconds"] for row in done.history] == [20, 20]
+    assert done.stopped == "time budget of 50 s: 40 s spent after epoch 2, and no other fits"
+
+
+def clock_of(*durations: float):
+    """A clock by which the epochs last so long, half of it in training, the last one again and again; three looks an epoch."""
+    now = 0.0
+    for duration in itertools.chain(durations, itertools.repeat(durations[-1])):
+        yield from (now, now + duration / 2, now + duration)
+        now += duration
+
+
+@pytest.mark.parametrize("budget", [1, 40, 55, 100, 333])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_time_budget_is_never_overshot_by_more_than_one_epoch_however_they_vary(budget, seed):
+    draw = random.Random(seed)
+    clock = clock_of(*(draw.choice((5, 10, 80)) for _ in range(40)), 10)
+    recipe = replace(RECIPE, epochs=80)
+    done = fit(make_model(), TRAIN.subset(range(8)), VALIDATION, recipe, time_budget=budget, clock=lambda: next(clock))
+    seconds = [row["seconds"] for row in done.history]
+    assert seconds and sum(seconds[:-1]) < budget, "only the last epoch may end late"
+    assert sum(seconds) + statistics.median(seconds) > budget, "and none that fits is left out"
+    assert done.stopped.startswith(f"time budget of {budget} s: {sum(seconds):.0f} s spent after epoch {len(seconds)}")
+
+
+def test_the_first_epochs_say_how_many_fit_the_budget_and_the_run_records_it(capsys):
+    clock = clock_of(30, 10, 12, 15)
+    done = fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, epochs=9), time_budget=100, clock=lambda: next(clock))
+    # The median of 30, 10 and 12 s goes 8 times into 100 s.
+    assert capsys.readouterr().out == "At the pace of the first 3 epochs, 8 fit the time budget of 100 s.\n"
+    assert done.limits == {"time_budget": 100, "patience": None, "estimated_epochs": 8}
+    assert [row["seconds"] for row in done.history] == [30, 10, 12, 15, 15, 15], "97 s, and the estimate was too high"
+    assert fit(make_model(), TRAIN, VALIDATION, RECIPE).limits["estimated_epochs"] is None
+
+
+def test_a_budget_shorter_than_an_epoch_gives_one_epoch():
+    clock = clock_of(30)
+    done = fit(make_model(), TRAIN, VALIDATION, RECIPE, time_budget=7, clock=lambda: next(clock))
+    assert (len(done.history), done.limits["estimated_epochs"]) == (1, 1)
+
+
+def test_the_recipes_limits_hold_and_an_argument_takes_their_place(monkeypatch):
+    clock, recipe = clock_of(10), replace(RECIPE, epochs=10, time_budget=40, patience=3)
+    done = fit(make_model(), TRAIN, VALIDATION, recipe, patience=9, clock=lambda: next(clock))
+    assert (len(done.history), done.limits["time_budget"], done.limits["patience"]) == (4, 40, 9)
+    assert len(fit(make_model(), TRAIN, VALIDATION, recipe, time_budget=10, clock=lambda: next(clock)).history) == 1
+    monkeypatch.setattr(training, "evaluate", lambda *_: (1, 0.5))
+    done = fit(make_model(), TRAIN, VALIDATION, recipe, time_budget=1000, clock=lambda: next(clock))
+    assert len(done.history) == 4 and done.stopped == "no better validation accuracy in 3 epochs after epoch 1"
+
+
+def test_a_schedule_at_the_pace_of_time_in_closed_form():
+    recipe = replace(RECIPE, epochs=100, learning_rate=1.0, schedule="cosine", time_budget=60, pace="time")
+    assert [learning_rate(recipe, 3, spent=part) for part in (0.25, 0.5, 1, 1.5)] == pytest.approx([0.8535534, 0.5, 0, 0])
+    assert learning_rate(recipe, 75, spent=0.25) == pytest.approx(0.1464466), "the epochs, where they are further"
+    warm = replace(recipe, warmup_epochs=10)
+    assert [learning_rate(warm, 0, spent=part) for part in (0, 0.05, 0.55, 1)] == pytest.approx([0, 0.5, 0.5, 0])
+    step = replace(recipe, schedule="step", step_epochs=50)
+    assert [learning_rate(step, 0, spent=part) for part in (0.49, 0.5)] == pytest.approx([1, 0.1])
+    assert learning_rate(replace(recipe, pace="epochs"), 50, spent=0.9) == pytest.approx(0.5)
+
+
+def test_a_run_at_the_pace_of_time_ends_its_schedule_with_its_budget(monkeypatch, tmp_path):
+    ticks, rates, step = itertools.count(), [], training._step
+
+    def note(model, images, labels, optimizer, *rest):
+        rates.append(optimizer.param_groups[0]["lr"])
+        return step(model, images, labels, optimizer, *rest)
+
+    monkeypatch.setattr(training, "_step", note)
+    recipe = replace(RECIPE, epochs=100, learning_rate=1.0, schedule="cosine", time_budget=24, pace="time")
+    arguments = {"clock": lambda: next(ticks), "checkpoint": tmp_path / "a.ckpt"}
+    # A look a second: an epoch's start, the rate in its row, its three steps, its training's end, its own end: 6 s.
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_reason_to_stop", lambda done, *_: "halfway" if len(done.history) == 2 else None)
+        fit(make_model(), TRAIN, VALIDATION, recipe, **arguments)
+    done = fit(make_model(), TRAIN, VALIDATION, recipe, **arguments)  # goes on where the schedule was
+    spent = [6 * epoch + second for epoch in range(4) for second in (2, 3, 4)]
+    assert rates == pytest.approx([(1 + math.cos(math.pi * second / 24)) / 2 for second in spent])
+    assert [row["seconds"] for row in done.history] == [6] * 4 and rates[-1] < 0.02
+
+
+def test_accuracy_at_k_by_hand():
+    scores = torch.tensor([[5.0, 4, 3, 2, 1, 0], [5, 4, 3, 2, 1, 0], [0, 1, 2, 3, 4, 5], [1, 0, 0, 0, 0, 9]])
+    labels = torch.tensor([0, 5, 1, 0])  # ranked first, sixth, fifth and second
+    assert [training.accuracy_at(k, scores, labels) for k in (1, 2, 4, 5, 6)] == [0.25, 0.5, 0.5, 0.75, 1.0]
+
+
+def test_a_checkpoint_from_before_a_setting_is_one_with_its_default(tmp_path):
+    path = tmp_path / "a.ckpt"
+    fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, epochs=1), checkpoint=path)
+    state = load_checkpoint(path)
+    for setting in ("pace", "time_budget", "patience", "nesterov"):
+        del state["identity"][setting]
+    save_checkpoint(state, path)
+    assert len(fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, epochs=1), checkpoint=path).history) == 1
+    with pytest.raises(UserError, match="belongs to a run with nesterov False, not True"):
+        fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, epochs=1, nesterov=True), checkpoint=path)
 
 
 def test_time_budget_counts_the_sessions_before(tmp_path):
@@ -472,6 +572,10 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         ({"optimizer": "magic"}, "no optimizer 'magic'; choose one of sgd, adam"),
         ({"schedule": "up"}, "no schedule 'up'"),
         ({"augment": "spin"}, "no augment 'spin'"),
+        ({"pace": "light"}, "no pace 'light'"),
+        ({"pace": "time"}, "pace is 'time', but there is no time_budget"),
+        ({"time_budget": 0}, "time_budget is 0; it must be greater than 0, or None"),
+        ({"patience": -1}, "patience is -1; it must be greater than 0, or None"),
     ],
 )
 def test_a_recipe_that_cannot_be_gets_its_sentence(change, sentence):
