@@ -15,6 +15,7 @@ import torch
 from scipy.stats import binomtest, ttest_rel
 
 from helpers import experiments
+from helpers.cifar import CIFAR100_CLASSES, CIFAR100_SUPERCLASSES, cifar100_superclasses
 from helpers.runtime import ROOT, UserError
 
 RESULTS = ROOT / "results"
@@ -326,6 +327,32 @@ def mcnemar_table(records: list[dict], results_dir: str | Path | None = None) ->
     return pd.DataFrame(rows)
 
 
+def superclass_confusion(record: dict) -> np.ndarray:
+    """int64 (20, 20): a CIFAR-100 run's confusion matrix by superclass, true in rows, in the order of the published ones.
+
+    Raises:
+        UserError: the record is of other classes.
+    """
+    if record["dataset"]["classes"] != CIFAR100_CLASSES:
+        raise UserError(f"{record['experiment']} is no run on the 100 classes of CIFAR-100, so it has no superclasses.")
+    belongs = np.eye(len(CIFAR100_SUPERCLASSES), dtype=np.int64)[cifar100_superclasses()]
+    return belongs.T @ np.array(record["test"]["confusion"]) @ belongs
+
+
+def superclass_table(record: dict) -> pd.DataFrame:
+    """A row a superclass of CIFAR-100 and a last one for all: its test images, and the part of them that is right.
+
+    `accuracy` asks for the very class, `superclass accuracy` for any class of the right superclass.
+    """
+    coarse = superclass_confusion(record)
+    fine = np.bincount(cifar100_superclasses(), weights=np.diag(record["test"]["confusion"]))
+    images, right = coarse.sum(axis=1), np.diag(coarse)
+    table = pd.DataFrame({"superclass": list(CIFAR100_SUPERCLASSES), "images": images})
+    table["accuracy"], table["superclass accuracy"] = fine / images, right / images
+    table.loc[len(table)] = ["all", images.sum(), fine.sum() / images.sum(), right.sum() / images.sum()]
+    return table
+
+
 _FORMATS = {
     "parameters": "{:,}",
     "val loss": "{:.4f}",
@@ -340,6 +367,8 @@ _FORMATS = {
     "minutes": "{:.1f}",
     "s per epoch": "{:.0f}",
     "p": "{:.3f}",
+    "accuracy": "{:.2%}",
+    "superclass accuracy": "{:.2%}",
 }
 
 

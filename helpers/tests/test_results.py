@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from helpers import experiments, plots, results
+from helpers.cifar import CIFAR100_CLASSES, CIFAR100_SUPERCLASSES
 from helpers.runtime import UserError
 
 
@@ -221,6 +222,45 @@ def test_the_speed_table_is_read_from_what_bench_kept(tmp_path):
     (tmp_path / "bench" / "cpu.json").write_text(json.dumps({"environment": around, "results": [row], "pieces": []}))
     line = "| CPU, 2 threads, bfloat16 | resnext29_32x4d | 32×32 | 64 | 19.4 | 97.8 | 5.0× | 7.0× | 2.0 → 1.0 |"
     assert line in results.speed_table(tmp_path)
+
+
+def hundred_classes() -> dict:
+    """A record where every class has one image, and is right, but for what follows."""
+    counts = np.eye(100, dtype=int)
+    apple, pear, bottle, shark = (CIFAR100_CLASSES.index(name) for name in ("apple", "pear", "bottle", "shark"))
+    counts[apple, pear] += 3  # within fruit_and_vegetables
+    counts[apple, bottle] += 1  # to food_containers
+    counts[bottle, bottle] += 4
+    counts[shark, shark], counts[shark, apple] = 0, 1  # fish to fruit_and_vegetables
+    record = {"experiment": "cifar100/some", "dataset": {"classes": list(CIFAR100_CLASSES)}}
+    return record | {"test": {"confusion": counts.tolist(), "n": int(counts.sum())}}
+
+
+def test_superclass_confusion_by_hand():
+    counts = results.superclass_confusion(hundred_classes())
+    order = list(CIFAR100_SUPERCLASSES)
+    fish, containers, fruit = (order.index(name) for name in ("fish", "food_containers", "fruit_and_vegetables"))
+    expected = 5 * np.eye(20, dtype=int)  # five classes each, one image a class
+    expected[fruit, fruit], expected[fruit, containers] = 5 + 3, 1
+    expected[containers, containers] = 5 + 4
+    expected[fish, fish], expected[fish, fruit] = 4, 1
+    assert counts.tolist() == expected.tolist()
+
+
+def test_superclass_table_by_hand():
+    table = results.superclass_table(hundred_classes()).set_index("superclass")
+    assert table.loc["fruit_and_vegetables"].tolist() == [9, 5 / 9, 8 / 9]
+    assert table.loc["food_containers"].tolist() == [9, 1, 1]
+    assert table.loc["fish"].tolist() == [5, 4 / 5, 4 / 5]
+    assert table.loc["trees"].tolist() == [5, 1, 1]
+    assert table.loc["all"].tolist() == pytest.approx([108, 103 / 108, 106 / 108])
+    assert list(table.index) == [*CIFAR100_SUPERCLASSES, "all"]
+    assert "| fish | 5 | 80.00% | 80.00% |" in results.markdown(results.superclass_table(hundred_classes()))
+
+
+def test_other_classes_have_no_superclasses():
+    with pytest.raises(UserError, match="pikachu/resnext50_ours is no run on the 100 classes of CIFAR-100"):
+        results.superclass_table(make_run()[0])
 
 
 def committed():
