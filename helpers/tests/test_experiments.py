@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 
 import pytest
+import torch
 
 from helpers import experiments, results, training
 from helpers.__main__ import main
@@ -83,6 +84,52 @@ def test_every_slim_run_on_a_tenth_shows_each_image_twenty_times_and_the_fair_th
     assert len(same) == 1 and [row.recipe.augment for row in rows[-3:]] == ["fourfold", "none", "crop_flip"]
 
 
+def test_the_numbers_and_the_recipe_of_report_zoo():
+    """Sections 3.4 and 5.2: the accuracies, six hours for each network, Adam, no augmentation; 50 epochs of SimpleNet."""
+    printed = {
+        "simplenet": 0.6356,
+        **{"zoo_resnext1": 0.2857, "zoo_resnext2": 0.305, "zoo_resnext3": 0.2021},
+        **{"wrn16_2": 0.4426, "wrn16_4": 0.4509, "wrn16_8": 0.4354, "wrn16_16": 0.4372, "wrn28_2": 0.4214, "wrn28_4": 0.4621},
+    }
+    rows = {row.model: row for row in experiments.EXPERIMENTS.values() if row.name == f"cifar100/{row.model}"}
+    assert {model: row.reported["test_accuracy"] for model, row in rows.items() if row.reported} == printed
+    for row in rows.values():
+        assert (row.recipe.optimizer, row.recipe.augment, row.recipe.time_budget) == ("adam", "none", 6 * 60 * 60)
+    assert rows["simplenet"].recipe.epochs == 50 and rows["wrn16_2"].recipe.patience == 10
+    assert {"res2next29_6c24w4s", "zoo_resnext1_doubling", "zoo_resnext1_rectified"} == rows.keys() - printed.keys()
+
+
+def test_every_network_of_the_zoo_has_the_same_time_on_the_tenth_and_nothing_else_ends_it():
+    rows = experiments.EXPERIMENTS
+    zoo = [row for row in rows.values() if row.report == "zoo"]
+    whole = {row.model for row in zoo if row.name == f"cifar100/{row.model}"}
+    part = [row for row in zoo if row.dataset == "cifar10_tenth"]
+    assert {row.model for row in part} == whole and len(part) == 13
+    assert len({row.recipe for row in part}) == 1
+    assert part[0].recipe.time_budget and part[0].recipe.patience is None and part[0].recipe.epochs == 1000
+    same = replace(part[0].recipe, **{name: getattr(experiments.ZOO, name) for name in ("epochs", "mean", "std", "patience")})
+    assert replace(same, time_budget=experiments.ZOO.time_budget) == experiments.ZOO
+    strong = [row for row in zoo if row.name.endswith("_strong")]
+    assert {row.recipe for row in strong} == {replace(experiments.STRONG, mean=experiments.ZOO.mean, std=experiments.ZOO.std)}
+    assert {row.model for row in strong} == {"simplenet", "res2next29_6c24w4s", "zoo_resnext1_doubling", "wrn28_4"}
+
+
+def test_a_run_keeps_to_the_time_declared_in_its_row_without_being_told(tmp_path, monkeypatch):
+    """A whole smoke run on the 100 classes: the row's limits in the record, and the accuracy at 5 beside that at 1."""
+    name = "cifar100/zoo_resnext3"
+    row = experiments.EXPERIMENTS[name]
+    monkeypatch.setitem(experiments.EXPERIMENTS, name, replace(row, recipe=replace(row.recipe, time_budget=1e-6)))
+    record, predictions = experiments.run(name, profile="smoke", checkpoint_dir=tmp_path)
+    assert len(record["history"]) == 1 and record["stopped_early"].startswith("time budget of 1e-06 s: ")
+    assert record["limits"] == {"time_budget": 1e-6, "patience": 10, "estimated_epochs": 1}
+    assert record["recipe"]["time_budget"] == 1e-6 and record["recipe"]["pace"] == "epochs"
+    monkeypatch.setattr(training, "predict", lambda *_: torch.eye(100))
+    again, _ = experiments.run(name, profile="smoke", checkpoint_dir=tmp_path)
+    # Each of 100 test images scores its own place highest, and its label is its place: right at 1 and at 5.
+    assert (again["test"]["accuracy"], again["test"]["accuracy_at_5"]) == (1.0, 1.0)
+    assert record["test"]["accuracy"] <= record["test"]["accuracy_at_5"] < 1
+
+
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     """One real smoke run through the command line: its results folder."""
@@ -95,9 +142,11 @@ def test_a_smoke_run_writes_a_record_with_every_field(smoke):
     record = results.load(results.record_path("pikachu/resnet18_torchvision", "smoke", 0, smoke))
     assert set(record) == {
         *("experiment", "report", "seed", "profile", "dataset", "model", "recipe", "history", "stopped_early", "test"),
-        *("predictions", "best", "seconds", "images_per_second", "peak_memory_bytes", "environment"),
+        *("limits", "predictions", "best", "seconds", "images_per_second", "peak_memory_bytes", "environment"),
     }
     assert set(record["dataset"]) >= {"name", "source", "fingerprint", "num_classes", "n_train", "n_val", "n_test"}
+    assert set(record["test"]) == {"loss", "accuracy", "n", "confusion"}, "two classes have no five best"
+    assert record["limits"] == {"time_budget": None, "patience": None, "estimated_epochs": None}
     assert record["dataset"]["source"] == "sample"
     assert record["model"]["params"] == 11_177_538
     assert len(record["history"]) == 2
