@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from helpers import data, models, training
-from helpers.experiments import AMP_SGD
+from helpers.plan import AMP_SGD
 from helpers.runtime import autocast_dtype
 
 CONVOLUTIONS = {  # (batch, channels, image side) of the grouped 3×3 of ResNeXt-29's stages and of ResNeXt-50's first

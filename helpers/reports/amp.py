@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from helpers import anatomy, cifar, experiments, models
+from helpers import anatomy, cifar, models, plan
 from helpers.anatomy import Line
 from helpers.checks import (
     Arithmetic,
@@ -140,7 +140,7 @@ def sizes(name: str) -> Structure:
 
 def statistics(values: Sequence[float]) -> Structure:
     """The statistics of all pixels of the training images: constants of the recipe STRONG, as CI has no data to count them."""
-    how = "over all pixels of the training images, as in the recipe experiments.STRONG (data.channel_statistics counts them)"
+    how = "over all pixels of the training images, as in the recipe plan.STRONG (data.channel_statistics counts them)"
     return Structure(how, lambda _: f"({', '.join(f'{value:.4f}' for value in values)})")
 
 
@@ -205,12 +205,12 @@ CLAIMS = [
         "1,000",
         published("cifar10", lambda n: n["test"] // len(cifar.CLASSES["cifar10"])),
     ),
-    claim("Data Augmentation", "The mean of the pixel values", "(0.4914, 0.4822, 0.4465)", statistics(experiments.STRONG.mean)),
+    claim("Data Augmentation", "The mean of the pixel values", "(0.4914, 0.4822, 0.4465)", statistics(plan.STRONG.mean)),
     claim(
         "Data Augmentation",
         "The standard deviation of the pixel values",
         "(0.2023, 0.1994, 0.2010)",
-        statistics(experiments.STRONG.std),
+        statistics(plan.STRONG.std),
     ),
     claim(
         "Architecture",

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from helpers import experiments, results, training
+from helpers import experiments, plan, results, training
 from helpers.__main__ import main
 from helpers.runtime import ROOT
 
@@ -107,10 +107,10 @@ def test_every_network_of_the_zoo_has_the_same_time_on_the_tenth_and_nothing_els
     assert {row.model for row in part} == whole and len(part) == 13
     assert len({row.recipe for row in part}) == 1
     assert part[0].recipe.time_budget and part[0].recipe.patience is None and part[0].recipe.epochs == 1000
-    same = replace(part[0].recipe, **{name: getattr(experiments.ZOO, name) for name in ("epochs", "mean", "std", "patience")})
-    assert replace(same, time_budget=experiments.ZOO.time_budget) == experiments.ZOO
+    same = replace(part[0].recipe, **{name: getattr(plan.ZOO, name) for name in ("epochs", "mean", "std", "patience")})
+    assert replace(same, time_budget=plan.ZOO.time_budget) == plan.ZOO
     strong = [row for row in zoo if row.name.endswith("_strong")]
-    assert {row.recipe for row in strong} == {replace(experiments.STRONG, mean=experiments.ZOO.mean, std=experiments.ZOO.std)}
+    assert {row.recipe for row in strong} == {replace(plan.STRONG, mean=plan.ZOO.mean, std=plan.ZOO.std)}
     assert {row.model for row in strong} == {"simplenet", "res2next29_6c24w4s", "zoo_resnext1_doubling", "wrn28_4"}
 
 

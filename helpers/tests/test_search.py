@@ -8,13 +8,13 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 import pytest
 
-from helpers import data, experiments, models, plots, results, search, training
+from helpers import data, models, plan, plots, results, search, training
 from helpers.models import Description, Model, Stage, Stem
 from helpers.runtime import ROOT, UserError
 from helpers.search import Search
 
 TINY = Model(Description(Stem(8, 3, 2), (Stage(1, 8),)).build)
-BASE = replace(experiments.SLIM_COSINE, epochs=3, image_size=16)
+BASE = replace(plan.SLIM_COSINE, epochs=3, image_size=16)
 SMALL = {"learning_rate": (0.1, 0.02), "weight_decay": (1e-4,), "batch_size": (8, 16)}
 
 
@@ -58,7 +58,7 @@ def epochs_trained(monkeypatch) -> list:
 
 
 def test_the_reports_grid_has_twelve_trials_that_differ_in_three_settings_alone():
-    recipes = Search("slim_resnet_trial3", None, experiments.SLIM_COSINE, None).trials.values()
+    recipes = Search("slim_resnet_trial3", None, plan.SLIM_COSINE, None).trials.values()
     points = [(recipe.learning_rate, recipe.weight_decay, recipe.batch_size) for recipe in recipes]
     assert sorted(points) == [(lr, wd, bs) for lr in (0.005, 0.05, 0.1) for wd in (1e-4, 5e-4) for bs in (128, 256)]
     same = {replace(recipe, learning_rate=1, weight_decay=0, batch_size=1) for recipe in recipes}
