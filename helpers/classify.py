@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from helpers import cifar, experiments, models, training
+from helpers import checkpoints, cifar, experiments, models, training
 from helpers.data import Split, batches
 from helpers.photographs import decode_photograph
 from helpers.pools import why
@@ -118,7 +118,7 @@ def save_run(path: str | Path, record: dict, checkpoint_dir: str | Path | None =
     """
     name, profile, seed = record["experiment"], record["profile"], record["seed"]
     checkpoint = experiments.checkpoint_path(name, profile, seed, checkpoint_dir)
-    state = training.load_checkpoint(checkpoint)
+    state = checkpoints.load_checkpoint(checkpoint)
     again = f"train it again with python -m helpers run {name} --seed {seed} --profile {profile} --fresh"
     if state is None:
         raise UserError(f"There is no checkpoint of {name}, seed {seed}, under {checkpoint.parents[3].name}; {again}.")

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from helpers import data, experiments, models, results, training
+from helpers import checkpoints, data, experiments, models, results, training
 from helpers.training import Recipe
 
 RADII = tuple(np.linspace(-1, 1, 11).round(1).tolist())
@@ -69,7 +69,7 @@ def obtain(record: dict, split: data.Split, results_dir: str | Path | None = Non
             return arrays["losses"]
     if profile == "smoke" and checkpoint_dir is None:
         checkpoint_dir = path.parents[4] / "checkpoints"  # where `results.obtain` leaves it
-    state = training.load_checkpoint(experiments.checkpoint_path(name, profile, seed, checkpoint_dir))
+    state = checkpoints.load_checkpoint(experiments.checkpoint_path(name, profile, seed, checkpoint_dir))
     if state is None:
         print(f"{name}, seed {seed}: the loss around it was not measured, and its checkpoint is not here.")
         return None

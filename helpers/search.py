@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from sklearn.model_selection import ParameterGrid
 
-from helpers import data, models, results, training
+from helpers import checkpoints, data, models, results, training
 from helpers.runtime import ROOT, UserError, choose_device, environment, require_writable, seed_epoch
 from helpers.training import Recipe
 
@@ -78,14 +78,14 @@ def advance(search: Search, trial: str, until: int | None = None) -> dict:
         ).history
     except training.Diverged as error:
         diverged = str(error)
-        history = (training.load_checkpoint(checkpoint) or {"history": []})["history"]
+        history = (checkpoints.load_checkpoint(checkpoint) or {"history": []})["history"]
     record = {**_identity(search, trial), "diverged": diverged, "history": history, "environment": around}
     try:
         results.save_text(path, json.dumps(record, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"The trial {path.name} could not be written ({error.strerror}); free some space.") from error
     if diverged or len(history) == recipe.epochs:
-        for file in (checkpoint, training.previous(checkpoint)):
+        for file in (checkpoint, checkpoints.previous(checkpoint)):
             file.unlink(missing_ok=True)
     return load(search, trial)
 

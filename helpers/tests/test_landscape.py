@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from helpers import data, experiments, landscape, models, results, training
+from helpers import checkpoints, data, experiments, landscape, models, results, training
 
 RECIPE = training.Recipe(
     epochs=1, batch_size=4, image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3, mixed_precision=False, channels_last=False
@@ -53,7 +53,7 @@ def test_it_is_measured_once_from_the_checkpoint_and_then_read(split, tmp_path, 
     torch.manual_seed(0)
     model, checkpoint = models.build("resnext29_under5m", 10), experiments.checkpoint_path(name, "smoke", 0, tmp_path)
     checkpoint.parent.mkdir(parents=True)
-    training.save_checkpoint({"best_weights": model.state_dict()}, checkpoint)
+    checkpoints.save_checkpoint({"best_weights": model.state_dict()}, checkpoint)
     results.record_path(name, "smoke", 0, tmp_path).parent.mkdir(parents=True)
     losses = landscape.obtain(record, split.subset(range(4)), tmp_path, tmp_path)
     assert losses.shape == (landscape.DIRECTIONS, len(landscape.RADII))
