@@ -86,7 +86,8 @@ def loss_around(radii: Sequence[float], losses: Mapping[str, np.ndarray], sample
         axis.plot(radii, curves_around.T, color=ink, linewidth=0.8, alpha=0.5)
         axis.plot(radii, curves_around.mean(0), color=ink, linewidth=2.4, label=label)
     axis.set(xlabel="distance from the trained weights (1: as long as the weights)", ylabel="cross-entropy (nats per image)")
-    axis.set(ylim=(0, None))
+    centre = max(around.mean(0).min() for around in losses.values())
+    axis.set(ylim=(0, 4 * centre))  # far out it may rise a hundredfold, and hide the bottom of the valley
     axis.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=len(losses), fontsize=8)
     return stamp(figure) if sample else figure
