@@ -112,7 +112,7 @@ def make_tables(options) -> None:
     written = results.write_tables(options.results_dir) + plots.write_figures(options.results_dir)
     written += claims.write(options.results_dir)
     if options.results_dir is None:
-        written.append(results.write_readme())
+        written.append(results.write_readme(claims=claims.readme_text()))
     print("\n".join(path.name for path in written))
 
 

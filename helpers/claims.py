@@ -28,6 +28,26 @@ def claims_table(results_dir: str | Path | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+def counts(table: pd.DataFrame) -> pd.DataFrame:
+    """A row a report and a last one for all: how many statements it makes, and how many have each verdict."""
+    counted = pd.crosstab(table["report"], table["verdict"]).reindex(
+        index=list(dict.fromkeys(table["report"])), columns=list(verdicts.VERDICTS), fill_value=0
+    )
+    counted.loc["all"] = counted.sum()
+    counted.insert(0, "in all", counted.sum(axis=1))
+    return counted.rename_axis(index="statements of", columns=None).reset_index()
+
+
+def readme_text(results_dir: str | Path | None = None) -> str:
+    """README's short form of the claims table, and the figure of all runs, in Markdown."""
+    return (
+        f"{results.markdown(counts(claims_table(results_dir)))}\n"
+        "![Test accuracy against parameters and against minutes of training](results/figures/accuracy_parameters.png)\n\n"
+        "*Every full run that is recorded, a row a data set: the mean over seeds, and a bar over the 95 % Wilson intervals of\n"
+        "all seeds. The minutes are those of different machines, which the table of all runs names.*\n"
+    )
+
+
 def key() -> str:
     """The key to the table, in Markdown: its verdicts, and for each kind of statement the rule that gives one."""
     lines = [

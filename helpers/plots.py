@@ -1,5 +1,6 @@
 """What it looks like: image grids, training curves, confusion matrices, drawings of blocks and networks."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,25 +9,49 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from torch import nn
 
-from helpers import results
+from helpers import results, verdicts
 from helpers.blocks import Bottleneck
 from helpers.models import ResidualNet, layer_table
 from helpers.runtime import UserError
 
-COLOURS = {  # Okabe and Ito (2008): told apart by colour-blind readers, and in grey by their lightness
-    "resnext50_32x4d": "#0072B2",
-    "torchvision/resnext50_32x4d": "#E69F00",
-    "torchvision/resnet18": "#009E73",
-    "torchvision/resnet50": "#CC79A7",
+PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442"]  # Okabe and Ito (2008)
+_BLUE, _ORANGE, _GREEN, _PINK, _SKY, _VERMILION, _BLACK, _YELLOW = PALETTE
+COLOURS = {  # a colour a family, told apart by colour-blind readers; in grey, markers tell all of them apart
+    "resnext50_32x4d": _BLUE,
+    "torchvision/resnext50_32x4d": _ORANGE,
+    "torchvision/resnet18": _GREEN,
+    "torchvision/resnet50": _GREEN,
+    "resnext29_32x4d": _SKY,
+    "resnext29_under5m": _SKY,
+    "slim_resnet": _PINK,
+    "slim_resnet_trial1": _PINK,
+    "slim_resnet_trial2": _PINK,
+    "slim_resnet_trial3": _PINK,
+    "slim_resnet_strong": _PINK,
+    "simplenet": _YELLOW,
+    "res2next29_6c24w4s": _YELLOW,
+    "zoo_resnext1": _VERMILION,
+    "zoo_resnext2": _VERMILION,
+    "zoo_resnext3": _VERMILION,
+    "zoo_resnext1_rectified": _VERMILION,
+    "zoo_resnext1_doubling": _VERMILION,
+    "wrn16_2": _BLACK,
+    "wrn16_4": _BLACK,
+    "wrn16_8": _BLACK,
+    "wrn16_16": _BLACK,
+    "wrn28_2": _BLACK,
+    "wrn28_4": _BLACK,
 }
-PALETTE = [*COLOURS.values(), "#56B4E9", "#D55E00", "#F0E442", "#000000"]  # the rest of the same eight
+MARKERS = dict(zip(COLOURS, itertools.product(("full", "none"), "os^DvPX*h<>pd"), strict=False))  # fill and shape
+DPI = 300  # of a figure in print
 LAYER, GROUPED, SHORTCUT = "#E6E6E6", "#9CCBEB", "#E69F00"  # 1×1 convolutions and the rest, the 3×3, the shortcut
 
 
 def colour(model: str) -> str:
-    """The colour of a model, the same in every figure; grey for a model without one."""
+    """The colour of a model's family, the same in every figure; grey for a model without one."""
     return COLOURS.get(model, "#666666")
 
 
@@ -51,14 +76,16 @@ def image_grid(images, titles: Sequence[str] | None = None, columns: int = 8, sa
     return stamp(figure) if sample else figure
 
 
-def curves(histories: Mapping[str, Sequence[Mapping]], sample: bool = False) -> Figure:
+def curves(histories: Mapping[str, Sequence[Mapping]], sample: bool = False, models: Sequence[str] = ()) -> Figure:
     """Loss and accuracy by epoch, training dashed and validation solid, one colour a run.
 
     Args:
         histories: a label for each run's history, as a run record keeps it.
+        models: the runs' models; each gets its own colour, unless two of them have the same.
     """
     figure, (loss, accuracy) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    palette = list(COLOURS.values())
+    own = [colour(model) for model in models]
+    palette = own if own and len(set(own)) == len(histories) else PALETTE
     for index, (label, history) in enumerate(histories.items()):
         epochs = [row["epoch"] for row in history]
         for axis, name in ((loss, "loss"), (accuracy, "accuracy")):
@@ -82,7 +109,7 @@ def loss_around(radii: Sequence[float], losses: Mapping[str, np.ndarray], sample
         losses: a label for each (directions, len(radii)) array, as `landscape.obtain` gives it.
     """
     figure, axis = plt.subplots(figsize=(7.5, 4), layout="constrained")
-    for ink, (label, curves_around) in zip(COLOURS.values(), losses.items(), strict=False):
+    for ink, (label, curves_around) in zip(PALETTE, losses.items(), strict=False):
         axis.plot(radii, curves_around.T, color=ink, linewidth=0.8, alpha=0.5)
         axis.plot(radii, curves_around.mean(0), color=ink, linewidth=2.4, label=label)
     axis.set(xlabel="distance from the trained weights (1: as long as the weights)", ylabel="cross-entropy (nats per image)")
@@ -169,18 +196,67 @@ def search_heat_map(table: pd.DataFrame, sample: bool = False) -> Figure:
     return stamp(figure) if sample else figure
 
 
+def accuracy_against_cost(records: Sequence[Mapping]) -> Figure:
+    """Test accuracy against parameters, and against minutes of training: a row a data set, a point an experiment.
+
+    A point is the mean over seeds, in its model's colour and marker; its bar reaches over the 95 % Wilson intervals of all
+    seeds. The minutes are those of each run's own machine.
+
+    Raises:
+        ValueError: there is no record.
+    """
+    groups: dict[str, dict[str, list]] = {}
+    for record in records:
+        groups.setdefault(record["experiment"].split("/")[0], {}).setdefault(record["experiment"], []).append(record)
+    if not groups:
+        raise ValueError("There is no run to draw.")
+    height = 2.7 * len(groups) + 0.06 * len({record["model"]["name"] for record in records}) + 0.8
+    figure, axes = plt.subplots(
+        len(groups), 2, figsize=(10, height), squeeze=False, sharex="col", sharey="row", layout="constrained"
+    )
+    handles = {}
+    for row, (data, experiments) in zip(axes, groups.items(), strict=True):
+        for runs in experiments.values():
+            model, accuracies = runs[0]["model"], [run["test"]["accuracy"] for run in runs]
+            mean = np.mean(accuracies)
+            low, high = verdicts.accuracy_interval(accuracies, runs[0]["test"]["n"])
+            fill, shape = MARKERS.get(model["name"], ("full", "."))
+            ink = colour(model["name"])
+            edge = "0.15" if fill == "full" else ink
+            for axis, x in zip(row, (model["params"] / 1e6, np.mean([run["seconds"] / 60 for run in runs])), strict=True):
+                axis.plot([x, x], [low, high], color=ink, linewidth=1, alpha=0.6)
+                (point,) = axis.plot(x, mean, shape, color=ink, fillstyle=fill, markeredgecolor=edge, markersize=8)
+            handles[model["name"]] = point
+        row[0].set_ylabel("test accuracy (fraction)")
+        for axis in row:
+            axis.set(xscale="log", title=data)
+            axis.margins(x=0.15, y=0.1)
+            axis.grid(alpha=0.3)
+    for axis, label in zip(axes[-1], ("parameters (millions)", "minutes of training, each on its own machine"), strict=True):
+        axis.set_xlabel(label)
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
+    ordered = sorted(handles, key=lambda name: [*COLOURS, name].index(name))
+    figure.legend([handles[name] for name in ordered], ordered, loc="outside lower center", ncols=4, fontsize=8)
+    return figure
+
+
 def write_figures(results_dir: str | Path | None = None) -> list[Path]:
-    """Rebuild `R/figures` from the full runs of `R/runs`: for each data set, curves and confusion matrices of seed 0.
+    """Rebuild `R/figures` from the full runs of `R/runs`: accuracy against cost, and for each data set curves and confusion
+    matrices of seed 0.
 
     Raises:
         UserError: a record is damaged, or the folder cannot be written.
     """
     folder = Path(results_dir or results.RESULTS).expanduser()
-    records = [record for record in results.load_all(folder, "full") if record["seed"] == 0]
-    figures = {}
+    every = results.load_all(folder, "full")
+    records = [record for record in every if record["seed"] == 0]
+    figures = {"accuracy_parameters": accuracy_against_cost(every)} if every else {}
     for data in dict.fromkeys(record["experiment"].split("/")[0] for record in records):
         own = {name: record for record in records for whose, name in [record["experiment"].split("/")] if whose == data}
-        figures[f"{data}_curves"] = curves({name: record["history"] for name, record in own.items()})
+        names = [record["model"]["name"] for record in own.values()]
+        figures[f"{data}_curves"] = curves({name: record["history"] for name, record in own.items()}, models=names)
         figures[f"{data}_confusion"] = confusion(
             {f"{name}\n{record['test']['accuracy']:.1%}": record["test"]["confusion"] for name, record in own.items()},
             next(iter(own.values()))["dataset"]["classes"],
@@ -190,7 +266,7 @@ def write_figures(results_dir: str | Path | None = None) -> list[Path]:
         (folder / "figures").mkdir(exist_ok=True)
         for name, figure in figures.items():
             written.append(folder / "figures" / f"{name}.png")
-            figure.savefig(written[-1], dpi=200, metadata={"Software": None})
+            figure.savefig(written[-1], dpi=DPI, metadata={"Software": None})
             plt.close(figure)
     except OSError as error:
         raise UserError(f"The figures could not be written ({error.strerror}); choose another --results-dir.") from error

@@ -418,14 +418,17 @@ def write_tables(results_dir: str | Path | None = None) -> list[Path]:
     return written
 
 
-def write_readme(readme: Path = ROOT / "README.md") -> Path:
+def write_readme(readme: Path = ROOT / "README.md", **more: str) -> Path:
     """Put the comparison of the full runs, and the speeds, between their markers in README, and touch nothing else.
+
+    Args:
+        more: a text for each further pair of markers, by its name; the claims are made from these tables, not by them.
 
     Raises:
         UserError: a marker is not there.
     """
     text = readme.read_text(encoding="utf-8")
-    for name, table in (("results", readme_table()), ("speed", speed_table())):
+    for name, table in {"results": readme_table(), "speed": speed_table(), **more}.items():
         parts = re.split(rf"(<!-- {name} -->\n|<!-- /{name} -->)", text)
         if len(parts) != 5:
             raise UserError(f"{readme.name} has no <!-- {name} --> … <!-- /{name} --> to write the table between.")

@@ -1,9 +1,12 @@
 """The claims table: every rule at its edges, the statistics against closed forms, and the committed verdicts recomputed."""
 
 import math
+import re
 
 import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 
 from helpers import anatomy, checks, claims, experiments, models, results, run_checks, verdicts
 from helpers.__main__ import main
@@ -410,3 +413,24 @@ def test_the_table_command_writes_the_claims(tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="claims could not be written"):
         claims.write(tmp_path / "file")
+
+
+def test_the_short_form_counts_every_verdict_by_hand():
+    table = pd.DataFrame(
+        {"report": ["zoo", "zoo", "amp", "zoo"], "verdict": [NOT_YET, HOLDS, HOLDS, HOLDS], "claim": list("abcd")}
+    )
+    counted = claims.counts(table)
+    assert list(counted.columns) == ["statements of", "in all", *verdicts.VERDICTS]
+    assert counted[["statements of", "in all", HOLDS, NOT_YET, DOES_NOT]].values.tolist() == [
+        ["zoo", 3, 2, 1, 0],
+        ["amp", 1, 1, 0, 0],
+        ["all", 4, 3, 1, 0],
+    ]
+
+
+def test_the_committed_readme_has_the_short_form_of_the_committed_claims_and_its_figure():
+    readme = (results.ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"<!-- claims -->\n{claims.readme_text()}<!-- /claims -->" in readme
+    for figure in re.findall(r"!\[[^]]+\]\((results/[^)]+)\)", readme):
+        with Image.open(results.ROOT / figure) as image:
+            assert [round(dots) for dots in image.info["dpi"]] == [300, 300]

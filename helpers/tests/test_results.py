@@ -173,6 +173,41 @@ def test_tables_and_figures_are_rebuilt_from_the_records_alone(tmp_path):
     assert "| 80.00% |" in (tmp_path / "tables/runs.md").read_text()
 
 
+def test_every_model_of_the_plan_has_a_marker_of_its_own_and_a_colour():
+    planned = {row.model for row in experiments.EXPERIMENTS.values()}
+    assert planned <= plots.MARKERS.keys() == plots.COLOURS.keys()
+    assert len(set(plots.MARKERS.values())) == len(plots.MARKERS)
+    assert set(plots.COLOURS.values()) <= set(plots.PALETTE)
+
+
+def test_the_figure_of_all_runs_has_a_point_an_experiment_at_its_means():
+    records = [make_run()[0], make_run(seed=1, predicted=(0, 0, 0, 1, 1))[0], make_run("cifar10/other")[0]]
+    records[1]["seconds"] = 4.0
+    figure = plots.accuracy_against_cost(records)
+    assert [axis.get_title() for axis in figure.axes] == ["pikachu", "pikachu", "cifar10", "cifar10"]
+    bar, point = figure.axes[0].lines
+    assert point.get_xydata().tolist() == [[22.984002, pytest.approx(0.9)]]
+    assert bar.get_ydata().tolist() == [pytest.approx(results.wilson(4, 5)[0]), pytest.approx(results.wilson(5, 5)[1])]
+    assert figure.axes[1].lines[1].get_xdata() == pytest.approx([0.05])  # minutes
+    assert {axis.lines[1].get_color() for axis in figure.axes} == {plots.colour("resnext50_32x4d")}
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["resnext50_32x4d"]
+    plots.plt.close(figure)
+
+
+def test_curves_have_their_models_colours_unless_two_share_one():
+    history = make_run()[0]["history"]
+    two = {"one": history, "other": history}
+    figure = plots.curves(two, models=["torchvision/resnet18", "resnext50_32x4d"])
+    assert [line.get_color() for line in figure.axes[0].lines[::2]] == [
+        plots.colour("torchvision/resnet18"),
+        plots.colour("resnext50_32x4d"),
+    ]
+    shared = plots.curves(two, models=["wrn16_2", "wrn16_4"])
+    assert [line.get_color() for line in shared.axes[0].lines[::2]] == plots.PALETTE[:2]
+    plots.plt.close(figure)
+    plots.plt.close(shared)
+
+
 def test_no_records_is_a_sentence(tmp_path):
     with pytest.raises(UserError, match="no run record under .*; make one with python -m helpers run"):
         results.write_tables(tmp_path)
@@ -208,6 +243,8 @@ def test_readme_tables_go_between_their_markers(tmp_path, monkeypatch):
     assert readme.read_text() == (
         "a\n<!-- results -->\nnew\n<!-- /results -->\nb\n<!-- speed -->\nfast\n<!-- /speed -->\nc\n"
     )
+    results.write_readme(readme, results="more\n")
+    assert "<!-- results -->\nmore\n<!-- /results -->" in readme.read_text()
     readme.write_text("a\n<!-- results -->\n<!-- /results -->\n")
     with pytest.raises(UserError, match="README.md has no <!-- speed -->"):
         results.write_readme(readme)
