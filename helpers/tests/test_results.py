@@ -7,6 +7,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from helpers import experiments, plots, results
 from helpers.cifar import CIFAR100_CLASSES, CIFAR100_SUPERCLASSES
@@ -168,6 +169,10 @@ def test_tables_and_figures_are_rebuilt_from_the_records_alone(tmp_path):
     results.save(*make_run(name="pikachu/resnet18_torchvision", predicted=(1, 1, 1, 1, 0)), tmp_path)
     names = {path.name for path in results.write_tables(tmp_path) + plots.write_figures(tmp_path)}
     assert {"runs.csv", "pikachu_comparison.md", "pikachu_mcnemar.csv", "pikachu_curves.png"} <= names
+    for path in (tmp_path / "figures").glob("*.png"):
+        with Image.open(path) as image:
+            assert [round(dots) for dots in image.info["dpi"]] == [300, 300], path.name
+    assert "accuracy_parameters.png" in names
     pair = results.mcnemar_table(results.load_all(tmp_path), tmp_path).iloc[0]
     assert (pair["only first right"], pair["only second right"]) == (0, 3)
     assert "| 80.00% |" in (tmp_path / "tables/runs.md").read_text()
