@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from helpers import checkpoints, cifar, experiments, models, training
+from helpers import checkpoints, cifar, experiments, models, results, training
 from helpers.data import Split, batches
 from helpers.photographs import decode_photograph
 from helpers.pools import why
@@ -99,13 +98,10 @@ def save_model(
     _check_weights(state_dict, about, path.name)
     tensors = {name: value.detach().cpu().contiguous() for name, value in state_dict.items()}
     blob = _safetensors().torch.save(tensors, {"about": json.dumps(asdict(about))})
-    temporary = path.with_name(f"{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(blob)
-        os.replace(temporary, path)
+        results.save_bytes(path, blob)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"The model {path.name} could not be written ({error.strerror}); choose another file.") from error
     return path
 

@@ -67,8 +67,7 @@ def obtain(record: dict, split: data.Split, results_dir: str | Path | None = Non
     if path.exists():
         with np.load(path, allow_pickle=False) as arrays:
             return arrays["losses"]
-    if profile == "smoke" and checkpoint_dir is None:
-        checkpoint_dir = path.parents[4] / "checkpoints"  # where `results.obtain` leaves it
+    checkpoint_dir = checkpoint_dir or results.checkpoint_folder(profile, path.parents[4])
     state = checkpoints.load_checkpoint(experiments.checkpoint_path(name, profile, seed, checkpoint_dir))
     if state is None:
         print(f"{name}, seed {seed}: the loss around it was not measured, and its checkpoint is not here.")

@@ -40,6 +40,13 @@ def folder_for(profile: str, fingerprint: str | None = None, name: str | None = 
     return RESULTS if fingerprint is None or not known or fingerprint in known else ROOT / "data" / "results"
 
 
+def checkpoint_folder(profile: str, results_dir: str | Path) -> Path | None:
+    """Where `obtain` leaves checkpoints: a smoke run's beside its record, as none is resumed from an older program; None: the
+    usual place.
+    """
+    return Path(results_dir) / "checkpoints" if profile == "smoke" else None
+
+
 def record_path(name: str, profile: str, seed: int, results_dir: str | Path | None = None) -> Path:
     """Where the record of a run lies: `R/runs/<experiment>/<profile>/seed<k>.json`."""
     return Path(results_dir or RESULTS).expanduser() / "runs" / name / profile / f"seed{seed}.json"
@@ -78,8 +85,13 @@ def save_arrays(path: Path, **arrays: np.ndarray) -> None:
 
 def save_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
+    save_bytes(path, text.encode())
+
+
+def save_bytes(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all."""
     with _whole(path) as file:
-        file.write(text.encode())
+        file.write(content)
 
 
 class _whole:
@@ -93,14 +105,15 @@ class _whole:
         return self.file
 
     def __exit__(self, kind, *_):
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-        if kind is None:
-            os.chmod(self.file.name, 0o644)
-            os.replace(self.file.name, self.path)
-        else:
-            os.unlink(self.file.name)
+        try:
+            with self.file:
+                self.file.flush()
+                os.fsync(self.file.fileno())
+            if kind is None:
+                os.chmod(self.file.name, 0o644)
+                os.replace(self.file.name, self.path)
+        finally:
+            Path(self.file.name).unlink(missing_ok=True)  # still there only where something went wrong
 
 
 def load(path: Path) -> dict:
@@ -153,8 +166,7 @@ def obtain(
         arguments: passed on to `experiments.run`.
     """
     results_dir = results_dir or folder_for(profile)
-    if profile == "smoke":  # never resumed from an older program's checkpoint
-        arguments.setdefault("checkpoint_dir", Path(results_dir) / "checkpoints")
+    arguments.setdefault("checkpoint_dir", checkpoint_folder(profile, results_dir))
     path = record_path(name, profile, seed, results_dir)
     if path.exists() and not retrain:
         print(f"{name}, seed {seed}: loaded the record of a {profile} run.")
