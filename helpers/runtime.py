@@ -103,8 +103,8 @@ def keep_freed_memory() -> bool:
     """Let the C library keep what a training step frees, for the next one; returns whether it could be told so.
 
     By default glibc hands every large tensor's memory back to the system, which must zero it page by page when the next
-    step asks again: a third of a CPU training step (measured by `python -m helpers bench`). Peak memory stays what it
-    was; the process just no longer shrinks between its peaks. The three settings are those of `mallopt(3)`.
+    step asks again: up to a third of a CPU training step. Peak memory stays what it was; the process just no longer shrinks
+    between its peaks. The three settings are those of `mallopt(3)`.
     """
     maximum_mappings, trim_threshold, top_pad = -4, -1, -2
     try:

@@ -75,7 +75,7 @@ def test_drive_is_only_for_colab(capsys):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's memory can be told to stay")
 def test_freed_memory_stays_with_the_process():
-    """Zeroing its pages anew in every step cost a third of a CPU training step."""
+    """Zeroing its pages anew in every step cost up to a third of a CPU training step."""
     program = """
 import resource, sys, torch
 from helpers.runtime import keep_freed_memory
