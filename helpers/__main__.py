@@ -35,6 +35,7 @@ def make_parser() -> Parser:
     run.add_argument("--checkpoint-dir")
     run.add_argument("--device")
     run.add_argument("--time-budget", type=float, metavar="MINUTES")
+    run.add_argument("--compile", action="store_true", help="train through torch.compile, on a GPU with CUDA graphs")
     run.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="go on from a checkpoint")
     run.add_argument("--fresh", dest="resume", action="store_false", help="the same as --no-resume")
 
@@ -45,6 +46,7 @@ def make_parser() -> Parser:
     speed.add_argument("models", nargs="*", metavar="MODEL", help=" · ".join(bench.MODELS))
     speed.add_argument("--device")
     speed.add_argument("--batch", type=int)
+    speed.add_argument("--compile", action="store_true", help="our loop through torch.compile too")
     speed.add_argument("--json", metavar="FILE", help="write what was measured here, such as results/bench/t4.json")
 
     save = commands.add_parser("save", help="write the model of a recorded run, from its checkpoint, for classify")
@@ -93,6 +95,7 @@ def run_experiment(options) -> None:
         checkpoint_dir=options.checkpoint_dir,
         device=options.device,
         time_budget=None if options.time_budget is None else options.time_budget * 60,
+        compiled=options.compile,
         resume=options.resume,
     )
     test = record["test"]
@@ -120,7 +123,7 @@ def run_bench(options) -> None:
     """Measure the training speed; keep what was measured if a file is named."""
     if options.json:
         require_writable(Path(options.json).parent, "--json")
-    measured = bench.run(options.models, options.device, options.batch)
+    measured = bench.run(options.models, options.device, options.batch, options.compile)
     if options.json:
         results.save_text(Path(options.json), json.dumps(measured, indent=1, ensure_ascii=False) + "\n")
 

@@ -5,7 +5,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
@@ -102,12 +102,14 @@ class Textbook:
 class Ours:
     """What `training.fit` does, a step at a time."""
 
+    compiled = False
+
     def __init__(self, model: nn.Module, split: data.Split, batch_size: int, image_size: int, device, folder: Path):
         base = AMP_SGD if image_size == 32 else replace(PIKACHU, augment="flip")
-        self.recipe = replace(base, batch_size=batch_size, learning_rate=0.01)
-        training.prepare(model.to(device), self.recipe)
-        self.model, self.device, self.split = model.train(), device, split.to(device)
-        self.optimizer = training.make_optimizer(model, self.recipe)
+        self.recipe = replace(base, batch_size=batch_size, learning_rate=0.01, compiled=self.compiled)
+        self.arrangement = training.choose_arrangement(model.to(device), split, self.recipe)
+        self.model, self.device = training.prepare(model, self.recipe, self.arrangement).train(), device
+        self.split, self.optimizer = split.to(device), training.make_optimizer(model, self.recipe)
         self.scaler = training.make_scaler(device, self.recipe)
         self.generator = torch.Generator().manual_seed(0)
 
@@ -133,6 +135,12 @@ class Ours:
     def train(self, batches) -> None:
         """Steps, by the very function that trains."""
         training.train_epoch(self.model, batches, self.optimizer, self.recipe, self.scaler)
+
+
+class Compiled(Ours):
+    """The same through `torch.compile`."""
+
+    compiled = True
 
 
 SIDES = {"textbook": Textbook, "ours": Ours}
@@ -181,25 +189,34 @@ def _phases(loop, stream, steps: int) -> dict[str, float]:
     return seconds
 
 
-TASKS = {"train": _train, "input": _input, "phases": _phases}
+TASKS = {
+    "train": _train,
+    "input": _input,
+    "phases": _phases,
+    "peak": lambda loop, stream, steps: peak_memory(loop.device),
+    "arrangement": lambda loop, stream, steps: asdict(loop.arrangement),
+}
 
 
-def _serve(side: str, name: str, batch_size: int, image_size: int, device: torch.device, connection) -> None:
+def _serve(side: type[Textbook | Ours], name: str, batch_size: int, image_size: int, device: torch.device, connection) -> None:
     """One side in a process of its own, so that neither its memory nor its settings are the other's."""
     torch.manual_seed(0)
     dataset, count = IMAGES[image_size]
     split = data.sample(dataset, image_size=image_size, counts=(count, 10, 10)).train
     with tempfile.TemporaryDirectory() as folder:
-        loop = SIDES[side](models.build(name, 10), split, batch_size, image_size, device, Path(folder))
+        loop = side(models.build(name, 10), split, batch_size, image_size, device, Path(folder))
         stream = _forever(loop)
         connection.send(None)
         while (task := connection.recv()) != "end":
             what, steps = task
-            connection.send(peak_memory(device) if what == "peak" else TASKS[what](loop, stream, steps))
+            connection.send(TASKS[what](loop, stream, steps))
 
 
-def compare(name: str, device: torch.device, batch_size: int | None = None) -> dict:
+def compare(name: str, device: torch.device, batch_size: int | None = None, compiled: bool = False) -> dict:
     """Both loops on one model, turn by turn: images a second (median and range), peak memory, and where the time goes.
+
+    Args:
+        compiled: ours takes a third turn, through `torch.compile`.
 
     Raises:
         UserError: the model is not one of `MODELS`, or the batch size is below 1.
@@ -208,10 +225,11 @@ def compare(name: str, device: torch.device, batch_size: int | None = None) -> d
         raise UserError(f"There is no benchmark of '{name}'; choose from {', '.join(MODELS)}.")
     batch_size, image_size = batch_size or MODELS[name][0], MODELS[name][1]
     context, sides = multiprocessing.get_context("spawn"), {}
+    loops = SIDES | ({"compiled": Compiled} if compiled else {})
     try:
-        for side in SIDES:
+        for side, loop in loops.items():
             here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(side, name, batch_size, image_size, device, there), daemon=False)
+            process = context.Process(target=_serve, args=(loop, name, batch_size, image_size, device, there), daemon=False)
             process.start()
             there.close()
             sides[side] = (process, here)
@@ -221,15 +239,16 @@ def compare(name: str, device: torch.device, batch_size: int | None = None) -> d
             sides[side][1].send((what, steps))
             return sides[side][1].recv()
 
-        steps, speeds = {}, {side: [] for side in SIDES}
-        for side in SIDES:
+        steps, speeds = {}, {side: [] for side in sides}
+        for side in sides:
             ask(side, "train", 3)
             steps[side] = max(2, round(ROUND_SECONDS * 2 / ask(side, "train", 2)))
         for _ in range(ROUNDS):
-            for side in SIDES:
+            for side in sides:
                 speeds[side].append(steps[side] * batch_size / ask(side, "train", steps[side]))
         row = {"model": name, "device": str(device), "batch": batch_size, "image_size": image_size}
-        for side in SIDES:
+        row["arrangement"] = ask("ours", "arrangement")
+        for side in sides:
             row[f"{side}_images_per_second"] = statistics.median(speeds[side])
             row[f"{side}_range"] = [min(speeds[side]), max(speeds[side])]
             row[f"{side}_peak_memory_bytes"] = ask(side, "peak")
@@ -254,14 +273,17 @@ def compare(name: str, device: torch.device, batch_size: int | None = None) -> d
 def _line(row: dict) -> str:
     speeds, memory = ([row[f"{side}_{what}"] for side in SIDES] for what in ("images_per_second", "peak_memory_bytes"))
     share = row["ours_phases"]["input"] / sum(row["ours_phases"].values())
+    compiled = f"; compiled {row['compiled_images_per_second']:.1f}" if "compiled_images_per_second" in row else ""
     return (
         f"{row['model']:18} batch {row['batch']:3} at {row['image_size']:3}: {speeds[0]:.1f} and {speeds[1]:.1f} images/s, "
         f"{row['ratio']:.1f}×; input alone {row['input_ratio']:.1f}×, {share:.1%} of our step; "
-        f"peak memory {memory[0] / 2**30:.1f} and {memory[1] / 2**30:.1f} GiB"
+        f"peak memory {memory[0] / 2**30:.1f} and {memory[1] / 2**30:.1f} GiB{compiled}"
     )
 
 
-def run(names: list[str] | None = None, device: str | None = None, batch_size: int | None = None) -> dict:
+def run(
+    names: list[str] | None = None, device: str | None = None, batch_size: int | None = None, compiled: bool = False
+) -> dict:
     """The whole benchmark: `{environment, results, pieces}`, as `results/bench/` keeps it; a line for each as it comes.
 
     Raises:
@@ -274,7 +296,7 @@ def run(names: list[str] | None = None, device: str | None = None, batch_size: i
     print(f"{around['device']}, torch {around['torch']}, mixed precision {around['mixed_precision']}; textbook and ours:")
     rows = []
     for name in names or MODELS:
-        row = compare(name, device, batch_size)
+        row = compare(name, device, batch_size, compiled)
         rows.append(row)
         print(_line(row))
     parts = pieces.measure(device)

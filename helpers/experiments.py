@@ -70,18 +70,20 @@ def run(
     device: str | None = None,
     time_budget: float | None = None,
     patience: int | None = None,
+    compiled: bool = False,
     resume: bool = True,
     mirror: Path | None = None,
 ) -> tuple[dict, dict[str, np.ndarray]]:
     """Train and test one experiment; returns its run record and its predictions on the test split.
 
     The record's form is that of design section 5. The predictions hold `true`, `predicted` (N,) int16 and `confidence`
-    (N,) float32, the probability of the predicted class, in the order of the test split. Beyond that form, `limits` are
-    those of `training.Fit`, and where there are more than five classes `test` has the `accuracy_at_5` too.
+    (N,) float32, the probability of the predicted class, in the order of the test split. Beyond that form, `limits` and
+    `arrangement` are those of `training.Fit`, and where there are more than five classes `test` has the `accuracy_at_5` too.
 
     Args:
         epochs: train for this many epochs instead of the recipe's.
         time_budget, patience: in place of the recipe's: seconds, and epochs without a better validation accuracy.
+        compiled: train through `torch.compile`, on a GPU with CUDA graphs.
 
     Raises:
         UserError: any of the arguments, the data or the checkpoint is not usable; nothing is half written.
@@ -90,13 +92,13 @@ def run(
     if seed < 0:
         raise UserError(f"The seed is {seed}; it must be 0 or greater.")
     recipe = recipe_for(experiment, profile)
-    if epochs is not None:
-        recipe = replace(recipe, epochs=epochs)
+    recipe = replace(recipe, epochs=recipe.epochs if epochs is None else epochs, compiled=compiled or recipe.compiled)
     device = choose_device(device)
     around = environment(device)  # before the run: the commit whose code is running
     dataset = load_data(experiment, profile, data_dir)
     seed_epoch(seed)
     model = models.build(experiment.model, len(dataset.classes), pretrained=experiment.pretrained).to(device)
+    macs = models.count_macs(model, (1, 3, recipe.image_size, recipe.image_size))  # now: merged groups would count more
     fitted = training.fit(
         model,
         dataset.train,
@@ -142,12 +144,13 @@ def run(
             "name": experiment.model,
             "pretrained": experiment.pretrained,
             "params": models.count_parameters(model),
-            "macs": models.count_macs(model, (1, 3, recipe.image_size, recipe.image_size)),
+            "macs": macs,
         },
         "recipe": asdict(recipe),
         "history": history,
         "stopped_early": fitted.stopped,
         "limits": fitted.limits,
+        "arrangement": asdict(fitted.arrangement),
         "test": test,
         "predictions": f"seed{seed}.predictions.npz",
         "best": fitted.best,

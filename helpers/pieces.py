@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from helpers import data, models, training
+from helpers.arrange import merge_groups
 from helpers.plan import AMP_SGD
 from helpers.runtime import autocast_dtype
 
@@ -34,23 +35,6 @@ def milliseconds(work: Callable[[], object], device: torch.device, seconds: floa
         times.append(time.perf_counter() - start)
         spent += times[-1]
     return 1000 * statistics.median(times)
-
-
-def merge_groups(weight: Tensor, merged: int) -> Tensor:
-    """The weight of a grouped convolution with `merged` neighbouring groups made one, zeros between them.
-
-    Fewer and wider groups feed a matrix unit better, at `merged` times the arithmetic; the outputs are the same.
-
-    Args:
-        weight: (out_channels, group_width, k, k) of a convolution with as many channels in as out.
-
-    Returns:
-        (out_channels, merged · group_width, k, k).
-    """
-    out_channels, width, *kernel = weight.shape
-    blocks = weight.view(-1, merged, width, 1, width, *kernel)
-    eye = torch.eye(merged, dtype=weight.dtype, device=weight.device).view(1, merged, 1, merged, 1, 1, 1)
-    return (blocks * eye).reshape(out_channels, merged * width, *kernel)
 
 
 def split_convolution(images: Tensor, weight: Tensor) -> Tensor:
@@ -126,7 +110,8 @@ def evaluations(device: torch.device) -> list[dict]:
     ):
         recipe = replace(AMP_SGD, **changes)
         model = models.build("resnext29_32x4d", 10).to(device).eval()
-        model = training.prepare(fold_batch_norm(model) if folded else model, recipe)
+        model = fold_batch_norm(model) if folded else model
+        model = training.prepare(model, recipe, training.choose_arrangement(model, split, recipe))
 
         def work(model=model, recipe=recipe, batch=batch):
             training.predict(model, split, recipe, batch)

@@ -1,6 +1,7 @@
 """The loop: recipes, one epoch, evaluation, `fit` with resume, early stop and a time budget."""
 
 import math
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from helpers import data
+from helpers.arrange import PLAIN, Arrangement, arrange, fastest, step_seconds
 from helpers.checkpoints import load_checkpoint, save_checkpoint
 from helpers.optim import AdversarialModelPerturbation, hold_statistics
 from helpers.runtime import UserError, autocast_dtype, keep_freed_memory, progress, require_writable, seed_epoch
@@ -39,6 +41,9 @@ class Recipe:
         patience: stop after this many epochs without a better validation accuracy. None: never.
         pace: what carries the schedule from its start to its end: the epochs, or `time`, the part of the time budget that
             is spent, so that a run ends its schedule when its time is up, however many epochs that was.
+        channels_last: images have their channels innermost, unless another arrangement is measured to be faster; False:
+            torch's default.
+        compiled: train through `torch.compile`, on a GPU with CUDA graphs.
     """
 
     epochs: int
@@ -66,6 +71,7 @@ class Recipe:
     padding: int = 0
     mixed_precision: bool = True
     channels_last: bool = True
+    compiled: bool = False
     time_budget: float | None = None
     patience: int | None = None
     pace: str = "epochs"
@@ -137,11 +143,50 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     )
 
 
-def prepare(model: nn.Module, recipe: Recipe) -> nn.Module:
-    """The model, and on a CPU the process, made ready for fast steps; results stay those of the plain path."""
-    if next(model.parameters()).device.type == "cpu":
+def choose_arrangement(model: nn.Module, train: data.Split, recipe: Recipe) -> Arrangement:
+    """How the model trains fastest on the device it is on: on a GPU by measurement, on a first batch of the split.
+
+    On every CPU that was tried it was channels-last with the groups as they are (`python -m helpers bench`).
+    """
+    device = next(model.parameters()).device
+    if device.type != "cuda" or not recipe.channels_last:
+        return Arrangement() if recipe.channels_last else PLAIN
+    sizes = {"image_size": recipe.image_size, "mean": recipe.mean, "std": recipe.std}
+    images, labels = next(data.batches(train.to(device), recipe.batch_size, **sizes))
+
+    @deterministic_convolutions()
+    def step(candidate: nn.Module) -> None:
+        candidate.train().zero_grad(set_to_none=True)
+        with autocast(device, recipe):
+            loss = F.cross_entropy(candidate(images), labels)
+        loss.backward()
+
+    return fastest(lambda arrangement: step_seconds(model, arrangement, step))
+
+
+def prepare(model: nn.Module, recipe: Recipe, arrangement: Arrangement) -> nn.Module:
+    """The model, and on a CPU the process, made ready for fast steps; returns what is to be called in training.
+
+    That is the model itself, rearranged in place, or its compiled form, which shares its parameters.
+
+    Raises:
+        UserError: it is to be compiled, and there is no C++ compiler.
+    """
+    device = next(model.parameters()).device
+    if device.type == "cpu":
         keep_freed_memory()
-    return model.to(memory_format=torch.channels_last) if recipe.channels_last else model
+    arrange(model, arrangement)
+    if not recipe.compiled:
+        return model
+    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        raise UserError("torch.compile needs a C++ compiler, and none is here; install g++, or train without --compile.")
+    # A program for each batch size: the last batch of an epoch is smaller, and CUDA graphs have fixed shapes.
+    return torch.compile(model, dynamic=False, mode="reduce-overhead" if device.type == "cuda" else "default")
+
+
+def deterministic_convolutions():
+    """The context of every training step: cuDNN's choices do not change from run to run."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
 
 
 def make_scaler(device: torch.device, recipe: Recipe) -> torch.amp.GradScaler | None:
@@ -156,6 +201,7 @@ def autocast(device: torch.device, recipe: Recipe):
     return torch.autocast(device.type, dtype) if dtype else nullcontext()
 
 
+@deterministic_convolutions()
 def train_epoch(
     model: nn.Module,
     batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
@@ -267,13 +313,14 @@ class Fit:
     """What `fit` leaves: a row an epoch, the best epoch by validation, and why it stopped early (None: it did not).
 
     `limits` holds those in force: `time_budget` in seconds, `patience` in epochs, and `estimated_epochs`, how many would fit
-    the budget at the pace of the first ones (None: no budget).
+    the budget at the pace of the first ones (None: no budget). `arrangement` says how the network was computed.
     """
 
     history: list[dict] = field(default_factory=list)
     best: dict = field(default_factory=dict)
     stopped: str | None = None
     limits: dict = field(default_factory=dict)
+    arrangement: Arrangement = field(default_factory=Arrangement)
 
 
 def fit(
@@ -319,12 +366,11 @@ def fit(
     if checkpoint:
         require_writable(checkpoint.parent, "--checkpoint-dir")
     device = next(model.parameters()).device
-    prepare(model, recipe)
     train, validation = train.to(device), validation.to(device)
     optimizer = make_optimizer(model, recipe)
     scaler = make_scaler(device, recipe)
     identity = {"seed": seed, "train_images": len(train), **(about or {}), **asdict(recipe)}
-    done, best_weights = Fit(), None
+    best_weights = None
     state = load_checkpoint(checkpoint, mirror) if checkpoint and resume else None
     if state is not None:
         _check_identity(state["identity"], identity, checkpoint)
@@ -333,7 +379,11 @@ def fit(
         if scaler:
             scaler.load_state_dict(state["scaler"])
         done, best_weights = Fit(state["history"], state["best"]), state["best_weights"]
+        done.arrangement = Arrangement(**state.get("arrangement", {}))  # not measured again: another rounds otherwise
         print(f"Resumed after epoch {len(done.history)} of {recipe.epochs}.")
+    else:
+        done = Fit(arrangement=choose_arrangement(model, train, recipe))
+    callable_model = prepare(model, recipe, done.arrangement)
 
     try:
         while (epoch := len(done.history)) < recipe.epochs:
@@ -341,7 +391,9 @@ def fit(
             if done.stopped:
                 break
             spent = sum(row["seconds"] for row in done.history)
-            row = _epoch(model, train, validation, optimizer, scaler, recipe, seed, epoch, clock, spent, time_budget)
+            row = _epoch(
+                model, callable_model, train, validation, optimizer, scaler, recipe, seed, epoch, clock, spent, time_budget
+            )
             if not torch.isfinite(torch.tensor([row["train_loss"], row["val_loss"]])).all():
                 kept = f" The checkpoint of epoch {epoch} is kept." if checkpoint and epoch else ""
                 raise Diverged(f"The loss was not finite in epoch {epoch + 1}; lower the learning rate.{kept}")
@@ -361,6 +413,7 @@ def fit(
                     "history": done.history,
                     "best": done.best,
                     "best_weights": best_weights,
+                    "arrangement": asdict(done.arrangement),
                 }
                 save_checkpoint(state, checkpoint, mirror)
     except KeyboardInterrupt:
@@ -385,7 +438,7 @@ def estimate_epochs(history: list[dict], time_budget: float) -> int:
     return max(1, int(time_budget // seconds))
 
 
-def _epoch(model, train, validation, optimizer, scaler, recipe, seed, epoch, clock, spent, time_budget) -> dict:
+def _epoch(model, callable_model, train, validation, optimizer, scaler, recipe, seed, epoch, clock, spent, time_budget) -> dict:
     """Train and validate one epoch; its row of the history."""
     start = clock()
     generator = seed_epoch(seed, epoch + 1)  # epoch 0 of a seed belongs to the model's initial weights
@@ -412,9 +465,8 @@ def _epoch(model, train, validation, optimizer, scaler, recipe, seed, epoch, clo
             yield batch
 
     first_rate = rate(0)
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-        train_loss, train_accuracy = train_epoch(model, scheduled(), optimizer, recipe, scaler)
-    trained = clock()
+    train_loss, train_accuracy = train_epoch(callable_model, scheduled(), optimizer, recipe, scaler)
+    turned = clock()
     val_loss, val_accuracy = evaluate(model, validation, recipe)
     return {
         "epoch": epoch + 1,
@@ -423,7 +475,7 @@ def _epoch(model, train, validation, optimizer, scaler, recipe, seed, epoch, clo
         "train_accuracy": train_accuracy,
         "val_loss": val_loss,
         "val_accuracy": val_accuracy,
-        "train_seconds": trained - start,
+        "train_seconds": turned - start,
         "seconds": clock() - start,
     }
 
