@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from helpers import bench, claims, classify, colab, experiments, plots, results
+from helpers import bench, claims, classify, colab, experiments, files, intervals, plots, readme, results, tables
 from helpers.pools import listed
 from helpers.runtime import PROFILES, UserError, require_writable
 
@@ -99,7 +99,7 @@ def run_experiment(options) -> None:
         resume=options.resume,
     )
     test = record["test"]
-    low, high = results.wilson(round(test["accuracy"] * test["n"]), test["n"])
+    low, high = intervals.wilson(round(test["accuracy"] * test["n"]), test["n"])
     print(
         f"{options.experiment}, seed {options.seed}, {options.profile}: test accuracy {test['accuracy']:.2%} "
         f"({low:.2%} to {high:.2%}) on {test['n']} images of {record['dataset']['source']}."
@@ -112,10 +112,10 @@ def run_experiment(options) -> None:
 
 def make_tables(options) -> None:
     """Rebuild tables and figures; README's table too, when the records are the repository's own."""
-    written = results.write_tables(options.results_dir) + plots.write_figures(options.results_dir)
+    written = tables.write_tables(options.results_dir) + plots.write_figures(options.results_dir)
     written += claims.write(options.results_dir)
     if options.results_dir is None:
-        written.append(results.write_readme(claims=claims.readme_text()))
+        written.append(readme.write())
     print("\n".join(path.name for path in written))
 
 
@@ -125,7 +125,7 @@ def run_bench(options) -> None:
         require_writable(Path(options.json).parent, "--json")
     measured = bench.run(options.models, options.device, options.batch, options.compile)
     if options.json:
-        results.save_text(Path(options.json), json.dumps(measured, indent=1, ensure_ascii=False) + "\n")
+        files.save_text(Path(options.json), json.dumps(measured, indent=1, ensure_ascii=False) + "\n")
 
 
 def save_model(options) -> None:
@@ -148,7 +148,7 @@ def classify_images(options) -> None:
         raise UserError(f"{options.images[0]} cannot be classified: {reason}.")
     if options.csv:
         try:
-            results.save_text(Path(options.csv).expanduser(), table.to_csv(index=False))
+            files.save_text(Path(options.csv).expanduser(), table.to_csv(index=False))
         except OSError as error:
             raise UserError(
                 f"The table {options.csv} could not be written ({error.strerror}); choose another --csv."

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from helpers import results, verdicts
+from helpers import files, results, verdicts
 from helpers.evidence import Evidence
 from helpers.reports import CLAIMS
 from helpers.runtime import UserError
@@ -36,16 +36,6 @@ def counts(table: pd.DataFrame) -> pd.DataFrame:
     counted.loc["all"] = counted.sum()
     counted.insert(0, "in all", counted.sum(axis=1))
     return counted.rename_axis(index="statements of", columns=None).reset_index()
-
-
-def readme_text(results_dir: str | Path | None = None) -> str:
-    """README's short form of the claims table, and the figure of all runs, in Markdown."""
-    return (
-        f"{results.markdown(counts(claims_table(results_dir)))}\n"
-        "![Test accuracy against parameters and against minutes of training](results/figures/accuracy_parameters.png)\n\n"
-        "*Every full run that is recorded, a row a data set: the mean over seeds, and a bar over the 95 % Wilson intervals of\n"
-        "all seeds. The minutes are those of different machines, which the table of all runs names.*\n"
-    )
 
 
 def key() -> str:
@@ -88,7 +78,7 @@ def write(results_dir: str | Path | None = None) -> list[Path]:
     try:
         (folder / "tables").mkdir(parents=True, exist_ok=True)
         for path, text in texts.items():
-            results.save_text(path, text)
+            files.save_text(path, text)
     except OSError as error:
         raise UserError(f"The claims could not be written ({error.strerror}); choose another --results-dir.") from error
     return list(texts)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from helpers import checkpoints, cifar, experiments, models, results, training
+from helpers import checkpoints, cifar, experiments, files, models, training
 from helpers.data import Split, batches
 from helpers.photographs import decode_photograph
 from helpers.pools import why
@@ -100,7 +100,7 @@ def save_model(
     blob = _safetensors().torch.save(tensors, {"about": json.dumps(asdict(about))})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        results.save_bytes(path, blob)
+        files.save_bytes(path, blob)
     except OSError as error:
         raise UserError(f"The model {path.name} could not be written ({error.strerror}); choose another file.") from error
     return path

@@ -1,14 +1,13 @@
 """The text that every notebook shares: its Colab badge and its setup cell, written by `python -m helpers colab`."""
 
 import json
-import os
 import re
-import tempfile
 from pathlib import Path
 
+from helpers import files
 from helpers.runtime import ROOT, UserError
 
-SETUP = '''\
+SETUP = """\
 # @title Setup: find the helpers, or fetch them {{ display-mode: "form" }}
 import importlib.util
 import os
@@ -33,7 +32,7 @@ if str(root) not in sys.path:
 needed = ["torchsummary", "seaborn", "pandas", "sklearn", "scipy", "tqdm", "kagglehub"]
 missing = [name.replace("sklearn", "scikit-learn") for name in needed if importlib.util.find_spec(name) is None]
 if missing:
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing], check=True)'''
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing], check=True)"""
 
 BADGE = (
     "[![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
@@ -63,9 +62,7 @@ def write(repository: str, ref: str = "main", root: Path = ROOT) -> list[Path]:
         raise UserError(f"'{ref}' is not a branch or tag name.")
 
     def badges(text: str) -> str:
-        return _BADGE_PATTERN.sub(
-            lambda found: BADGE.format(repository=repository, ref=ref, notebook=found["notebook"]), text
-        )
+        return _BADGE_PATTERN.sub(lambda found: BADGE.format(repository=repository, ref=ref, notebook=found["notebook"]), text)
 
     new_texts = {root / "README.md": badges((root / "README.md").read_text(encoding="utf-8"))}
     for path in sorted((root / "notebooks").glob("*.ipynb")):
@@ -80,14 +77,5 @@ def write(repository: str, ref: str = "main", root: Path = ROOT) -> list[Path]:
         new_texts[path] = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
     changed = [path for path, text in new_texts.items() if path.read_text(encoding="utf-8") != text]
     for path in changed:
-        _replace(path, new_texts[path])
+        files.save_text(path, new_texts[path])
     return changed
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    with open(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.chmod(temporary, path.stat().st_mode)
-    os.replace(temporary, path)

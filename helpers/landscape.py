@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from helpers import checkpoints, data, experiments, models, results, training
+from helpers import checkpoints, data, experiments, files, models, results, training
 from helpers.training import Recipe
 
 RADII = tuple(np.linspace(-1, 1, 11).round(1).tolist())
@@ -79,5 +79,5 @@ def obtain(record: dict, split: data.Split, results_dir: str | Path | None = Non
     generator = torch.Generator().manual_seed(0)
     directions = [filter_normalised_direction(model, generator) for _ in range(DIRECTIONS)]
     losses = np.stack([loss_along(model, direction, RADII, some, recipe) for direction in directions])
-    results.save_arrays(path, losses=losses, radii=np.array(RADII))
+    files.save_arrays(path, losses=losses, radii=np.array(RADII))
     return losses

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from sklearn.model_selection import ParameterGrid
 
-from helpers import checkpoints, data, models, results, training
+from helpers import checkpoints, data, files, models, training
 from helpers.runtime import ROOT, UserError, choose_device, environment, require_writable, seed_epoch
 from helpers.training import Recipe
 
@@ -81,7 +81,7 @@ def advance(search: Search, trial: str, until: int | None = None) -> dict:
         history = (checkpoints.load_checkpoint(checkpoint) or {"history": []})["history"]
     record = {**_identity(search, trial), "diverged": diverged, "history": history, "environment": around}
     try:
-        results.save_text(path, json.dumps(record, indent=1) + "\n")
+        files.save_text(path, json.dumps(record, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"The trial {path.name} could not be written ({error.strerror}); free some space.") from error
     if diverged or len(history) == recipe.epochs:
@@ -117,9 +117,7 @@ def _identity(search: Search, trial: str) -> dict:
     return {"trial": trial, "model": search.model, "dataset": dataset, "seed": search.seed, "recipe": recipe}
 
 
-def exhaustive(
-    search: Search, *, minutes: float | None = None, clock: Callable[[], float] = time.monotonic
-) -> list[dict]:
+def exhaustive(search: Search, *, minutes: float | None = None, clock: Callable[[], float] = time.monotonic) -> list[dict]:
     """Every trial of the grid, trained to its end; returns the records of those that are.
 
     Stop it as you like: what is finished stays, and the trial at hand goes on from its last whole epoch.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import binomtest, norm
 
-from helpers.results import wilson
+from helpers.intervals import wilson
 
 HOLDS, APPROXIMATELY, DOES_NOT = "holds", "holds approximately", "does not hold"
 CONTRADICTS, CANNOT_TELL, NOT_YET = "contradicts itself", "cannot be told from the data", "not yet run"

@@ -1,14 +1,12 @@
 """The claims table: every rule at its edges, the statistics against closed forms, and the committed verdicts recomputed."""
 
 import math
-import re
 
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 
-from helpers import anatomy, checks, claims, experiments, models, results, run_checks, verdicts
+from helpers import anatomy, checks, claims, experiments, intervals, models, results, run_checks, tables, verdicts
 from helpers.__main__ import main
 from helpers.evidence import Claim, Evidence
 from helpers.reports import CLAIMS, amp, pikachu, slim
@@ -159,7 +157,7 @@ def test_one_seed_is_mcnemars_exact_test():
     first, second = right(1), right(2, 3, 4, 5, 6, 7)
     arrays = [{"true": np.ones(40, int), "predicted": answers.astype(int)} for answers in (first, second)]
     paired = Paired([first], [second])
-    assert (paired.only_first, paired.only_second, paired.p) == results.mcnemar(*arrays) == (6, 1, 0.125)
+    assert (paired.only_first, paired.only_second, paired.p) == intervals.mcnemar(*arrays) == (6, 1, 0.125)
     assert paired.difference == pytest.approx(5 / 40)
 
 
@@ -229,9 +227,9 @@ def test_printed_differences_in_closed_form():
 
 
 def test_the_interval_of_an_accuracy_reaches_over_its_seeds():
-    assert verdicts.accuracy_interval([208 / 258], 258) == results.wilson(208, 258)
+    assert verdicts.accuracy_interval([208 / 258], 258) == intervals.wilson(208, 258)
     low, high = verdicts.accuracy_interval([0.7, 0.9], 100)
-    assert (low, high) == (results.wilson(70, 100)[0], results.wilson(90, 100)[1])
+    assert (low, high) == (intervals.wilson(70, 100)[0], intervals.wilson(90, 100)[1])
 
 
 def test_arithmetic_on_the_printed_networks():
@@ -295,7 +293,7 @@ def test_a_run_that_is_not_there_is_not_yet_run_until_it_is(tmp_path):
     check = run_checks.Accuracy("cifar10/a")
     assert find(check, "0.80", save(tmp_path)).verdict == NOT_YET
     evidence = save(tmp_path, make_run("cifar10/a", range(8)), make_run("cifar10/a", range(6), seed=1))
-    low, high = results.wilson(6, 10)[0], results.wilson(8, 10)[1]
+    low, high = intervals.wilson(6, 10)[0], intervals.wilson(8, 10)[1]
     expected = ("70.00%", f"{low:.2%} to {high:.2%}", HOLDS, "run record of cifar10/a, seeds 0, 1")
     assert find(check, "0.80", evidence) == expected
     assert find(run_checks.Recall("cifar10/a", 0, 7, 3), "", evidence).ours == "70.00%"
@@ -405,7 +403,7 @@ def test_the_committed_table_is_recomputed_and_the_same():
 
 
 def test_the_table_command_writes_the_claims(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(results, "write_tables", lambda folder: [])
+    monkeypatch.setattr(tables, "write_tables", lambda folder: [])
     assert main(["table", "--results-dir", str(tmp_path)]) == 0
     assert capsys.readouterr().out.split() == ["claims.csv", "claims_key.md"]
     rows = (tmp_path / "claims.csv").read_text().splitlines()
@@ -426,11 +424,3 @@ def test_the_short_form_counts_every_verdict_by_hand():
         ["amp", 1, 1, 0, 0],
         ["all", 4, 3, 1, 0],
     ]
-
-
-def test_the_committed_readme_has_the_short_form_of_the_committed_claims_and_its_figure():
-    readme = (results.ROOT / "README.md").read_text(encoding="utf-8")
-    assert f"<!-- claims -->\n{claims.readme_text()}<!-- /claims -->" in readme
-    for figure in re.findall(r"!\[[^]]+\]\((results/[^)]+)\)", readme):
-        with Image.open(results.ROOT / figure) as image:
-            assert [round(dots) for dots in image.info["dpi"]] == [300, 300]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 import pytest
 
-from helpers import data, models, plan, plots, results, search, training
+from helpers import data, files, models, plan, plots, search, training
 from helpers.models import Description, Model, Stage, Stem
 from helpers.runtime import ROOT, UserError
 from helpers.search import Search
@@ -148,7 +148,7 @@ def test_a_kill_before_the_record_is_written_costs_no_epoch(tmp_path, monkeypatc
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(results, "save_text", full)
+        patch.setattr(files, "save_text", full)
         with pytest.raises(UserError, match="could not be written .No space left on device"):
             search.advance(make_search(tmp_path), trial)
     trained = epochs_trained(monkeypatch)

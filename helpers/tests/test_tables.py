@@ -1,0 +1,78 @@
+"""Tables made from run records, pinned to hand-computed rows and to what is committed."""
+
+import numpy as np
+import pytest
+
+from helpers import results, tables
+from helpers.cifar import CIFAR100_CLASSES, CIFAR100_SUPERCLASSES
+from helpers.runtime import UserError
+from helpers.tests.test_results import make_run
+
+
+def test_comparison_over_seeds_in_closed_form(tmp_path):
+    for seed, predicted in enumerate([(0, 0, 1, 1, 1), (0, 0, 0, 1, 1), (0, 1, 1, 1, 1)]):
+        results.save(*make_run(seed=seed, predicted=predicted), tmp_path)
+    row = tables.comparison_table(results.load_all(tmp_path)).iloc[0]
+    assert row["seeds"] == 3
+    assert row["test accuracy"] == pytest.approx(0.8)
+    assert row["sd"] == pytest.approx(0.2), "sample standard deviation of 0.8, 1.0, 0.6"
+    assert row["accuracy, report"] == 0.7946
+
+
+def test_tables_are_rebuilt_from_the_records_alone(tmp_path):
+    results.save(*make_run(), tmp_path)
+    results.save(*make_run(name="pikachu/resnet18_torchvision", predicted=(1, 1, 1, 1, 0)), tmp_path)
+    names = {path.name for path in tables.write_tables(tmp_path)}
+    assert {"runs.csv", "pikachu_comparison.md", "pikachu_mcnemar.csv"} <= names
+    pair = tables.mcnemar_table(results.load_all(tmp_path), tmp_path).iloc[0]
+    assert (pair["only first right"], pair["only second right"]) == (0, 3)
+    assert "| 80.00% |" in (tmp_path / "tables/runs.md").read_text()
+
+
+def test_no_records_is_a_sentence(tmp_path):
+    with pytest.raises(UserError, match="no run record under .*; make one with python -m helpers run"):
+        tables.write_tables(tmp_path)
+
+
+def hundred_classes() -> dict:
+    """A record where every class has one image, and is right, but for what follows."""
+    counts = np.eye(100, dtype=int)
+    apple, pear, bottle, shark = (CIFAR100_CLASSES.index(name) for name in ("apple", "pear", "bottle", "shark"))
+    counts[apple, pear] += 3  # within fruit_and_vegetables
+    counts[apple, bottle] += 1  # to food_containers
+    counts[bottle, bottle] += 4
+    counts[shark, shark], counts[shark, apple] = 0, 1  # fish to fruit_and_vegetables
+    record = {"experiment": "cifar100/some", "dataset": {"classes": list(CIFAR100_CLASSES)}}
+    return record | {"test": {"confusion": counts.tolist(), "n": int(counts.sum())}}
+
+
+def test_superclass_confusion_by_hand():
+    counts = tables.superclass_confusion(hundred_classes())
+    order = list(CIFAR100_SUPERCLASSES)
+    fish, containers, fruit = (order.index(name) for name in ("fish", "food_containers", "fruit_and_vegetables"))
+    expected = 5 * np.eye(20, dtype=int)  # five classes each, one image a class
+    expected[fruit, fruit], expected[fruit, containers] = 5 + 3, 1
+    expected[containers, containers] = 5 + 4
+    expected[fish, fish], expected[fish, fruit] = 4, 1
+    assert counts.tolist() == expected.tolist()
+
+
+def test_superclass_table_by_hand():
+    table = tables.superclass_table(hundred_classes()).set_index("superclass")
+    assert table.loc["fruit_and_vegetables"].tolist() == [9, 5 / 9, 8 / 9]
+    assert table.loc["food_containers"].tolist() == [9, 1, 1]
+    assert table.loc["fish"].tolist() == [5, 4 / 5, 4 / 5]
+    assert table.loc["trees"].tolist() == [5, 1, 1]
+    assert table.loc["all"].tolist() == pytest.approx([108, 103 / 108, 106 / 108])
+    assert list(table.index) == [*CIFAR100_SUPERCLASSES, "all"]
+    assert "| fish | 5 | 80.00% | 80.00% |" in tables.markdown(tables.superclass_table(hundred_classes()))
+
+
+def test_other_classes_have_no_superclasses():
+    with pytest.raises(UserError, match="pikachu/resnext50_ours is no run on the 100 classes of CIFAR-100"):
+        tables.superclass_table(make_run()[0])
+
+
+def test_the_committed_table_is_that_of_the_committed_records():
+    written = (results.RESULTS / "tables" / "runs.md").read_text(encoding="utf-8")
+    assert written == tables.markdown(tables.runs_table(results.load_all())), "run python -m helpers table"
