@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from helpers import bench, claims, classify, colab, experiments, files, intervals, plots, readme, results, tables
+from helpers import bench, claims, classify, colab, experiments, files, intervals, memory, plots, readme, results, tables
 from helpers.pools import listed
 from helpers.runtime import PROFILES, UserError, require_writable
 
@@ -115,7 +115,7 @@ def make_tables(options) -> None:
     written = tables.write_tables(options.results_dir) + plots.write_figures(options.results_dir)
     written += claims.write(options.results_dir)
     if options.results_dir is None:
-        written.append(readme.write())
+        written += [*tables.save_tables({"memory": memory.table()}), readme.write()]
     print("\n".join(path.name for path in written))
 
 

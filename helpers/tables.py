@@ -174,12 +174,20 @@ def write_tables(results_dir: str | Path | None = None) -> list[Path]:
     for report in dict.fromkeys(record["report"] for record in full):
         own = [record for record in full if record["report"] == report]
         tables |= {f"{report}_comparison": comparison_table(own), f"{report}_mcnemar": mcnemar_table(own, folder)}
+    return save_tables({name: table for name, table in tables.items() if not table.empty}, folder)
+
+
+def save_tables(tables: dict[str, pd.DataFrame], results_dir: str | Path | None = None) -> list[Path]:
+    """Write each table into `R/tables`, as CSV and as Markdown.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    folder = Path(results_dir or results.RESULTS).expanduser()
     written = []
     try:
         (folder / "tables").mkdir(exist_ok=True)
         for name, table in tables.items():
-            if table.empty:  # no pair of runs to compare yet
-                continue
             for suffix, text in ((".csv", table.to_csv(index=False)), (".md", markdown(table))):
                 written.append(folder / "tables" / f"{name}{suffix}")
                 files.save_text(written[-1], text)

@@ -142,11 +142,12 @@ def test_a_smoke_run_writes_a_record_with_every_field(smoke):
     record = results.load(results.record_path("pikachu/resnet18_torchvision", "smoke", 0, smoke))
     assert set(record) == {
         *("experiment", "report", "seed", "profile", "dataset", "model", "recipe", "history", "stopped_early", "test"),
-        *("limits", "predictions", "best", "seconds", "images_per_second", "peak_memory_bytes", "environment"),
+        *("limits", "arrangement", "predictions", "best", "seconds", "images_per_second", "peak_memory_bytes", "environment"),
     }
     assert set(record["dataset"]) >= {"name", "source", "fingerprint", "num_classes", "n_train", "n_val", "n_test"}
     assert set(record["test"]) == {"loss", "accuracy", "n", "confusion"}, "two classes have no five best"
     assert record["limits"] == {"time_budget": None, "patience": None, "estimated_epochs": None}
+    assert record["arrangement"] == {"channels_last": True, "group_width": 1}
     assert record["dataset"]["source"] == "sample"
     assert record["model"]["params"] == 11_177_538
     assert len(record["history"]) == 2
