@@ -248,6 +248,17 @@ _ROWS = [
         )
         for name, recipe in AMP.items()
     ),
+    *(  # no report's: one short training by the fast path and by the plain one, which must end alike
+        Experiment(
+            f"cifar10_tenth/speed_{name}",
+            "speed",
+            "cifar10_tenth",
+            "resnext29_under5m",
+            replace(AMP_SAME, epochs=4, **changes),
+            quick={"epochs": 2},
+        )
+        for name, changes in (("fast", {}), ("plain", {"channels_last": False, "mixed_precision": False}))
+    ),
     *(  # the report calls its accuracies validation, and takes the best epoch on the test images
         Experiment(f"cifar10/{name}", "slim", "cifar10", model, SLIM_TRIAL, quick={"epochs": 8}, reported=reported)
         for name, model, reported in SLIM_TRIALS
