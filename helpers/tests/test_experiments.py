@@ -57,7 +57,7 @@ def test_the_recipes_of_report_amp():
 
 
 def test_the_tenth_differs_from_the_whole_in_its_epochs_alone():
-    for name, epochs in (("sgd", 15), ("amp", 15), ("sgd_same", 15), ("sgd_twice", 30)):
+    for name, epochs in (("sgd", 15), ("amp", 15), ("sgd_same", 15), ("sgd_twice", 30), ("amp_warm", 15)):
         part, whole = (experiments.EXPERIMENTS[f"{data}/resnext29_under5m_{name}"] for data in ("cifar10_tenth", "cifar10"))
         assert part.recipe == replace(whole.recipe, epochs=epochs) and part.model == whole.model
 
@@ -240,9 +240,7 @@ def test_a_process_stopped_in_the_middle_goes_on_to_the_same_record(smoke, tmp_p
     record, whole = (results.load(results.record_path(RUN[1], "smoke", 0, folder)) for folder in (tmp_path, smoke))
     assert record["test"] == whole["test"]
     keys = ("lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
-    assert [[row[key] for key in keys] for row in record["history"]] == [
-        [row[key] for key in keys] for row in whole["history"]
-    ]
+    assert [[row[key] for key in keys] for row in record["history"]] == [[row[key] for key in keys] for row in whole["history"]]
 
 
 def test_ctrl_c_ends_with_status_130(monkeypatch):
