@@ -375,10 +375,17 @@ def test_the_best_epoch_by_validation_is_kept(monkeypatch):
 
 
 def test_early_stop_after_patience_epochs_without_a_better_one(monkeypatch):
-    scores = iter([(1, 0.5), (1, 0.6), (1, 0.6), (1, 0.55), (1, 0.9)])
-    monkeypatch.setattr(training, "evaluate", lambda *_: next(scores))
-    done = fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, epochs=10), patience=2)
+    scores, weights = iter([(1, 0.5), (1, 0.6), (1, 0.6), (1, 0.55), (1, 0.9)]), []
+
+    def evaluate(model, *_):
+        weights.append(next(model.parameters()).clone())
+        return next(scores)
+
+    monkeypatch.setattr(training, "evaluate", evaluate)
+    model = make_model()
+    done = fit(model, TRAIN, VALIDATION, replace(RECIPE, epochs=10), patience=2)
     assert [row["epoch"] for row in done.history] == [1, 2, 3, 4]
+    assert torch.equal(next(model.parameters()), weights[1]), "the best epoch's weights, not the last one's"
     assert "no better validation accuracy in 2 epochs after epoch 2" in done.stopped
 
 
