@@ -1,12 +1,14 @@
-"""What the run records say, as tables: runs, comparisons, paired tests, superclasses; as text, Markdown and CSV."""
+"""What the run records say, as tables: runs, comparisons, paired tests, time budgets, confusions; as text, Markdown, CSV."""
 
+import itertools
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from helpers import experiments, files, intervals, results
-from helpers.cifar import CIFAR100_CLASSES, CIFAR100_SUPERCLASSES, cifar100_superclasses
+from helpers import anatomy, experiments, files, intervals, models, results, verdicts
+from helpers.cifar import CIFAR10_GROUPS, CIFAR100_SUPERCLASSES
 from helpers.runtime import UserError
 
 
@@ -97,27 +99,119 @@ def mcnemar_table(records: list[dict], results_dir: str | Path | None = None) ->
     return pd.DataFrame(rows)
 
 
-def superclass_confusion(record: dict) -> np.ndarray:
-    """int64 (20, 20): a CIFAR-100 run's confusion matrix by superclass, true in rows, in the order of the published ones.
+TIME_COLUMNS = "network,parameters,million MACs,seeds,images/s,minutes,epochs,estimated,at 1,low,high,at 5".split(",")
+
+
+def time_table(names: Iterable[str], records: Iterable[dict], num_classes: int) -> pd.DataFrame:
+    """A row an experiment with a time budget, run or not: what its network costs, what its time has bought, what came out.
+
+    The costs are those with `num_classes` outputs, for one image. The rest is empty where there is no record; else it is the
+    mean over seeds, but for `low` to `high`, which reaches over the 95 % Wilson intervals of all seeds. `estimated` is how
+    many epochs the first ones let expect within the budget.
+    """
+    records, rows = list(records), []
+    for name in names:
+        experiment = experiments.find(name)
+        network, size = anatomy.network(experiment.model, num_classes), experiment.recipe.image_size
+        row = {
+            "network": name.split("/")[1],
+            "parameters": models.count_parameters(network),
+            "million MACs": models.count_macs(network, (1, 3, size, size)) / 1e6,
+        }
+        if runs := [record for record in records if record["experiment"] == name]:
+            accuracies = [run["test"]["accuracy"] for run in runs]
+            low, high = verdicts.accuracy_interval(accuracies, runs[0]["test"]["n"])
+            row |= {
+                "seeds": len(runs),
+                "images/s": np.mean([run["images_per_second"] for run in runs]),
+                "minutes": np.mean([run["seconds"] / 60 for run in runs]),
+                "epochs": np.mean([len(run["history"]) for run in runs]),
+                "estimated": np.mean([run["limits"]["estimated_epochs"] for run in runs]),
+                "at 1": np.mean(accuracies),
+                "low": low,
+                "high": high,
+                "at 5": np.mean([run["test"]["accuracy_at_5"] for run in runs]),
+            }
+        rows.append(row)
+    return pd.DataFrame(rows, columns=TIME_COLUMNS)
+
+
+def paired_table(
+    pairs: Iterable[tuple[str, str]], records: Iterable[dict], results_dir: str | Path | None = None
+) -> pd.DataFrame:
+    """A row a pair of experiments: by how many points of test accuracy the second is better, image by image.
+
+    Over the seeds that both were run with, `from` to `to` is the 95 % interval, and with p as in `verdicts.Paired`. Empty where
+    there is none.
+    """
+    runs = {(record["experiment"], record["seed"]): record for record in records}
+    rows = []
+    for first, second in pairs:
+        row = {"first": first, "second": second}
+        both = [(one, runs[second, seed]) for (name, seed), one in runs.items() if name == first and (second, seed) in runs]
+        if both:
+            arrays = [[results.predictions(run, results_dir) for run in side] for side in zip(*both, strict=True)]
+            right = [[found["predicted"] == found["true"] for found in side] for side in arrays]
+            paired = verdicts.Paired(right[1], right[0])
+            low, high = (100 * end for end in paired.interval)
+            row |= {"seeds": len(both), "points": 100 * paired.difference, "from": low, "to": high, "p": paired.p}
+        rows.append(row)
+    return pd.DataFrame(rows, columns=["first", "second", "seeds", "points", "from", "to", "p"])
+
+
+def most_confused(record: dict, most: int = 10) -> pd.DataFrame:
+    """A row a pair of classes that a run confuses, those with the most images first, of equals the first by label.
+
+    `share` is the part of the true class's images.
+    """
+    classes, counts = record["dataset"]["classes"], np.array(record["test"]["confusion"])
+    wrong = counts - np.diag(np.diag(counts))
+    rows = []
+    for place in np.argsort(-wrong, axis=None, kind="stable")[:most]:
+        true, other = divmod(int(place), len(classes))
+        share = wrong[true, other] / counts[true].sum()
+        rows.append({"true": classes[true], "taken for": classes[other], "images": wrong[true, other], "share": share})
+    table = pd.DataFrame(rows)
+    return table[table["images"] > 0]
+
+
+def superclasses(record: dict) -> dict[str, list[str]]:
+    """The superclasses of a run's classes, each with its own: the published ones of CIFAR-100, and our two of CIFAR-10.
 
     Raises:
         UserError: the record is of other classes.
     """
-    if record["dataset"]["classes"] != CIFAR100_CLASSES:
-        raise UserError(f"{record['experiment']} is no run on the 100 classes of CIFAR-100, so it has no superclasses.")
-    belongs = np.eye(len(CIFAR100_SUPERCLASSES), dtype=np.int64)[cifar100_superclasses()]
+    for groups in (CIFAR10_GROUPS, CIFAR100_SUPERCLASSES):
+        if sorted(itertools.chain(*groups.values())) == record["dataset"]["classes"]:
+            return groups
+    raise UserError(f"{record['experiment']} is no run on the classes of CIFAR-10 or CIFAR-100, so it has no superclasses.")
+
+
+def _belongs(record: dict) -> np.ndarray:
+    """int64 (classes, superclasses): 1 where a class is of a superclass."""
+    groups = superclasses(record).values()
+    return np.array([[int(name in group) for group in groups] for name in record["dataset"]["classes"]])
+
+
+def superclass_confusion(record: dict) -> np.ndarray:
+    """A run's confusion matrix by superclass, int64, true in rows, in the order of `superclasses`.
+
+    Raises:
+        UserError: the record's classes have no superclasses.
+    """
+    belongs = _belongs(record)
     return belongs.T @ np.array(record["test"]["confusion"]) @ belongs
 
 
 def superclass_table(record: dict) -> pd.DataFrame:
-    """A row a superclass of CIFAR-100 and a last one for all: its test images, and the part of them that is right.
+    """A row a superclass and a last one for all: its test images, and the part of them that is right.
 
     `accuracy` asks for the very class, `superclass accuracy` for any class of the right superclass.
     """
     coarse = superclass_confusion(record)
-    fine = np.bincount(cifar100_superclasses(), weights=np.diag(record["test"]["confusion"]))
+    fine = np.diag(record["test"]["confusion"]) @ _belongs(record)
     images, right = coarse.sum(axis=1), np.diag(coarse)
-    table = pd.DataFrame({"superclass": list(CIFAR100_SUPERCLASSES), "images": images})
+    table = pd.DataFrame({"superclass": list(superclasses(record)), "images": images})
     table["accuracy"], table["superclass accuracy"] = fine / images, right / images
     table.loc[len(table)] = ["all", images.sum(), fine.sum() / images.sum(), right.sum() / images.sum()]
     return table
@@ -139,6 +233,15 @@ _FORMATS = {
     "p": "{:.3f}",
     "accuracy": "{:.2%}",
     "superclass accuracy": "{:.2%}",
+    "share": "{:.1%}",
+    "million MACs": "{:,.1f}",
+    "seeds": "{:.0f}",
+    "images/s": "{:,.0f}",
+    "epochs": "{:.0f}",
+    "estimated": "{:.0f}",
+    "at 1": "{:.2%}",
+    "at 5": "{:.2%}",
+    **dict.fromkeys(("points", "from", "to"), "{:+.2f}"),
 }
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from helpers import results, tables
-from helpers.cifar import CIFAR100_CLASSES, CIFAR100_SUPERCLASSES
+from helpers import intervals, results, tables
+from helpers.cifar import CIFAR10_CLASSES, CIFAR100_CLASSES, CIFAR100_SUPERCLASSES
 from helpers.runtime import UserError
 from helpers.tests.test_results import make_run
 
@@ -69,10 +69,66 @@ def test_superclass_table_by_hand():
 
 
 def test_other_classes_have_no_superclasses():
-    with pytest.raises(UserError, match="pikachu/resnext50_ours is no run on the 100 classes of CIFAR-100"):
+    with pytest.raises(UserError, match="pikachu/resnext50_ours is no run on the classes of CIFAR-10 or CIFAR-100"):
         tables.superclass_table(make_run()[0])
+
+
+def ten_classes() -> dict:
+    """A record of CIFAR-10 where every class has two images, and is right, but for three."""
+    counts = 2 * np.eye(10, dtype=int)
+    for true, other in (("cat", "dog"), ("dog", "cat"), ("ship", "bird")):
+        one, two = CIFAR10_CLASSES.index(true), CIFAR10_CLASSES.index(other)
+        counts[one, one] -= 1
+        counts[one, two] += 1
+    counts[CIFAR10_CLASSES.index("ship"), CIFAR10_CLASSES.index("bird")] += 4
+    return {"experiment": "cifar10/some", "dataset": {"classes": CIFAR10_CLASSES}, "test": {"confusion": counts.tolist()}}
+
+
+def test_the_two_groups_of_cifar10_by_hand():
+    table = tables.superclass_table(ten_classes()).set_index("superclass")
+    assert tables.superclass_confusion(ten_classes()).tolist() == [[12, 0], [5, 7]]
+    assert table.loc["animals"].tolist() == [12, 10 / 12, 1]
+    assert table.loc["vehicles"].tolist() == [12, 7 / 12, 7 / 12]
+
+
+def test_the_most_confused_classes_by_hand():
+    assert tables.most_confused(ten_classes()).values.tolist() == [
+        ["ship", "bird", 5, 5 / 6],
+        ["cat", "dog", 1, 0.5],
+        ["dog", "cat", 1, 0.5],
+    ]
+    assert tables.most_confused(ten_classes(), 1)["true"].tolist() == ["ship"]
+    assert tables.most_confused(hundred_classes(), 1).values.tolist() == [["apple", "pear", 3, 3 / 5]]
+
+
+def test_what_time_has_bought_in_a_table():
+    records = []
+    for seed, epochs, predicted in ((0, 3, (0, 0, 1, 1, 1)), (1, 2, (0, 0, 0, 1, 1))):
+        record, _ = make_run("cifar10_tenth/wrn16_2", seed, predicted=predicted)
+        record |= {"images_per_second": 100.0 + seed, "limits": {"estimated_epochs": 4}, "seconds": 60.0 * (1 + seed)}
+        record["history"] *= epochs
+        record["test"]["accuracy_at_5"] = 1.0
+        records.append(record)
+    table = tables.time_table(["cifar10_tenth/wrn16_2", "cifar10_tenth/simplenet"], records, 100)
+    low, high = intervals.wilson(4, 5)[0], intervals.wilson(5, 5)[1]
+    expected = ["wrn16_2", 703_284, pytest.approx(101.118464), 2, 100.5, 1.5, 2.5, 4, pytest.approx(0.9), low, high, 1]
+    assert table.iloc[0].tolist() == expected
+    text = tables.as_text(table).iloc[1].tolist()
+    assert text == ["simplenet", "5,521,508", "652.2", *[""] * 9], "not run, and nothing made up"
 
 
 def test_the_committed_table_is_that_of_the_committed_records():
     written = (results.RESULTS / "tables" / "runs.md").read_text(encoding="utf-8")
     assert written == tables.markdown(tables.runs_table(results.load_all())), "run python -m helpers table"
+
+
+def test_pairs_of_experiments_image_by_image_over_their_common_seeds(tmp_path):
+    one, other = "pikachu/resnext50_ours", "pikachu/resnet18_torchvision"
+    for name, seed, predicted in ((one, 0, (0, 0, 1, 1, 1)), (other, 0, (0, 0, 0, 1, 1)), (other, 1, (0, 0, 0, 0, 0))):
+        results.save(*make_run(name, seed, predicted=predicted), tmp_path)
+    table = tables.paired_table([(one, other), (other, one), (one, "pikachu/none")], results.load_all(tmp_path), tmp_path)
+    half = 1.959964 * (0.2 * 0.8 / 5) ** 0.5  # a fifth of the images, only the second gets right
+    assert table.iloc[0].tolist() == [one, other, 1, *map(pytest.approx, (20, 20 - 100 * half, 20 + 100 * half)), 1.0]
+    assert table.iloc[1]["points"] == pytest.approx(-20)
+    assert tables.as_text(table).iloc[2].tolist() == [one, "pikachu/none", *[""] * 5]
+    assert tables.as_text(table).iloc[0]["points"] == "+20.00"
