@@ -8,9 +8,10 @@ import torch
 
 from helpers.models import Description, ResidualNet, count_parameters, layer_table
 from helpers.runtime import UserError
+from helpers.zoo import ZooResNeXt
 
 
-def stage_table(network: ResidualNet, image_size: int = 32) -> pd.DataFrame:
+def stage_table(network: ResidualNet | ZooResNeXt, image_size: int = 32) -> pd.DataFrame:
     """A row for the stem, for each stage and for the head: what it gives, its parameters and its multiply–adds.
 
     The columns `output` (channels × height × width), `parameters` and `MACs` are of one image of `image_size` pixels a

@@ -142,22 +142,25 @@ def obtain_all(
     *,
     device: torch.device,
     drive: Path | None = None,
+    train: bool | None = None,
     **arguments,
 ) -> list[dict]:
     """The records of several experiments at several seeds, as `obtain` gets them, without those that are not there.
 
-    A `full` run that is missing is trained where there is a GPU, and only named where there is none: there it takes hours.
-
     Args:
         drive: folder that the checkpoints are copied to.
+        train: whether what is missing is trained, or only named. None: a `full` run is trained only where there is a GPU, as
+            it takes hours elsewhere; any other always.
     """
+    if train is None:
+        train = profile != "full" or device.type == "cuda"
     found = [
         obtain(
             name,
             seed,
             profile,
             results_dir,
-            train=profile != "full" or device.type == "cuda",
+            train=train,
             mirror=drive / "checkpoints" / name / profile if drive else None,
             **arguments,
         )

@@ -121,7 +121,11 @@ def test_all_runs_of_several_experiments_leave_out_what_is_missing(tmp_path, mon
     results.save(*make_run(names[1], 1), tmp_path)
     [found] = results.obtain_all(names, (0, 1), "full", tmp_path, device=cpu)
     assert (found["experiment"], found["seed"]) == (names[1], 1), "hours of training are not begun on a CPU"
+    assert results.obtain_all(names[:1], (0,), "quick", tmp_path, device=cpu, train=False) == []
     assert len(results.obtain_all(names, (0, 1), "quick", tmp_path, device=cpu)) == 4
+    gpu = torch.device("cuda")
+    assert results.obtain_all(names[:1], (0,), "full", tmp_path, device=gpu, train=False) == []
+    assert len(results.obtain_all(names[:1], (0,), "full", tmp_path, device=gpu)) == 1
 
 
 def committed():
