@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers import models
-from helpers.blocks import Bottleneck, ResidualBlock
+from helpers.blocks import Bottleneck, Res2NetBlock, ResidualBlock
 
 
 class Line(NamedTuple):
@@ -94,3 +94,28 @@ def lines(model: nn.Module, image_size: int) -> list[Line]:
         for hook in hooks:
             hook.remove()
     return found
+
+
+def receptive_fields(block: Bottleneck | Res2NetBlock, parts: int, image_size: int = 11) -> Tensor:
+    """What each part of the channels before a block's last 1×1 convolution sees of the input: (parts, image_size, image_size).
+
+    The absolute gradient of the part's middle pixel, summed over its channels, by each pixel of a random image, summed over
+    the image's channels; zero where the pixel is not seen.
+    """
+    weight = block.conv1.weight
+    image = torch.randn(1, weight.shape[1], image_size, image_size, generator=torch.Generator().manual_seed(0))
+    image = image.to(weight).requires_grad_()
+    seen = {}
+    handle = block.conv3.register_forward_pre_hook(lambda _, inputs: seen.update(maps=inputs[0]))
+    try:
+        block(image)
+    finally:
+        handle.remove()
+    middle = seen["maps"].shape[-1] // 2
+    pixels = [part[0, :, middle, middle].sum() for part in seen["maps"].chunk(parts, dim=1)]
+    return torch.stack([torch.autograd.grad(pixel, image, retain_graph=True)[0][0].abs().sum(0) for pixel in pixels])
+
+
+def field_width(field: Tensor) -> int:
+    """On how many columns a receptive field (H, W) is not zero."""
+    return int((field > 0).any(0).sum())

@@ -4,13 +4,14 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
-from torch import nn
+from torch import Tensor, nn
 
 from helpers import results, verdicts
 from helpers.blocks import Bottleneck
@@ -375,3 +376,85 @@ def _convolution(layer: nn.Conv2d) -> str:
     """Kernel and channels as the paper writes them; C is the cardinality."""
     text = f"{layer.kernel_size[0]}×{layer.kernel_size[0]}, {layer.out_channels}"
     return f"{text}, C={layer.groups}" if layer.groups > 1 else text
+
+
+class Point(NamedTuple):
+    """An accuracy in a picture: where it stands, and the ends of its interval."""
+
+    x: float
+    accuracy: float
+    low: float
+    high: float
+
+
+def accuracies(
+    panels: Mapping[str, Mapping[str, Point]],
+    xlabel: str,
+    joined: Mapping[str, Sequence[str]] | None = None,
+    sample: bool = False,
+) -> Figure:
+    """Accuracies with their intervals, a panel a title, a point a model, over what each of them costs, on a log scale.
+
+    Args:
+        panels: a title for each panel's points; a model's name for each point.
+        joined: a label for each row of models whose points are joined by a line, as far as a panel has them.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(1 + 4.5 * len(panels), 4.4), squeeze=False, layout="constrained")
+    handles = {}
+    for axis, (title, points) in zip(axes.flat, panels.items(), strict=True):
+        for line, (label, names) in zip(("-", "--", ":"), (joined or {}).items(), strict=False):
+            there = [points[name] for name in names if name in points]
+            (handles[label],) = axis.plot([point.x for point in there], [point.accuracy for point in there], line, color="0.6")
+        for model, point in points.items():
+            fill, shape = MARKERS.get(model, ("full", "."))
+            ink = colour(model)
+            axis.vlines(point.x, point.low, point.high, color=ink, linewidth=1)
+            (handles[model],) = axis.plot(point.x, point.accuracy, shape, color=ink, fillstyle=fill, markersize=8)
+        axis.set(title=title, xlabel=xlabel, xscale="log")
+        axis.margins(x=0.15, y=0.1)
+        axis.grid(alpha=0.3)
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
+    axes.flat[0].set_ylabel("test accuracy (fraction)")
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8)
+    return stamp(figure) if sample else figure
+
+
+def accuracy_over_time(groups: Mapping[str, Mapping[str, Sequence[Mapping]]], sample: bool = False) -> Figure:
+    """Validation accuracy over the minutes that a run has trained and validated: a panel a group that has runs, a line a run.
+
+    Args:
+        groups: a title for each panel's runs; a label for each run's history.
+    """
+    groups = {title: histories for title, histories in groups.items() if histories}
+    size = (1 + 4 * len(groups), 4)
+    figure, axes = plt.subplots(1, len(groups), figsize=size, squeeze=False, sharex=True, sharey=True, layout="constrained")
+    for axis, (title, histories) in zip(axes.flat, groups.items(), strict=True):
+        for ink, (label, history) in zip(itertools.cycle(PALETTE), histories.items(), strict=False):
+            minutes = np.cumsum([row["seconds"] / 60 for row in history])
+            axis.plot(minutes, [row["val_accuracy"] for row in history], color=ink, marker=".", markersize=4, label=label)
+        axis.set(title=title, xlabel="minutes of training")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8, loc="lower right")
+    axes.flat[0].set_ylabel("validation accuracy (fraction)")
+    return stamp(figure) if sample else figure
+
+
+def receptive_fields(fields: Mapping[str, Tensor], columns: int = 4) -> Figure:
+    """Receptive fields (H, W), a panel a title: the darker a pixel, the more it counts; a square around all that count.
+
+    Args:
+        fields: a title for each of `anatomy.receptive_fields`.
+    """
+    rows = -(-len(fields) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.1 * columns, 2.5 * rows), squeeze=False, layout="constrained")
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, (title, field) in zip(axes.flat, fields.items(), strict=False):
+        axis.imshow((field / field.max()).numpy(), cmap="Blues", vmin=0, vmax=1)
+        (top, left), (bottom, right) = (corner.tolist() for corner in (field > 0).nonzero()[[0, -1]])
+        corner, size = (left - 0.5, top - 0.5), (right - left + 1, bottom - top + 1)
+        axis.add_patch(plt.Rectangle(corner, *size, fill=False, edgecolor=SHORTCUT, linewidth=1.8))
+        axis.set_title(title, fontsize=9)
+    return figure

@@ -50,3 +50,24 @@ def test_curves_have_their_models_colours_unless_two_share_one():
     assert [line.get_color() for line in shared.axes[0].lines[::2]] == plots.PALETTE[:2]
     plots.plt.close(figure)
     plots.plt.close(shared)
+
+
+def test_accuracy_over_time_is_a_line_a_run_over_its_minutes():
+    history = [{"seconds": seconds, "val_accuracy": accuracy} for seconds, accuracy in ((60, 0.3), (120, 0.5))]
+    figure = plots.accuracy_over_time({"a": {"one": history, "two": history[:1]}, "none": {}, "b": {"three": history}})
+    assert [axis.get_title() for axis in figure.axes] == ["a", "b"]
+    assert figure.axes[0].lines[0].get_xydata().tolist() == [[1, 0.3], [3, 0.5]]
+    assert len({line.get_color() for line in figure.axes[0].lines}) == 2
+    plots.plt.close(figure)
+
+
+def test_accuracies_are_points_with_bars_and_those_that_are_there_are_joined():
+    points = {name: plots.Point(x, y, y - 0.1, y + 0.1) for name, x, y in (("wrn16_2", 1, 0.5), ("wrn16_8", 4, 0.7))}
+    figure = plots.accuracies({"ours": points}, "width", joined={"depth 16": ("wrn16_2", "wrn16_4", "wrn16_8")})
+    joined, first, second = figure.axes[0].lines
+    assert joined.get_xydata().tolist() == [[1, 0.5], [4, 0.7]]
+    [bar] = figure.axes[0].collections[0].get_segments()
+    assert (bar.tolist(), first.get_ydata()) == ([[1, pytest.approx(0.4)], [1, pytest.approx(0.6)]], [0.5])
+    assert first.get_marker() != second.get_marker() or first.get_fillstyle() != second.get_fillstyle()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["depth 16", "wrn16_2", "wrn16_8"]
+    plots.plt.close(figure)

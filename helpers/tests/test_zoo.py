@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from helpers import models
-from helpers.blocks import Res2NetBlock, WideBlock
+from helpers import anatomy, models, plots
+from helpers.blocks import Bottleneck, Res2NetBlock, WideBlock
 from helpers.models import ResidualNet, Stage, Stem, count_parameters
 from helpers.runtime import UserError
 from helpers.zoo import SimpleNet, WideResNet, ZooResNeXt, start_he_normal
@@ -73,23 +73,46 @@ def test_a_strided_res2net_block_averages_the_first_part_and_adds_none():
     assert block(images).shape == (2, 8, 4, 4)
 
 
+def opened(block: nn.Module) -> nn.Module:
+    """The block with positive weights and no ReLU that closes, so that nothing hides."""
+    block = stirred(block)
+    with torch.no_grad():
+        for layer in block.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.weight.abs_()
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.bias.fill_(9.0)
+    return block
+
+
+def widths(block: nn.Module, parts: int) -> list[int]:
+    return [anatomy.field_width(field) for field in anatomy.receptive_fields(opened(block), parts)]
+
+
 def test_the_parts_of_a_res2net_block_see_ever_further():
     # One pixel at first, then 3, 5 and 7: "the output contains a different number of receptive field sizes", section 3.1.
-    block = stirred(Res2NetBlock(4, 16, scale=4, group_width=1))
-    with torch.no_grad():
-        for conv in (block.conv1, *block.convs):
-            conv.weight.abs_()
-        for bn in (block.bn1, *block.bns):
-            bn.bias.fill_(9.0)  # no ReLU closes, so that nothing hides
-    images = torch.ones(1, 4, 15, 15, dtype=torch.float64, requires_grad=True)
-    seen = {}
-    block.conv3.register_forward_pre_hook(lambda _, inputs: seen.update(parts=inputs[0]))
-    block(images)
-    widths = []
-    for part in range(4):
-        (gradient,) = torch.autograd.grad(seen["parts"][0, part, 7, 7], images, retain_graph=True)
-        widths.append(int((gradient.abs().sum((0, 1, 2)) > 0).sum()))
-    assert widths == [1, 3, 5, 7]
+    assert widths(Res2NetBlock(4, 16, scale=4, group_width=1), 4) == [1, 3, 5, 7]
+    assert widths(Res2NetBlock(4, 16, scale=4, group_width=1, stride=2), 4) == [3, 3, 3, 3], "nothing is handed on"
+    assert widths(Bottleneck(4, 16, cardinality=4, group_width=1), 1) == [3]
+
+
+def test_a_receptive_field_lies_around_the_middle_and_its_strength_is_the_gradient():
+    block = opened(Bottleneck(2, 2, group_width=1))
+    [field] = anatomy.receptive_fields(block, 1, image_size=7)
+    assert (field > 0).nonzero().tolist() == [[y, x] for y in (2, 3, 4) for x in (2, 3, 4)]
+    # With every ReLU open the block is linear up to there: the 3×3's weights times the 1×1's, each by its BatchNorm.
+    scales = [(bn.weight / (bn.running_var + bn.eps).sqrt()).item() for bn in (block.bn1, block.bn2)]
+    expected = block.conv2.weight[0, 0] * block.conv1.weight.sum() * scales[0] * scales[1]
+    torch.testing.assert_close(field[2:5, 2:5], expected.detach())
+    assert not block.conv3._forward_pre_hooks
+
+
+def test_drawn_fields_have_a_square_around_all_that_count():
+    fields = anatomy.receptive_fields(opened(Res2NetBlock(4, 16, scale=4, group_width=1)), 4)
+    figure = plots.receptive_fields({f"part {number}": field for number, field in enumerate(fields, 1)}, columns=2)
+    squares = [axis.patches[0].get_bbox().bounds for axis in figure.axes]
+    assert squares == [(5 - k - 0.5, 5 - k - 0.5, 2 * k + 1, 2 * k + 1) for k in range(4)]
+    plots.plt.close(figure)
 
 
 @pytest.mark.parametrize(("width", "scale", "millions"), [(26, 4, 25.70), (14, 8, 25.06), (26, 8, 48.40)])
@@ -299,3 +322,10 @@ def test_every_network_of_the_zoo_starts_he_normal(model):
             assert layer.weight.std().item() == pytest.approx(expected, rel=5 / math.sqrt(2 * layer.weight.numel())), name
         if isinstance(layer, nn.BatchNorm2d):
             assert (layer.weight == 1).all() and not layer.bias.any()
+
+
+def test_res2next29_starts_he_normal_too_by_the_channels_that_go_out():
+    torch.manual_seed(0)
+    for conv in models.build("res2next29_6c24w4s", 100).layer1[1].convs:
+        expected = math.sqrt(2 / (9 * 144))  # torchvision's way, which counts the channels of all groups
+        assert conv.weight.std().item() == pytest.approx(expected, rel=5 / math.sqrt(2 * conv.weight.numel()))
