@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from helpers import bench, claims, classify, colab, experiments, files, intervals, memory, plots, readme, results, tables
+from helpers import bench, claims, classify, colab, experiments, figures, files, intervals, memory, readme, results, tables
 from helpers.pools import listed
 from helpers.runtime import PROFILES, UserError, require_writable
 
@@ -112,7 +112,7 @@ def run_experiment(options) -> None:
 
 def make_tables(options) -> None:
     """Rebuild tables and figures; README's table too, when the records are the repository's own."""
-    written = tables.write_tables(options.results_dir) + plots.write_figures(options.results_dir)
+    written = tables.write_tables(options.results_dir) + figures.write(options.results_dir)
     written += claims.write(options.results_dir)
     if options.results_dir is None:
         written += [*tables.save_tables({"memory": memory.table()}), readme.write()]

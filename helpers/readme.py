@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from helpers import claims, files, results, tables
+from helpers import claims, figures, files, results, tables
 from helpers.runtime import ROOT, UserError
 
 
@@ -43,8 +43,7 @@ def claims_part() -> str:
     return (
         f"{tables.markdown(claims.counts(claims.claims_table()))}\n"
         "![Test accuracy against parameters and against minutes of training](results/figures/accuracy_parameters.png)\n\n"
-        "*Every full run that is recorded, a row a data set: the mean over seeds, and a bar over the 95 % Wilson intervals of\n"
-        "all seeds. The minutes are those of different machines, which the table of all runs names.*\n"
+        f"*{figures.ALL_RUNS}*\n"
     )
 
 
