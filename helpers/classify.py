@@ -5,7 +5,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from helpers import checkpoints, cifar, experiments, files, models, training
+from helpers import checkpoints, cifar, experiments, files, models, results, training
 from helpers.data import Split, batches
 from helpers.photographs import decode_photograph
 from helpers.pools import why
@@ -134,6 +134,52 @@ def save_run(path: str | Path, record: dict, checkpoint_dir: str | Path | None =
     )
 
 
+def save_best(
+    path: str | Path,
+    fingerprint: str,
+    results_dirs: Sequence[str | Path],
+    checkpoint_dir: str | Path | None = None,
+) -> dict | None:
+    """Write the model of the best run on some images; returns its record, or None where no run can be saved.
+
+    The best has the highest validation accuracy, then the lowest validation loss, of the runs that have a record in one of
+    the folders and still have their checkpoint.
+
+    Args:
+        fingerprint: that of the data set.
+    """
+    records = [record for folder in results_dirs for record in results.load_all(folder)]
+    own = [record for record in records if record["dataset"]["fingerprint"] == fingerprint]
+    for record in sorted(own, key=lambda record: (-record["best"]["val_accuracy"], record["best"]["val_loss"])):
+        with suppress(UserError):  # no checkpoint, or another run's: the next best may have its own
+            save_run(path, record, checkpoint_dir)
+            return record
+    return None
+
+
+def save_imagenet(path: str | Path, model_name: str = "resnext50_32x4d") -> Path:
+    """Write a network with torchvision's ImageNet weights, their 1,000 class names and their preprocessing.
+
+    Raises:
+        UserError: there are no such weights for this network, they cannot be had, or the file cannot be written.
+    """
+    network = models.build(model_name, 1000)
+    network.load_state_dict(models.imagenet_weights(model_name))
+    weights = models.MODELS[model_name].weights
+    shown = weights.transforms()
+    return save_model(
+        path,
+        model_name,
+        network.state_dict(),
+        weights.meta["categories"],
+        shown.crop_size[0],
+        shown.mean,
+        shown.std,
+        stored_size=shown.resize_size[0],
+        sample=False,
+    )
+
+
 def stored_size(dataset: str, image_size: int) -> int:
     """Pixels to which `data.load` makes the images of a data set small, for inputs of `image_size`."""
     return cifar.PIXELS if dataset in cifar.NAMES else image_size * 8 // 7
@@ -191,15 +237,18 @@ def _check_weights(tensors: dict[str, Tensor], about: Preprocessing, name: str) 
         raise UserError(f"The weights of {name} are not those of {network}; save the model under its own name.")
 
 
-def read_image(source: str | Path, size: int) -> Tensor:
+def read_image(source: str | Path, size: int, name: str | None = None) -> Tensor:
     """An image file or a URL as in training: uint8 (3, size, size), upright and in colour.
+
+    Args:
+        name: what an error calls it; by default the source.
 
     Raises:
         UserError: it is not there, cannot be reached, or is no image.
     """
     image, reason = _read(str(source), size)
     if reason:
-        raise UserError(f"{source} cannot be classified: {reason}.")
+        raise UserError(f"{name or source} cannot be classified: {reason}.")
     return image
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from http.client import HTTPException
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -286,12 +287,14 @@ def imagenet_weights(name: str) -> dict[str, Tensor]:
     if weights is None:
         raise UserError(f"There are no ImageNet weights for '{name}'; train it from scratch.")
     try:
-        return weights.get_state_dict(progress=False, check_hash=True)
+        with contextlib.redirect_stderr(io.StringIO()):  # torch would name this machine's folders in a stored notebook
+            return weights.get_state_dict(progress=False, check_hash=True)
     except (OSError, HTTPException, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0]
+        cache = torch.hub.get_dir().replace(str(Path.home()), "~", 1)
         raise UserError(
             f"The ImageNet weights for '{name}' could not be had from {weights.url} ({reason}); "
-            f"connect to the internet, or put a whole copy of that file into {torch.hub.get_dir()}/checkpoints."
+            f"connect to the internet, or put a whole copy of that file into {cache}/checkpoints."
         ) from error
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torchvision.models import get_model
 
 from helpers import classify, data, models, results, training
 from helpers.__main__ import main
@@ -354,3 +355,49 @@ def test_a_recorded_run_becomes_a_model_with_its_own_test_accuracy(tmp_path, cap
         classify.save_run(target, other, tmp_path / "c")
     with pytest.raises(UserError, match="There is no checkpoint of pikachu/resnet18_torchvision, seed 0"):
         classify.save_run(target, record, tmp_path / "elsewhere")
+
+    target.unlink()
+    better = record | {"seed": 1, "best": record["best"] | {"val_accuracy": 1.0}}
+    results.save(better, {}, tmp_path)
+    images = record["dataset"]["fingerprint"]
+    assert classify.save_best(target, "other images", [tmp_path], tmp_path / "c") is None
+    assert classify.save_best(target, images, [tmp_path / "none", tmp_path], tmp_path / "elsewhere") is None
+    assert not target.exists()
+    best = classify.save_best(target, images, [tmp_path / "none", tmp_path], tmp_path / "c")
+    assert best == record, "the better run has no checkpoint"
+    assert torch.equal(classify.probabilities(classify.load_model(target), test.images).argmax(1), predicted)
+
+
+def test_the_best_run_is_the_one_with_the_best_validation(tmp_path, monkeypatch):
+    """Of equal accuracies, the one with the lower loss."""
+    saved = []
+    monkeypatch.setattr(classify, "save_run", lambda path, record, folder: saved.append(record["seed"]))
+    whole = results.load_all()[0]
+    for seed, (accuracy, loss) in enumerate([(0.8, 0.5), (0.9, 0.4), (0.9, 0.3), (0.9, 0.35)]):
+        results.save(whole | {"seed": seed, "best": {"epoch": 1, "val_accuracy": accuracy, "val_loss": loss}}, {}, tmp_path)
+    assert classify.save_best(tmp_path / "m", whole["dataset"]["fingerprint"], [tmp_path])["seed"] == 2
+    assert saved == [2]
+
+
+def test_imagenet_weights_come_with_their_thousand_classes_and_preprocessing(tmp_path, monkeypatch):
+    """From a file as old ones are: without the counters of BatchNorm."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    torch.manual_seed(0)
+    published = get_model("resnet18", weights=None)
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    state = {name: value for name, value in published.state_dict().items() if not name.endswith("num_batches_tracked")}
+    torch.save(state, tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth")
+    model = classify.load_model(classify.save_imagenet(tmp_path / "m", "resnet18"), "cpu")
+    assert (model.about.image_size, model.about.stored_size, model.about.sample) == (224, 256, False)
+    assert (model.about.mean, model.about.std) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    classes = model.about.classes
+    assert (len(classes), classes[0], classes[1], classes[999]) == (1000, "tench", "goldfish", "toilet tissue")
+    assert all(torch.equal(value, published.state_dict()[name]) for name, value in model.network.state_dict().items())
+    with pytest.raises(UserError, match="There are no ImageNet weights for 'wrn16_2'"):
+        classify.save_imagenet(tmp_path / "m", "wrn16_2")
+
+
+def test_an_image_is_called_as_its_reader_calls_it(tmp_path):
+    (tmp_path / "a.png").write_text("not a picture")
+    with pytest.raises(UserError, match=r"^yours cannot be classified: not an image\.$"):
+        classify.read_image(tmp_path / "a.png", 16, "yours")
