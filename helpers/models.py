@@ -287,7 +287,8 @@ def imagenet_weights(name: str) -> dict[str, Tensor]:
     if weights is None:
         raise UserError(f"There are no ImageNet weights for '{name}'; train it from scratch.")
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # torch would name this machine's folders in a stored notebook
+        # Torch would name this machine's folders, on stdout or, in older versions, on stderr.
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             return weights.get_state_dict(progress=False, check_hash=True)
     except (OSError, HTTPException, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0]

@@ -108,7 +108,7 @@ def start(page, **options) -> str:
     """
     theme = _gradio().themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"])
     looks = {"theme": theme, "css": _CSS, "footer_links": [], "height": 900}
-    options = {"share": False, "quiet": True} | looks | options
+    options = {"share": False, "quiet": True, "max_file_size": classify.LARGEST_DOWNLOAD} | looks | options
     try:
         page.launch(**options)
     except ValueError:  # gradio gives its server three seconds to answer; on a busy machine the first answer takes longer

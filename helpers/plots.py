@@ -70,12 +70,14 @@ def stamp(figure: Figure) -> Figure:
     return figure
 
 
-def image_grid(images, titles: Sequence[str] | None = None, columns: int = 8, sample: bool = False) -> Figure:
-    """A grid of images, uint8 (N, 3, H, W), each under its title."""
+def image_grid(
+    images, titles: Sequence[str] | None = None, columns: int = 8, sample: bool = False, inches: float = 1.25
+) -> Figure:
+    """A grid of images, uint8 (N, 3, H, W), so many inches wide, each under its title."""
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
-    height = 1.25 if titles is None else 1.55
-    figure, axes = plt.subplots(rows, columns, figsize=(1.25 * columns, height * rows), squeeze=False, layout="constrained")
+    size = (inches * columns, (inches if titles is None else inches + 0.3) * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat:
         axis.axis("off")
     for index, image in enumerate(images):

@@ -234,7 +234,7 @@ def test_pretrained_weights_come_from_the_cache_with_a_new_head(tmp_path, monkey
 @pytest.mark.parametrize(
     "failure", [URLError("no route to host"), TimeoutError("timed out"), socket.gaierror("no such name")]
 )
-def test_a_failed_download_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch, failure):
+def test_a_failed_download_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch, capsys, failure):
     def refuse(*arguments, **keywords):
         raise failure
 
@@ -243,7 +243,7 @@ def test_a_failed_download_is_one_sentence_and_leaves_nothing(tmp_path, monkeypa
     with pytest.raises(UserError) as caught:
         models.build("resnet18", 2, pretrained=True)
     assert "could not be had from https://download.pytorch.org/models/resnet18-f37072fd.pth" in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and capsys.readouterr() == ("", "")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
