@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from helpers.blocks import BasicBlock, Bottleneck, EarlyConcatenation, SplitBranches, as_form, slice_into_branches
-from helpers.plots import draw_block
+from helpers.drawings import draw_block
 from helpers.runtime import UserError
 
 FORMS = [SplitBranches, EarlyConcatenation]

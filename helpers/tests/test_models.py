@@ -11,8 +11,8 @@ from torchvision.models import get_model, get_model_weights
 
 from helpers import models
 from helpers.blocks import BasicBlock
+from helpers.drawings import draw_network
 from helpers.models import ResidualNet, Stage, Stem
-from helpers.plots import draw_network
 from helpers.runtime import UserError
 
 OURS = ["resnext50_32x4d", "resnet18", "resnet50"]
