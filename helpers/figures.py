@@ -12,9 +12,9 @@ from helpers.runtime import UserError
 
 DPI = 300  # of a figure in print
 ALL_RUNS = (
-    "Every full run that is recorded, a row a data set and report: the mean over seeds, and a bar over the 95 % Wilson\n"
-    "intervals of all seeds. Several experiments with one network are numbered; those with about the same parameters stand\n"
-    "side by side. The minutes are those of different machines, which the table of all runs names."
+    "Every recorded full run of a report's experiment, a row a data set and report: the mean over seeds, and a bar over the\n"
+    "95 % Wilson intervals of all seeds. Several experiments with one network are numbered; those with about the same\n"
+    "parameters stand side by side. The minutes are those of different machines, which the table of all runs names."
 )
 
 
@@ -44,6 +44,7 @@ def draw(records: list[dict]) -> Iterator[tuple[str, Figure, str]]:
     """Name, figure and caption: accuracy against cost; then, for each report and data set, curves and confusion matrices of the
     runs with seed 0.
     """
+    records = results.of_the_reports(records)
     if records:
         yield "accuracy_parameters", plots.accuracy_against_cost(records), ALL_RUNS
     groups: dict[tuple[str, str], dict[str, dict]] = {}

@@ -97,6 +97,11 @@ def load_all(results_dir: str | Path | None = None, profile: str | None = None) 
     return [record for record in records if profile in (None, record["profile"])]
 
 
+def of_the_reports(records: Iterable[dict]) -> list[dict]:
+    """Those of the four reports, without the short ones that compare the fast path with the plain one."""
+    return [record for record in records if record["report"] != "speed"]
+
+
 def predictions(record: dict, results_dir: str | Path | None = None) -> dict[str, np.ndarray]:
     """The predictions that lie beside a record: `true` and `predicted` (N,), and `confidence` (N,)."""
     path = record_path(record["experiment"], record["profile"], record["seed"], results_dir)

@@ -32,6 +32,25 @@ def test_the_speed_table_is_read_from_what_bench_kept(tmp_path):
     assert line in readme.speed_part(tmp_path)
 
 
+def test_the_fast_path_and_the_plain_one_end_alike_within_what_another_seed_changes():
+    def run(name, accuracy, epochs=4):
+        history = [{"train_loss": 2.5 - 0.1 * epoch} for epoch in range(epochs)]
+        experiment, model = f"cifar10_tenth/{name}", {"name": "resnext29_under5m"}
+        return {"experiment": experiment, "model": model, "history": history, "test": {"accuracy": accuracy}}
+
+    records = [run("speed_fast", 0.21), run("speed_plain", 0.22), run("resnext29_under5m_sgd_same", 0.43, 15)]
+    assert readme.agreement_part(records) == ""
+    part = readme.agreement_part([*records, run("resnext29_under5m_sgd_same", 0.38, 15)])
+    assert "2.200 and 21.00% by the fast path, 2.200 and 22.00% by the plain one" in part
+    assert "5.0 points apart after 15 epochs" in part
+
+    fast, plain, seeds = (
+        [record["test"]["accuracy"] for record in results.load_all() if record["experiment"] == f"cifar10_tenth/{name}"]
+        for name in readme.COMPARED
+    )
+    assert abs(fast[0] - plain[0]) < max(seeds) - min(seeds)
+
+
 def test_the_committed_readme_is_that_of_the_committed_records_and_shows_figures_fit_for_print():
     text = (results.ROOT / "README.md").read_text(encoding="utf-8")
     for name, part in readme.parts().items():
