@@ -292,7 +292,7 @@ def run(
     if batch_size is not None and batch_size < 1:
         raise UserError(f"The batch size is {batch_size}; choose at least 1.")
     device = choose_device(device)
-    around = environment(device) | {"mixed_precision": str(autocast_dtype(device)).removeprefix("torch.")}
+    around = environment(device) | {"mixed_precision": str(autocast_dtype(device) or torch.float32).removeprefix("torch.")}
     print(f"{around['device']}, torch {around['torch']}, mixed precision {around['mixed_precision']}; textbook and ours:")
     rows = []
     for name in names or MODELS:
