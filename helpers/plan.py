@@ -271,6 +271,10 @@ _ROWS = [
         for name, model, recipe, epochs, reported in (
             ("slim_resnet", "slim_resnet", SLIM_FINAL, 4, {"test_accuracy": 0.91}),
             ("slim_resnet_by_epoch", "slim_resnet", replace(SLIM_FINAL, schedule="periodic_epochs"), 4, {}),
+            ("slim_resnet_max_pool", "slim_resnet_max_pool", SLIM_FINAL, 4, {}),
+            ("slim_resnet_stride_second", "slim_resnet_stride_second", SLIM_FINAL, 4, {}),
+            # as many images seen as in 80 epochs of four copies
+            ("slim_resnet_plain", "slim_resnet", replace(SLIM_FINAL, augment="none", epochs=320), 16, {}),
             ("slim_resnet_strong", "slim_resnet_strong", STRONG, 16, {}),
         )
     ),
@@ -283,14 +287,16 @@ _ROWS = [
             f"cifar10_tenth/{name}",
             "slim",
             "cifar10_tenth",
-            "slim_resnet",
+            model,
             replace(SLIM_COSINE, epochs=epochs, augment=augment, padding=padding),
             quick={"epochs": epochs // 5},
         )
-        for name, augment, epochs, padding in (
-            ("slim_resnet", "fourfold", 5, 0),
-            ("slim_resnet_plain", "none", 20, 0),
-            ("slim_resnet_crop_flip", "crop_flip", 20, 4),
+        for name, model, augment, epochs, padding in (
+            ("slim_resnet", "slim_resnet", "fourfold", 5, 0),
+            ("slim_resnet_plain", "slim_resnet", "none", 20, 0),
+            ("slim_resnet_crop_flip", "slim_resnet", "crop_flip", 20, 4),
+            ("slim_resnet_max_pool", "slim_resnet_max_pool", "fourfold", 5, 0),
+            ("slim_resnet_stride_second", "slim_resnet_stride_second", "fourfold", 5, 0),
         )
     ),
     *(

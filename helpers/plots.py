@@ -43,6 +43,8 @@ COLOURS = {  # a colour a family, told apart by colour-blind readers; in grey, m
     "wrn16_16": _BLACK,
     "wrn28_2": _BLACK,
     "wrn28_4": _BLACK,
+    "slim_resnet_max_pool": _PINK,
+    "slim_resnet_stride_second": _PINK,
 }
 MARKERS = dict(zip(COLOURS, itertools.product(("full", "none"), "os^DvPX*h<>pd"), strict=False))  # fill and shape
 LINES = ("-", "--", "-.", ":")

@@ -82,7 +82,7 @@ def agreement_part(records: list[dict]) -> str:
     ends = [f"{run['history'][-1]['train_loss']:.3f} and {run['test']['accuracy']:.2%}" for run in (fast[0], plain[0])]
     spread = [run["test"]["accuracy"] for run in seeds]
     return (
-        f"\nThe same answers: {len(fast[0]['history'])} epochs of {fast[0]['model']['name']} on a tenth of CIFAR-10, "
+        f"\nHow alike they end: {len(fast[0]['history'])} epochs of {fast[0]['model']['name']} on a tenth of CIFAR-10, "
         "from the same weights, end at a training loss and test accuracy of "
         f"{ends[0]} by the fast path, {ends[1]} by the plain one (fp32, contiguous). "
         f"Two seeds of that recipe lie {100 * (max(spread) - min(spread)):.1f} points apart after "

@@ -64,6 +64,7 @@ def save(record: dict, predictions: dict[str, np.ndarray], results_dir: str | Pa
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         files.save_arrays(path.with_name(record["predictions"]), **predictions)
+        path.with_name(f"{path.stem}.landscape.npz").unlink(missing_ok=True)  # of the weights of the run that this one replaces
         files.save_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     except OSError as error:
         raise UserError(

@@ -155,7 +155,7 @@ class Paired:
         if deviation is None:
             return f"{told}; a second seed at least"
         wanted = seeds_needed(self.difference, deviation) - seeds
-        return f"{told} or {wanted} more seeds" if wanted > 0 else told
+        return f"{told} or {wanted} more seed{'s' * (wanted > 1)}" if wanted > 0 else told
 
     def needed_inside(self, margin: float) -> str:
         """In words, how many more images would bring the whole interval inside the margin, were the difference the true one."""

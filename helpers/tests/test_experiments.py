@@ -74,14 +74,19 @@ def test_the_recipes_of_report_slim():
     assert (recipe.optimizer, recipe.learning_rate, recipe.weight_decay, recipe.batch_size) == ("sgd", 0.1, 1e-4, 128)
     assert (recipe.epochs, recipe.period, recipe.augment) == (80, 25, "fourfold") and final.reported == {"test_accuracy": 0.91}
     assert rows["cifar10/slim_resnet_by_epoch"].recipe == replace(recipe, schedule="periodic_epochs")
+    assert rows["cifar10/slim_resnet_plain"].recipe == replace(recipe, augment="none", epochs=4 * 80)
+    for name in ("slim_resnet_max_pool", "slim_resnet_stride_second"):
+        assert rows[f"cifar10/{name}"].recipe == recipe and rows[f"cifar10/{name}"].model == name
+        assert rows[f"cifar10_tenth/{name}"].recipe == rows["cifar10_tenth/slim_resnet"].recipe
     assert rows["cifar10/slim_resnet_strong"].recipe == rows["cifar10/resnext29_under5m_strong"].recipe
 
 
 def test_every_slim_run_on_a_tenth_shows_each_image_twenty_times_and_the_fair_three_differ_in_their_data_alone():
     rows = [row for row in experiments.EXPERIMENTS.values() if row.dataset == "cifar10_tenth" and row.report == "slim"]
-    assert [row.recipe.epochs * (4 if row.recipe.augment == "fourfold" else 1) for row in rows] == [20] * 7
+    assert [row.recipe.epochs * (4 if row.recipe.augment == "fourfold" else 1) for row in rows] == [20] * 9
     same = {replace(row.recipe, epochs=1, augment="none", padding=0) for row in rows if row.model == "slim_resnet"}
-    assert len(same) == 1 and [row.recipe.augment for row in rows[-3:]] == ["fourfold", "none", "crop_flip"]
+    data = [row.recipe.augment for row in rows if row.model == "slim_resnet"]
+    assert len(same) == 1 and data == ["fourfold", "none", "crop_flip"]
 
 
 def test_the_numbers_and_the_recipe_of_report_zoo():

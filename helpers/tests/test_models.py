@@ -32,6 +32,8 @@ PARAMETERS = {
     "slim_resnet_trial2": {10: 4_963_882},
     "slim_resnet_trial3": {10: 4_266_410},
     "slim_resnet": {10: 4_978_730},
+    "slim_resnet_max_pool": {10: 4_978_730},
+    "slim_resnet_stride_second": {10: 4_978_730},
     "slim_resnet_strong": {10: 4_733_610},
     "torchvision/resnext50_32x4d": {1000: 25_028_904, 2: 22_984_002},
     "torchvision/resnet18": {1000: 11_689_512, 2: 11_177_538, 10: 11_181_642},

@@ -145,11 +145,23 @@ def test_every_odd_kernel_keeps_the_size_and_halves_it_upwards(kernel_size, size
 
 def test_a_max_pool_halves_every_image_and_costs_nothing():
     final = SLIM["slim_resnet"]
-    pooled = replace(final, stem=replace(final.stem, max_pool=True))
+    pooled = SLIM["slim_resnet_max_pool"]
+    assert pooled == replace(final, stem=replace(final.stem, max_pool=True))
     assert sizes(pooled) == [16, 8, 4, 2]
     assert count_parameters(pooled.build(10)) == count_parameters(final.build(10))
     stem, head = 32 * 32 * 27 * 32, 2560
     assert count_macs(pooled.build(10), CIFAR) - stem - head == (count_macs(final.build(10), CIFAR) - stem - head) / 4
+
+
+def test_the_second_convolution_carries_every_stride_where_the_report_began():
+    given, moved = (SLIM[name].build(10) for name in ("slim_resnet", "slim_resnet_stride_second"))
+    assert sizes(SLIM["slim_resnet_stride_second"]) == sizes(SLIM["slim_resnet"])
+    for stage in ("layer2", "layer3", "layer4"):
+        strides = [
+            [layer.stride for layer in (network.get_submodule(stage)[0].conv1, network.get_submodule(stage)[0].conv2)]
+            for network in (given, moved)
+        ]
+        assert strides == [[(2, 2), (1, 1)], [(1, 1), (2, 2)]]
 
 
 def test_excitation_by_hand():
