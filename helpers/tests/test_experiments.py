@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -233,7 +234,9 @@ def test_a_process_stopped_in_the_middle_goes_on_to_the_same_record(smoke, tmp_p
     """Kill -9 and Ctrl-C as a shell sends them, once a checkpoint is there; the second run ends as one that was let be."""
     folders = ["--results-dir", str(tmp_path), "--checkpoint-dir", str(tmp_path / "checkpoints")]
     checkpoint = experiments.checkpoint_path(RUN[1], "smoke", 0, tmp_path / "checkpoints")
-    process = subprocess.Popen([sys.executable, "-m", "helpers", *RUN, *folders], cwd=ROOT, text=True, stdout=subprocess.PIPE)
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell has jobs in the background ignore Ctrl-C
+    command = [sys.executable, "-m", "helpers", *RUN, *folders]
+    process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, preexec_fn=heed)
     while not checkpoint.exists() and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(stop)
