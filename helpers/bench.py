@@ -115,9 +115,7 @@ class Ours:
 
     def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """One epoch."""
-        recipe = self.recipe
-        names = ("batch_size", "image_size", "mean", "std", "augment", "padding")
-        return data.batches(self.split, **{name: getattr(recipe, name) for name in names}, generator=self.generator)
+        return training.training_batches(self.split, self.recipe, self.generator)
 
     def forward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         with training.autocast(self.device, self.recipe):

@@ -4,7 +4,7 @@ import math
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -438,20 +438,19 @@ def estimate_epochs(history: list[dict], time_budget: float) -> int:
     return max(1, int(time_budget // seconds))
 
 
+def training_batches(
+    split: data.Split, recipe: Recipe, generator: torch.Generator
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """One epoch of a split in the recipe's batches, shuffled and augmented by the generator, as `data.batches` gives them."""
+    names = ("batch_size", "image_size", "mean", "std", "augment", "padding")
+    return data.batches(split, **{name: getattr(recipe, name) for name in names}, generator=generator)
+
+
 def _epoch(model, callable_model, train, validation, optimizer, scaler, recipe, seed, epoch, clock, spent, time_budget) -> dict:
     """Train and validate one epoch; its row of the history."""
     start = clock()
-    generator = seed_epoch(seed, epoch + 1)  # epoch 0 of a seed belongs to the model's initial weights
-    batches = data.batches(
-        train,
-        recipe.batch_size,
-        image_size=recipe.image_size,
-        mean=recipe.mean,
-        std=recipe.std,
-        augment=recipe.augment,
-        padding=recipe.padding,
-        generator=generator,
-    )
+    # Epoch 0 of a seed belongs to the model's initial weights.
+    batches = training_batches(train, recipe, seed_epoch(seed, epoch + 1))
     steps = -(-data.images_shown(train, recipe.augment) // recipe.batch_size)
 
     def rate(step: int) -> float:
