@@ -37,6 +37,7 @@ COLOURS = {  # a colour a family, told apart by colour-blind readers; in grey, m
     "zoo_resnext3": _VERMILION,
     "zoo_resnext1_rectified": _VERMILION,
     "zoo_resnext1_doubling": _VERMILION,
+    "zoo_resnext1_doubling_wide": _VERMILION,
     "wrn16_2": _BLACK,
     "wrn16_4": _BLACK,
     "wrn16_8": _BLACK,

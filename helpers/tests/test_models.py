@@ -53,6 +53,7 @@ PARAMETERS = {
     "zoo_resnext3": {100: 70_316},
     "zoo_resnext1_rectified": {100: 75_484},
     "zoo_resnext1_doubling": {100: 76_864},
+    "zoo_resnext1_doubling_wide": {100: 211_204},
 }
 MACS = {"resnext50_32x4d": 4_230_479_872, "resnet18": 1_814_073_344, "resnet50": 4_089_184_256}
 
@@ -210,7 +211,7 @@ def test_unsupported_combinations_raise():
 
 def test_unknown_name_lists_the_names():
     with pytest.raises(
-        UserError, match=r"no model 'resnext51'; choose one of resnext50_32x4d, .*zoo_resnext1_doubling\.$"
+        UserError, match=r"no model 'resnext51'; choose one of resnext50_32x4d, .*zoo_resnext1_doubling_wide\.$"
     ):
         models.build("resnext51", 2)
 

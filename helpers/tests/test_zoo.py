@@ -277,6 +277,7 @@ def test_the_home_made_resnexts_added_up_by_hand():
     for name in ("zoo_resnext1", "zoo_resnext2", "zoo_resnext3"):
         assert count_parameters(models.build(name, 100)) == by_hand(reported(name), 100)
     assert count_parameters(models.build("zoo_resnext1_doubling", 100)) == by_hand([(12, 24), (24, 48)], 100)
+    assert count_parameters(models.build("zoo_resnext1_doubling_wide", 100)) == by_hand([(32, 64), (64, 128)], 100)
 
 
 def test_doubling_differs_from_halving_in_its_channels_alone_and_costs_as_much():
