@@ -47,7 +47,9 @@ COLOURS = {  # a colour a family, told apart by colour-blind readers; in grey, m
     "slim_resnet_max_pool": _PINK,
     "slim_resnet_stride_second": _PINK,
 }
-MARKERS = dict(zip(COLOURS, itertools.product(("full", "none"), "os^DvPX*h<>pd"), strict=False))  # fill and shape
+_FILLS = ("full", "none")
+_LOOKS = itertools.chain(itertools.product(_FILLS, "os^DvPX*h<>pd"), itertools.product(_FILLS, "8H"))
+MARKERS = dict(zip(COLOURS, _LOOKS, strict=False))  # fill and shape
 LINES = ("-", "--", "-.", ":")
 HATCHES = ("", "///", "...", "xxx")
 
