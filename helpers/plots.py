@@ -47,9 +47,7 @@ COLOURS = {  # a colour a family, told apart by colour-blind readers; in grey, m
     "slim_resnet_max_pool": _PINK,
     "slim_resnet_stride_second": _PINK,
 }
-_FILLS = ("full", "none")
-_LOOKS = itertools.chain(itertools.product(_FILLS, "os^DvPX*h<>pd"), itertools.product(_FILLS, "8H"))
-MARKERS = dict(zip(COLOURS, _LOOKS, strict=False))  # fill and shape
+MARKERS = dict(zip(COLOURS, itertools.product(("full", "none"), "os^DvPX*h<>pd8"), strict=False))  # fill and shape
 LINES = ("-", "--", "-.", ":")
 HATCHES = ("", "///", "...", "xxx")
 

@@ -18,6 +18,7 @@ def test_figures_are_rebuilt_from_the_records_alone_fit_for_print_and_the_same_t
     for path in written[:-1]:
         with Image.open(path) as image:
             assert [round(dots) for dots in image.info["dpi"]] == [300, 300], path.name
+            assert image.mode == "P" and len(image.palette.colors) <= 256, path.name
     before = [path.read_bytes() for path in written]
     assert [path.read_bytes() for path in figures.write(tmp_path)] == before
 
