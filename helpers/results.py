@@ -1,7 +1,9 @@
 """What came out: run records, where they lie, and how one is obtained."""
 
+import atexit
 import itertools
 import json
+import shutil
 import tempfile
 from collections.abc import Iterable
 from functools import cache
@@ -18,8 +20,10 @@ RESULTS = ROOT / "results"
 
 @cache
 def _temporary_folder() -> Path:
-    """One folder for all smoke runs of this process."""
-    return Path(tempfile.mkdtemp(prefix="smoke-"))
+    """One folder for all smoke runs of this process; it goes with the process, for its checkpoints fill a disk in time."""
+    folder = Path(tempfile.mkdtemp(prefix="smoke-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def folder_for(profile: str, fingerprint: str | None = None, name: str | None = None) -> Path:

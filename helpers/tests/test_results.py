@@ -2,14 +2,17 @@
 
 import copy
 import json
+import subprocess
+import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from helpers import experiments, files, results
-from helpers.runtime import UserError
+from helpers.runtime import ROOT, UserError
 
 
 def make_run(name="pikachu/resnext50_ours", seed=0, profile="full", predicted=(0, 0, 1, 1, 1), stopped=None):
@@ -147,3 +150,9 @@ def test_committed_records_agree_with_themselves_and_with_the_plan(path):
     counts = np.zeros_like(np.array(record["test"]["confusion"]))
     np.add.at(counts, (arrays["true"], arrays["predicted"]), 1)
     assert counts.tolist() == record["test"]["confusion"]
+
+
+def test_the_folder_of_smoke_runs_goes_with_the_process():
+    program = "from helpers import results; folder = results.folder_for('smoke'); assert folder.is_dir(); print(folder)"
+    printed = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert not Path(printed.strip()).exists()
