@@ -5,8 +5,13 @@ import json
 import sys
 from pathlib import Path
 
-from helpers import bench, claims, classify, colab, experiments, figures, files, intervals, memory, readme, results, tables
-from helpers.pools import listed
+from helpers import bench, experiments, runtime
+from helpers.data.pools import listed
+from helpers.demo import classify
+from helpers.experiments import records as results
+from helpers.report import colab, figures, memory, readme, tables
+from helpers.report import statistics as intervals
+from helpers.report.claims import table as claims
 from helpers.runtime import PROFILES, UserError, require_writable
 
 
@@ -125,7 +130,7 @@ def run_bench(options) -> None:
         require_writable(Path(options.json).parent, "--json")
     measured = bench.run(options.models, options.device, options.batch, options.compile)
     if options.json:
-        files.save_text(Path(options.json), json.dumps(measured, indent=1, ensure_ascii=False) + "\n")
+        runtime.save_text(Path(options.json), json.dumps(measured, indent=1, ensure_ascii=False) + "\n")
 
 
 def save_model(options) -> None:
@@ -148,7 +153,7 @@ def classify_images(options) -> None:
         raise UserError(f"{options.images[0]} cannot be classified: {reason}.")
     if options.csv:
         try:
-            files.save_text(Path(options.csv).expanduser(), table.to_csv(index=False))
+            runtime.save_text(Path(options.csv).expanduser(), table.to_csv(index=False))
         except OSError as error:
             raise UserError(
                 f"The table {options.csv} could not be written ({error.strerror}); choose another --csv."

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from helpers import data, models, pieces, training
-from helpers.experiments import peak_memory
-from helpers.plan import AMP_SGD, PIKACHU
+from helpers.experiments.plan import AMP_SGD, PIKACHU
+from helpers.experiments.runner import peak_memory
 from helpers.runtime import UserError, autocast_dtype, choose_device, environment
 
 MODELS = {  # batch and image size of the comparison; the reports' own, but for the batches of photographs

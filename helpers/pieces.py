@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from helpers import data, models, training
-from helpers.arrange import merge_groups
-from helpers.plan import AMP_SGD
+from helpers.experiments.plan import AMP_SGD
 from helpers.runtime import autocast_dtype
+from helpers.training.layout import merge_groups
 
 CONVOLUTIONS = {  # (batch, channels, image side) of the grouped 3×3 of ResNeXt-29's stages and of ResNeXt-50's first
     "ResNeXt-29, stage 1": (64, 128, 32),

@@ -1,4 +1,4 @@
-"""Where am I: repository folder, profile, device, arithmetic, seeds, progress, Google Drive."""
+"""Where am I: folders, profile, device, arithmetic, seeds, progress, user errors, whole-or-nothing files."""
 
 import ctypes
 import os
@@ -7,10 +7,13 @@ import random
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -182,3 +185,34 @@ def mount_drive() -> Path | None:
     folder = Path("/content/drive/MyDrive/resnext-notebooks")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that appears under its name only when everything was written."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, path)
+        finally:
+            Path(file.name).unlink(missing_ok=True)  # still there only where something went wrong
+
+
+def save_bytes(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all."""
+    with _whole(path) as file:
+        file.write(content)
+
+
+def save_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    save_bytes(path, text.encode())
+
+
+def save_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Write arrays as one compressed `.npz` file, whole or not at all."""
+    with _whole(path) as file:
+        np.savez_compressed(file, **arrays)

@@ -4,8 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from helpers import arrange, bench, data, models, pieces, training
+from helpers import bench, data, models, pieces
 from helpers.__main__ import main
+from helpers.training import layout as arrange
+from helpers.training import loop as training
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,57 @@
+"""What goes in: images with labels, in splits and batches."""
+
+from helpers.data.audit import (
+    NEAR_IDENTICAL,
+    THUMBNAIL,
+    Place,
+    duplicates,
+    leaked,
+    near_duplicates,
+)
+from helpers.data.batching import (
+    AUGMENTS,
+    batches,
+    images_shown,
+)
+from helpers.data.cifar import (
+    CIFAR100_SUPERCLASSES,
+    cifar100_superclasses,
+)
+from helpers.data.datasets import (
+    NAMES,
+    SAMPLE_CLASSES,
+    SAMPLE_COUNTS,
+    Dataset,
+    Split,
+    channel_statistics,
+    load,
+    names,
+    sample,
+)
+from helpers.data.photographs import (
+    decode_photograph,
+)
+
+__all__ = [
+    "AUGMENTS",
+    "CIFAR100_SUPERCLASSES",
+    "Dataset",
+    "NAMES",
+    "NEAR_IDENTICAL",
+    "Place",
+    "SAMPLE_CLASSES",
+    "SAMPLE_COUNTS",
+    "Split",
+    "THUMBNAIL",
+    "batches",
+    "channel_statistics",
+    "cifar100_superclasses",
+    "decode_photograph",
+    "duplicates",
+    "images_shown",
+    "leaked",
+    "load",
+    "names",
+    "near_duplicates",
+    "sample",
+]

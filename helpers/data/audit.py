@@ -1,0 +1,65 @@
+"""What is there twice: byte-identical and near-identical images, within splits and across them."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from helpers.data.datasets import Dataset
+
+THUMBNAIL = 32
+# Chosen by looking at every Pikachu pair above 0.87: all from 0.9405 up show the same picture (other file, other size,
+# a neighbouring film frame), and the first that do not are small figures alone on black, at 0.9280.
+NEAR_IDENTICAL = 0.935
+
+Place = tuple[str, int]  # a split's name and an index in it
+
+
+def duplicates(dataset: Dataset) -> list[list[Place]]:
+    """Groups of byte-identical files, each a list of (split, index), within and across splits."""
+    groups = defaultdict(list)
+    for name, split in dataset.splits.items():
+        for index, digest in enumerate(split.digests):
+            groups[digest].append((name, index))
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def near_duplicates(dataset: Dataset, threshold: float = NEAR_IDENTICAL) -> list[tuple[Place, Place, float]]:
+    """Pairs of different files that show the same picture, the most alike first.
+
+    Alike is the cosine between two small grey thumbnails, each less its own mean: indifferent to file format, size,
+    brightness and contrast. A mirrored copy or another crop of a picture escapes, so the list is a lower bound.
+
+    Returns:
+        (one place, another place, similarity) where similarity is above `threshold` and the bytes differ.
+    """
+    places = [(name, index) for name, split in dataset.splits.items() for index in range(len(split))]
+    digests = [digest for split in dataset.splits.values() for digest in split.digests]
+    features = torch.cat([_thumbnails(split.images) for split in dataset.splits.values()])
+    pairs = []
+    for start in range(0, len(features), 1024):
+        similarity = features[start : start + 1024] @ features.T
+        for row, second in (similarity > threshold).nonzero().tolist():
+            first = start + row
+            if first < second and digests[first] != digests[second]:
+                pairs.append((places[first], places[second], similarity[row, second].item()))
+    return sorted(pairs, key=lambda pair: -pair[2])
+
+
+def _thumbnails(images: Tensor) -> Tensor:
+    """float32 (N, THUMBNAIL²): grey thumbnails less their mean, of length one; zeros for an image of one colour."""
+    parts = [F.interpolate(part.float().mean(1, keepdim=True), THUMBNAIL, mode="area") for part in images.split(256)]
+    grey = torch.cat(parts).flatten(1)
+    return F.normalize(grey - grey.mean(1, keepdim=True), eps=1.0)
+
+
+def leaked(dataset: Dataset, *, near: bool = True, seen: Sequence[str] = ("train", "validation")) -> Tensor:
+    """int64 (N,), sorted: the test images that are also in `seen`, byte-identical or, with `near`, near-identical."""
+    groups = duplicates(dataset)
+    if near:
+        groups += [[first, second] for first, second, _ in near_duplicates(dataset)]
+    crossing = [group for group in groups if any(split in seen for split, _ in group)]
+    indices = {index for group in crossing for split, index in group if split == "test"}
+    return torch.tensor(sorted(indices), dtype=torch.int64)

@@ -1,0 +1,94 @@
+"""Photographs: from the data folder or from Kaggle, any file made upright, colour, square and small."""
+
+import warnings
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+from helpers.data.folders import holds_images, is_image_folder, list_files, unwrap
+from helpers.data.pools import Pool, decode, load_pool, read_file
+from helpers.runtime import UserError
+
+KAGGLE = {"pikachu": "hal0samuel/pikachu-classification-dataset"}
+HELD_OUT = 0.2
+
+
+def load(name: str, base: Path, size: int) -> Pool:
+    """The photographs of the image folder `name`, else of `base` itself, else of Kaggle, `size` pixels wide and high."""
+    source, root = _find(name, base)
+    files = list_files(root, source)
+    paths, read = [file.path for file in files], partial(read_file, root)
+    decoded = partial(decode, source, paths, read, decode_photograph, size)
+    return load_pool(base, Path(name).name, source, files, size, decoded)
+
+
+def _find(name: str, base: Path) -> tuple[str, Path]:
+    """The source of the data in words, and the folder that holds its splits or classes."""
+    own = unwrap(base / name) if (base / name).is_dir() else None
+    # DATA_DIR may point at the photographs themselves, and one of their classes may be called like the data.
+    if name in KAGGLE and is_image_folder(base) and (own is None or holds_images(own)):
+        return f"folder {base.resolve().name}", base
+    if own:
+        return f"folder {Path(name).name}", own
+    return f"kaggle {KAGGLE[name]}", unwrap(_download(name))
+
+
+def _download(name: str) -> Path:
+    instead = f"or put the photographs into the data folder yourself, as {name}/train/<class>/ and so on"
+    try:
+        with warnings.catch_warnings(action="ignore"):  # without ipywidgets, about the looks of its progress bars
+            import kagglehub
+    except ImportError as error:
+        raise UserError(f"Kaggle needs a package: run 'pip install kagglehub', {instead}.") from error
+    try:
+        return Path(kagglehub.dataset_download(KAGGLE[name]))
+    except Exception as error:  # each library under kagglehub has its own errors, and each means: no data
+        why = f"Kaggle did not send '{KAGGLE[name]}' ({type(error).__name__})"
+        raise UserError(f"{why}; try again with a network, {instead}.") from error
+
+
+def decode_photograph(content: bytes, size: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """The middle square of an image file, whatever its mode, upright and in colour.
+
+    Returns:
+        uint8 (3, size, size), and the width and height of the upright original in pixels.
+
+    Raises:
+        ValueError: the file is empty.
+        PIL.UnidentifiedImageError, PIL.Image.DecompressionBombError, OSError: it is no image, too large, or cut off.
+    """
+    if not content:
+        raise ValueError("an empty file")
+    with Image.open(BytesIO(content), formats=_formats()) as image:
+        if image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
+            raise Image.DecompressionBombError
+        on_its_side = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        width, height = image.size[::-1] if on_its_side else image.size
+        image.draft(None, (2 * size, 2 * size))  # a JPEG is read at 1/2, 1/4 or 1/8, never below twice the size
+        upright = _to_rgb(ImageOps.exif_transpose(image))
+    side = min(upright.size)
+    left, top = (upright.width - side) / 2, (upright.height - side) / 2
+    # Cut out first, then resized: an image of 1 x 10,000 pixels would otherwise grow to millions on the way.
+    square = upright.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+    return np.asarray(square).transpose(2, 0, 1), (width, height)
+
+
+def _formats() -> list[str]:
+    """The formats that are read. Not all that Pillow can: it would hand an EPS file to Ghostscript, to be executed."""
+    Image.init()
+    return [name for name in ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF") if name in Image.OPEN]
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """The image in 8-bit colour; what is transparent becomes white."""
+    if image.mode == "F" or image.mode.startswith("I"):  # Pillow would cut 16 bits off at 255
+        values = np.asarray(image, np.float64)
+        white = 65535 if image.mode != "F" else 1 if values.max() <= 1 else 255
+        image = Image.fromarray((values * (255 / white)).round().clip(0, 255).astype(np.uint8))
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")

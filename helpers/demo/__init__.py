@@ -1,0 +1,1 @@
+"""What can be tried: saved models, labels for images, a page."""

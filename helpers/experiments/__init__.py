@@ -1,0 +1,24 @@
+"""What is run: the plan, its runs and their records."""
+
+from helpers.experiments.plan import EXPERIMENTS, Experiment
+from helpers.experiments.runner import (
+    checkpoint_path,
+    find,
+    load_data,
+    load_data_or_sample,
+    peak_memory,
+    recipe_for,
+    run,
+)
+
+__all__ = [
+    "EXPERIMENTS",
+    "Experiment",
+    "checkpoint_path",
+    "find",
+    "load_data",
+    "load_data_or_sample",
+    "peak_memory",
+    "recipe_for",
+    "run",
+]

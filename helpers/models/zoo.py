@@ -1,0 +1,143 @@
+"""The zoo: the networks of report `zoo` that are not a `ResidualNet`, all with the report's He-normal start."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from helpers.models.blocks import Bottleneck, WideBlock, convolution, require_positive
+from helpers.runtime import UserError
+
+
+def start_he_normal(model: nn.Module) -> None:
+    """He-normal convolutions and linear layers (fan in), biases at zero: Keras's `he_normal`, but for its cut tails.
+
+    Source: report `zoo`, section 3.4; He et al. 2015, section 2.2.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+class SimpleNet(nn.Module):
+    """Thirteen convolutions in a row, `layer1` to `layer13`, each with BatchNorm and ReLU, and one linear layer.
+
+    All are 3×3 but the 11th and the 12th, which are 1×1; a 2×2 max-pooling follows four of them, and the last map is
+    max-pooled whole. Dropout follows each of the first twelve. The convolutions keep their biases, as published.
+
+    Source: Hasanpour et al. 2016 (arXiv 1608.06037), figure 1 and the authors' published networks for CIFAR, of which
+    their first PyTorch port differs: it pools after the 10th layer too. BatchNorm in all 13 is the report's, section 1.4,
+    and so is its moving-average fraction of 0.95, which torch calls a momentum of 0.05.
+    """
+
+    channels = (64, 128, 128, 128, 128, 128, 256, 256, 256, 512, 2048, 256, 256)
+    pointwise = (11, 12)
+    pooled = (4, 7, 9, 12)
+
+    def __init__(self, num_classes: int, dropout: float = 0.2):
+        super().__init__()
+        in_channels = 3
+        for number, out_channels in enumerate(self.channels, start=1):
+            kernel_size = 1 if number in self.pointwise else 3
+            layer = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2),
+                nn.BatchNorm2d(out_channels, momentum=0.05),
+                nn.ReLU(inplace=True),
+            )
+            if number in self.pooled:
+                layer.append(nn.MaxPool2d(2))
+            if number < len(self.channels):
+                layer.append(nn.Dropout(dropout))
+            self.add_module(f"layer{number}", layer)
+            in_channels = out_channels
+        self.maxpool = nn.AdaptiveMaxPool2d(1)
+        self.fc = nn.Linear(in_channels, num_classes)
+        start_he_normal(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W), at least 16 pixels a side, to class scores (N, num_classes)."""
+        x = images
+        for number in range(1, len(self.channels) + 1):
+            x = self.get_submodule(f"layer{number}")(x)
+        return self.fc(self.maxpool(x).flatten(1))
+
+
+class WideResNet(nn.Module):
+    """A WideResNet-`depth`-`width`: three stages of N wide blocks with 16, 32 and 64 times `width` channels.
+
+    Its depth is 6N + 4. The stem is a bare convolution: each block has its BatchNorm first, and one more follows the last.
+
+    Source: Zagoruyko and Komodakis 2016, table 1.
+
+    Raises:
+        UserError: the depth is not 6N + 4, or the width is not a whole number of at least 1.
+    """
+
+    def __init__(self, num_classes: int, depth: int, width: int, dropout: float = 0.0):
+        super().__init__()
+        require_positive(depth=depth, width=width)
+        blocks, rest = divmod(depth - 4, 6)
+        if rest or blocks < 1:
+            raise UserError(f"depth is {depth}, but a wide residual network has 6N + 4 layers; choose 10, 16, 22, 28, ….")
+        self.conv1 = convolution(3, 16, 3)
+        in_channels = 16
+        for number, stride in enumerate((1, 2, 2)):
+            out_channels = 16 * width * 2**number
+            first = WideBlock(in_channels, out_channels, stride=stride, dropout=dropout)
+            rest = (WideBlock(out_channels, out_channels, dropout=dropout) for _ in range(1, blocks))
+            self.add_module(f"layer{number + 1}", nn.Sequential(first, *rest))
+            in_channels = out_channels
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(in_channels, num_classes)
+        start_he_normal(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) to class scores (N, num_classes)."""
+        x = self.layer3(self.layer2(self.layer1(self.conv1(images))))
+        return self.fc(self.avgpool(self.relu(self.bn1(x))).flatten(1))
+
+
+class ZooResNeXt(nn.Module):
+    """A home-made ResNeXt of report `zoo`: stages of three 32×4d blocks, each closed by a 3×3 convolution of stride 2.
+
+    The closing convolution, `transition1` and so on, halves the side of the maps and gives them the stage's second number
+    of channels: half of the first in the report, twice of it by the second rule of Xie et al. 2017, section 3.1, which the
+    report cites. Nothing else tells the two apart.
+
+    Source: report `zoo`, sections 3.4 and 5.2, read so: "1: 32, 16" is a first stage whose blocks have 32 channels and whose
+    convolution, bare as written, gives 16; "dimension of data is halved" is both the channels and the maps; the blocks are
+    its figure's, 32 paths 4 wide at every stage, as no other number is given and this one fits 4 channels too; the stem
+    has no padding; before "a Dense layer" the maps are averaged, as in the paper.
+
+    Args:
+        stages: for each stage its channels and those after it; the stem has those of the first.
+        rectify: put a ReLU on the scores. Section 3.4 has one after its dense layer, section 5.2, with the results, does not.
+    """
+
+    def __init__(self, num_classes: int, stages: Sequence[tuple[int, int]], rectify: bool = False):
+        super().__init__()
+        out_channels = stages[0][0]
+        self.conv1 = nn.Conv2d(3, out_channels, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.stage_names = []
+        for number, (channels, out_channels) in enumerate(stages, start=1):
+            blocks = (Bottleneck(channels, channels, cardinality=32, group_width=4) for _ in range(3))
+            self.add_module(f"layer{number}", nn.Sequential(*blocks))
+            self.add_module(f"transition{number}", nn.Conv2d(channels, out_channels, 3, stride=2, padding=1))
+            self.stage_names += [f"layer{number}", f"transition{number}"]
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(out_channels, num_classes)
+        self.rectify = rectify
+        start_he_normal(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) to class scores (N, num_classes)."""
+        x = self.relu(self.bn1(self.conv1(images)))
+        for name in self.stage_names:
+            x = self.get_submodule(name)(x)
+        scores = self.fc(self.avgpool(x).flatten(1))
+        return scores.relu() if self.rectify else scores

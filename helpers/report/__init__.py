@@ -1,0 +1,1 @@
+"""What is told: statistics, tables, figures, claims."""

@@ -1,0 +1,85 @@
+"""The loss around a trained network: how fast it rises along random directions of the weights."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from helpers import data, experiments, models, runtime, training
+from helpers.experiments import records as results
+from helpers.training import checkpoints
+from helpers.training.recipe import Recipe
+
+RADII = tuple(np.linspace(-1, 1, 11).round(1).tolist())
+DIRECTIONS = 3
+IMAGES = 500
+
+
+def filter_normalised_direction(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
+    """A random direction of the weights in which each filter is as long as the network's own.
+
+    Without that, a network with larger weights looks flatter, though BatchNorm makes their size mean nothing. Biases and
+    BatchNorm's parameters, of one dimension, stay where they are.
+
+    Returns:
+        A tensor for each parameter of more than one dimension, by name, of its shape, on its device.
+
+    Source: Li et al. 2018, "Visualizing the Loss Landscape of Neural Nets", section 4.
+    """
+    direction = {}
+    for name, weight in model.named_parameters():
+        if weight.ndim > 1:
+            drawn = torch.randn(weight.shape, generator=generator).to(weight)
+            lengths = (filters.flatten(1).norm(dim=1) for filters in (weight.detach(), drawn))
+            scale = next(lengths) / next(lengths)
+            direction[name] = drawn * scale.view(-1, *[1] * (weight.ndim - 1))
+    return direction
+
+
+@torch.no_grad()
+def loss_along(model: nn.Module, direction: dict[str, Tensor], radii: Sequence[float], split: data.Split, recipe: Recipe):
+    """The mean cross-entropy at the weights plus each radius times the direction: float64 (len(radii),).
+
+    BatchNorm keeps its running statistics. The weights are put back afterwards, bit for bit.
+    """
+    parameters = dict(model.named_parameters())
+    weights = {name: parameters[name].clone() for name in direction}
+    losses = []
+    try:
+        for radius in radii:
+            for name, step in direction.items():
+                parameters[name].copy_(weights[name] + radius * step)
+            losses.append(training.evaluate(model, split, recipe)[0])
+    finally:
+        for name, weight in weights.items():
+            parameters[name].copy_(weight)
+    return np.array(losses)
+
+
+def obtain(record: dict, split: data.Split, results_dir: str | Path | None = None, checkpoint_dir: str | Path | None = None):
+    """The losses around a run's best weights, as float64 (DIRECTIONS, len(RADII)), on the first images of a split.
+
+    Read from beside the run's record if they are there, else measured from its checkpoint and put there; None where there
+    is no checkpoint either. The directions' random numbers are the same for every run.
+    """
+    name, profile, seed = record["experiment"], record["profile"], record["seed"]
+    path = results.record_path(name, profile, seed, results_dir).with_name(f"seed{seed}.landscape.npz")
+    if path.exists():
+        with np.load(path, allow_pickle=False) as arrays:
+            return arrays["losses"]
+    checkpoint_dir = checkpoint_dir or results.checkpoint_folder(profile, path.parents[4])
+    state = checkpoints.load_checkpoint(experiments.checkpoint_path(name, profile, seed, checkpoint_dir))
+    if state is None:
+        print(f"{name}, seed {seed}: the loss around it was not measured, and its checkpoint is not here.")
+        return None
+    model = models.build(record["model"]["name"], record["dataset"]["num_classes"])
+    model.load_state_dict(state["best_weights"])
+    model.to(split.images.device)
+    some, recipe = split.subset(range(min(IMAGES, len(split)))), experiments.recipe_for(experiments.find(name), profile)
+    generator = torch.Generator().manual_seed(0)
+    directions = [filter_normalised_direction(model, generator) for _ in range(DIRECTIONS)]
+    losses = np.stack([loss_along(model, direction, RADII, some, recipe) for direction in directions])
+    runtime.save_arrays(path, losses=losses, radii=np.array(RADII))
+    return losses

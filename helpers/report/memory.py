@@ -1,0 +1,76 @@
+"""How much memory a training run needs, counted without running it: does it fit a GPU of 15 GB?"""
+
+from functools import cache
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from helpers import models
+from helpers.data import cifar
+from helpers.experiments.plan import EXPERIMENTS, Experiment
+
+FLOAT = 4  # bytes
+PHOTOGRAPHS = 1290  # of data set `pikachu`, two classes
+T4 = 15 * 10**9  # bytes
+
+
+def kept_for_backward(model: nn.Module, image_shape: tuple[int, ...]) -> int:
+    """Bytes of all tensors, the parameters aside, that one forward pass of a batch (N, 3, H, W) keeps for the backward pass.
+
+    The pass runs on the meta device, where tensors have a shape and a type but no content, in fp32.
+    """
+    ghost = model.to("meta").train()
+    own = {value.untyped_storage()._cdata for value in ghost.state_dict(keep_vars=True).values()}
+    kept = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage  # held, so that its place is not given to another
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        scores = ghost(torch.empty(image_shape, device="meta"))
+        F.cross_entropy(scores, torch.zeros(image_shape[0], dtype=torch.int64, device="meta"))
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@cache
+def _network(name: str, classes: int, batch: int, size: int) -> tuple[int, int]:
+    """(bytes of the parameters, bytes kept for the backward pass)."""
+    with torch.device("meta"):
+        model = models.build(name, classes)
+    return FLOAT * models.count_parameters(model), kept_for_backward(model, (batch, 3, size, size))
+
+
+def needed(experiment: Experiment) -> int:
+    """Bytes that training holds at its fullest in fp32; mixed precision halves what the forward pass keeps.
+
+    The weights, their gradients, the optimiser's copies of them, what the forward pass keeps, and the images of all splits,
+    which stay on the device. Torch's own workspace comes on top.
+    """
+    recipe = experiment.recipe
+    published = "cifar100" if experiment.dataset == "cifar100" else "cifar10"
+    small = experiment.dataset in cifar.NAMES
+    classes, images = (len(cifar.CLASSES[published]), sum(cifar.COUNTS.values())) if small else (2, PHOTOGRAPHS)
+    weights, kept = _network(experiment.model, classes, recipe.batch_size, recipe.image_size)
+    copies = 2 if recipe.optimizer == "adam" else int(recipe.momentum > 0)
+    copies += 0 if recipe.perturbation is None else 2  # the weights to come back to, and the perturbation
+    return weights * (2 + copies) + kept + images * 3 * recipe.image_size**2
+
+
+def table() -> pd.DataFrame:
+    """A row an experiment, the largest first: how much memory its training needs in fp32, in GiB of 2^30 bytes."""
+    rows = [
+        {
+            "experiment": name,
+            "model": row.model,
+            "batch": row.recipe.batch_size,
+            "image size": row.recipe.image_size,
+            "GiB in fp32": round(needed(row) / 2**30, 2),
+        }
+        for name, row in EXPERIMENTS.items()
+    ]
+    return pd.DataFrame(rows).sort_values("GiB in fp32", ascending=False, kind="stable", ignore_index=True)

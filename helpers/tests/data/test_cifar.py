@@ -1,0 +1,568 @@
+import hashlib
+import http.server
+import io
+import os
+import pickle
+import shutil
+import struct
+import sys
+import tarfile
+import threading
+import urllib.error
+import warnings
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from helpers import data
+from helpers.data import cifar
+from helpers.runtime import UserError
+
+NAMES = ("cifar10", "cifar100")
+COUNTS = {"cifar10": {"train": 100, "test": 20}, "cifar100": {"train": 200, "test": 100}}
+
+
+class Python2Pickler(pickle._Pickler):
+    """Writes text and bytes as Python 2 did: the published files were pickled by it, in 2009."""
+
+    dispatch = dict(pickle._Pickler.dispatch)
+
+    def save_string(self, value):
+        content = value.encode() if isinstance(value, str) else value
+        self.write(pickle.BINSTRING + struct.pack("<i", len(content)) + content)
+        self.memoize(value)
+
+    dispatch[str] = dispatch[bytes] = save_string
+
+
+def python2_pickle(value):
+    buffer = io.BytesIO()
+    Python2Pickler(buffer, protocol=2).dump(value)
+    old_numpy = buffer.getvalue().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+    false_true, zero_one = b"\x89\x88\x87", b"K\x00K\x01\x87"  # the arguments of a dtype, which are numbers in old files
+    return old_numpy.replace(false_true, zero_one, 1)
+
+
+@pytest.fixture(params=NAMES)
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def splits(name, monkeypatch):
+    """{split: (images, labels)}, a few for each class, shuffled; `load` expects exactly so many."""
+    monkeypatch.setattr(cifar, "COUNTS", COUNTS[name])
+    rng = np.random.default_rng(0)
+    made = {}
+    for split, count in COUNTS[name].items():
+        labels = rng.permutation(np.arange(count) % len(cifar.CLASSES[name]))
+        made[split] = rng.integers(0, 256, (count, 3, 32, 32), np.uint8), labels
+    return made
+
+
+only_cifar10 = pytest.mark.parametrize("name", ["cifar10"], indirect=True)
+
+
+def put_pickles(base, name, splits, monkeypatch):
+    """The folder that torchvision unpacks; torchvision is told the MD5 sums of these files."""
+    published = cifar.PUBLISHED[name]
+    folder = base / published.base_folder
+    folder.mkdir(parents=True)
+
+    def put(file, content):
+        (folder / file).write_bytes(python2_pickle(content))
+        return hashlib.md5((folder / file).read_bytes()).hexdigest()
+
+    for split, attribute in (("train", "train_list"), ("test", "test_list")):
+        files = [file for file, _ in getattr(published, attribute)]
+        sums = []
+        for number, file in enumerate(files):
+            images, labels = (part[number :: len(files)] for part in splits[split])
+            labels = [int(label) for label in labels]
+            files_inside = [f"{label}_s_{number:06}.png" for number, label in enumerate(labels)]
+            batch = {"data": images.reshape(len(images), -1), "filenames": files_inside}
+            both = {"fine_labels": labels, "coarse_labels": data.cifar100_superclasses()[labels].tolist()}
+            sums.append(put(file, batch | ({"labels": labels} if name == "cifar10" else both)))
+        monkeypatch.setattr(published, attribute, [list(pair) for pair in zip(files, sums, strict=True)])
+    meta = published.meta
+    md5 = put(meta["filename"], {meta["key"]: cifar.CLASSES[name]})
+    monkeypatch.setattr(published, "meta", meta | {"md5": md5})
+    return folder
+
+
+def put_folder(root, name, splits, suffix="png", **options):
+    for split, (images, labels) in splits.items():
+        for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+            path = root / split / cifar.CLASSES[name][label] / f"{number:04}.{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.transpose(1, 2, 0)).save(path, **options)
+    return root
+
+
+def encoded(image, kind="png"):
+    buffer = io.BytesIO()
+    Image.fromarray(image.transpose(1, 2, 0)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def table(name, images, labels, kind="png"):
+    """A table as Hugging Face has it."""
+    pa = pytest.importorskip("pyarrow")
+    cells = [{"bytes": encoded(image, kind), "path": None} for image in images]
+    columns = {"img": pa.array(cells, pa.struct({"bytes": pa.binary(), "path": pa.string()}))}
+    if name == "cifar10":
+        return pa.table(columns | {"label": pa.array(labels, pa.int64())})
+    coarse = data.cifar100_superclasses().numpy()[labels]
+    return pa.table(columns | {"fine_label": pa.array(labels, pa.int64()), "coarse_label": pa.array(coarse, pa.int64())})
+
+
+def put_parquet(root, name, splits, folder=None, **options):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    folder = root / (folder or {"cifar10": "plain_text", "cifar100": "cifar100"}[name])
+    folder.mkdir(parents=True)
+    for split, (images, labels) in splits.items():
+        parquet.write_table(table(name, images, labels, **options), folder / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+def serve_hugging_face(monkeypatch, name, splits):
+    """`datasets`, with the data set in it; returns the handles it was asked for."""
+    asked = []
+
+    def load_dataset(handle):
+        asked.append(handle)
+        return {split: SimpleNamespace(to_pandas=table(name, *part).to_pandas) for split, part in splits.items()}
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    monkeypatch.setattr(cifar, "require_answer", lambda url: None)
+    return asked
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Neither Hugging Face nor the original server can be reached."""
+
+    def refuse(url):
+        raise urllib.error.URLError("no route")
+
+    monkeypatch.setattr(cifar, "require_answer", refuse)
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=refuse))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    for name in NAMES:
+        monkeypatch.setattr(cifar.PUBLISHED[name], "url", "http://127.0.0.1:9/cifar.tar.gz")
+
+
+def equal(one, other):
+    return one.classes == other.classes and all(
+        torch.equal(one.splits[split].images, other.splits[split].images)
+        and torch.equal(one.splits[split].labels, other.splits[split].labels)
+        for split in ("train", "validation", "test")
+    )
+
+
+# Where the images come from.
+
+
+def test_every_format_gives_the_same_tensors(tmp_path, monkeypatch, name, splits):
+    put_pickles(tmp_path / "pickle", name, splits, monkeypatch)
+    put_folder(tmp_path / "png" / name, name, splits)
+    put_parquet(tmp_path / "parquet" / name, name, splits)
+    (tmp_path / "hugging_face").mkdir()
+    serve_hugging_face(monkeypatch, name, splits)
+    sets = {kind: data.load(name, tmp_path / kind) for kind in ("pickle", "png", "parquet", "hugging_face")}
+    folder = cifar.PUBLISHED[name].base_folder
+    assert {kind: dataset.source for kind, dataset in sets.items()} == {
+        "pickle": f"pickle folder {folder}",
+        "png": f"folder {name}",
+        "parquet": f"Parquet folder {name}",
+        "hugging_face": f"Hugging Face uoft-cs/{name}",
+    }
+    assert {dataset.name for dataset in sets.values()} == {name}
+    assert all(equal(sets["pickle"], dataset) for dataset in sets.values())
+    assert len({dataset.fingerprint for dataset in sets.values()}) == 1
+    assert data.duplicates(sets["png"]) == []
+
+
+def test_labels_are_the_published_ones_and_images_are_whole(tmp_path, monkeypatch, name, splits):
+    put_pickles(tmp_path, name, splits, monkeypatch)
+    dataset = data.load(name, tmp_path)
+    assert dataset.classes == cifar.CLASSES[name]
+    seen = set()
+    for split, part in dataset.splits.items():
+        images, labels = splits["test" if split == "test" else "train"]
+        truth = {image.tobytes(): int(label) for image, label in zip(images, labels, strict=True)}
+        pixels = [image.numpy().tobytes() for image in part.images]
+        assert [truth[image] for image in pixels] == part.labels.tolist()
+        assert part.sizes.tolist() == [[32, 32]] * len(part)
+        seen.update(pixels)
+    assert len(seen) == sum(COUNTS[name].values())
+    assert set(dataset.train.names[0].split("/")[:2]) == {"train", dataset.classes[dataset.train.labels[0]]}
+
+
+@only_cifar10
+def test_sources_are_asked_in_order_and_the_line_says_which(tmp_path, monkeypatch, capsys, name, splits):
+    folder = put_pickles(tmp_path, name, splits, monkeypatch)
+    put_folder(tmp_path / "cifar10", name, splits)
+    put_parquet(tmp_path / "cifar10", name, splits)
+    asked = serve_hugging_face(monkeypatch, name, splits)
+    for here in (folder, tmp_path / "cifar10/train", tmp_path / "cifar10/plain_text"):
+        data.load(name, tmp_path)
+        shutil.rmtree(here)
+        shutil.rmtree(tmp_path / "cifar10/test", ignore_errors=here != folder)
+        if here == folder:
+            put_folder(tmp_path / "cifar10", name, splits)
+    data.load(name, tmp_path)
+    numbers = ": 90 train, 10 validation, 20 test images, 10 classes.\n"
+    kinds = ("pickle folder cifar-10-batches-py", "folder cifar10", "Parquet folder cifar10", "Hugging Face uoft-cs/cifar10")
+    assert capsys.readouterr().out == "".join(f"cifar10: found in {kind}{numbers}" for kind in kinds)
+    assert asked == ["uoft-cs/cifar10"]
+
+
+def test_the_cifar_100_superclasses_are_the_published_ones():
+    published = """
+        4 1 14 8 0 6 7 7 18 3 3 14 9 18 7 11 3 9 7 11 6 11 5 10 7 6 13 15 3 15 0 11 1 10 12 14 16 9 11 5 5 19 8 8 15 13 14
+        17 18 10 16 4 17 4 2 0 17 4 18 17 10 3 2 12 12 16 12 1 9 19 2 10 0 1 16 12 9 13 15 13 16 19 2 4 6 19 5 5 8 19 18 1
+        2 15 6 0 17 8 14 13
+    """
+    assert data.cifar100_superclasses().tolist() == [int(place) for place in published.split()]
+    assert list(data.CIFAR100_SUPERCLASSES) == sorted(data.CIFAR100_SUPERCLASSES)
+    assert cifar.CIFAR100_CLASSES[:3] == ["apple", "aquarium_fish", "baby"] and cifar.CIFAR100_CLASSES[-1] == "worm"
+
+
+@only_cifar10
+def test_jpeg_is_told_apart(tmp_path, name, splits):
+    root = put_folder(tmp_path / "jpeg/cifar10", name, splits, "jpg", quality=75)
+    put_folder(tmp_path / "png/cifar10", name, splits)
+    put_parquet(tmp_path / "parquet/cifar10", name, splits, kind="jpeg")
+    jpeg, png, parquet = (data.load(name, tmp_path / kind) for kind in ("jpeg", "png", "parquet"))
+    assert (jpeg.name, jpeg.source) == ("cifar10-jpeg", "folder cifar10 (JPEG)")
+    assert (parquet.name, parquet.source) == ("cifar10-jpeg", "Parquet folder cifar10 (JPEG)")
+    assert (png.name, png.source) == ("cifar10", "folder cifar10")
+    assert equal(jpeg, parquet) and not equal(jpeg, png)
+    for index in (0, 50):
+        with Image.open(root / jpeg.train.names[index]) as image:
+            assert np.array_equal(jpeg.train.images[index], np.asarray(image).transpose(2, 0, 1))
+
+
+@only_cifar10
+def test_a_tenth_of_each_class_is_held_out_by_seed(tmp_path, monkeypatch, name, splits):
+    put_folder(tmp_path / name, name, splits)
+    first, again, other = (data.load(name, tmp_path, seed=seed) for seed in (0, 0, 1))
+    assert [torch.bincount(part.labels).tolist() for part in first.splits.values()] == [[9] * 10, [1] * 10, [2] * 10]
+    assert all(file.startswith("train/") for file in first.validation.names)
+    assert equal(first, again) and not equal(first, other)
+    assert torch.equal(first.test.images, other.test.images)
+
+
+@only_cifar10
+def test_the_small_part_is_one_data_set_whatever_the_source_and_the_seed(tmp_path, monkeypatch, name, splits):
+    monkeypatch.setattr(cifar, "PARTS", {"cifar10_5k": ("cifar10", {"train": 50, "test": 10})})
+    put_pickles(tmp_path / "pickle", name, splits, monkeypatch)
+    put_folder(tmp_path / "png/cifar10", name, splits)
+    one, other = data.load("cifar10_5k", tmp_path / "pickle"), data.load("cifar10_5k", tmp_path / "png")
+    assert equal(one, other) and one.name == "cifar10_5k" and one.fingerprint == other.fingerprint
+    assert [torch.bincount(part.labels).tolist() for part in one.splits.values()] == [[4] * 10, [1] * 10, [1] * 10]
+    seeded = data.load("cifar10_5k", tmp_path / "png", seed=1)
+    assert set(seeded.train.digests + seeded.validation.digests) == set(one.train.digests + one.validation.digests)
+    assert seeded.test.digests == one.test.digests and seeded.validation.digests != one.validation.digests
+    whole = data.load("cifar10", tmp_path / "png")
+    assert set(one.test.digests) < set(whole.test.digests)
+    assert [path.name for path in (tmp_path / "png/cache").iterdir()] == ["cifar10-32.npz"]
+
+
+def test_the_parts_have_their_sizes():
+    assert cifar.PARTS["cifar10_5k"] == ("cifar10", {"train": 5_000, "test": 1_000})
+    assert cifar.PARTS["cifar10_tenth"] == ("cifar10", {"train": 5_000, "test": 10_000})
+    assert cifar.COUNTS == {"train": 50_000, "test": 10_000}
+
+
+# The cache.
+
+
+@pytest.fixture
+def decodings(monkeypatch):
+    seen, decode = [], cifar.decode_tiny
+    monkeypatch.setattr(cifar, "decode_tiny", lambda content, size: seen.append(size) or decode(content, size))
+    return seen
+
+
+@only_cifar10
+def test_the_second_load_decodes_nothing_and_a_change_is_noticed(tmp_path, name, splits, decodings):
+    root = put_folder(tmp_path / name, name, splits)
+    first = data.load(name, tmp_path)
+    assert len(decodings) == 120 and equal(first, data.load(name, tmp_path)) and len(decodings) == 120
+    Image.new("RGB", (32, 32), "red").save(root / first.train.names[0])
+    changed = data.load(name, tmp_path)
+    assert len(decodings) == 240 and changed.fingerprint != first.fingerprint
+
+
+@only_cifar10
+def test_what_hugging_face_sent_is_kept(tmp_path, monkeypatch, name, splits):
+    serve_hugging_face(monkeypatch, name, splits)
+    first = data.load(name, tmp_path)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    assert equal(first, data.load(name, tmp_path))
+
+
+# What bad input gets.
+
+
+@only_cifar10
+def test_a_wrong_checksum_is_a_sentence_and_the_file_is_never_unpickled(tmp_path, monkeypatch, name, splits):
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "unpickled"),)
+
+    folder = put_pickles(tmp_path, name, splits, monkeypatch)
+    (folder / "data_batch_3").write_bytes(pickle.dumps(Bomb()))
+    sentence = "'data_batch_3' of the pickle folder cifar-10-batches-py is not .* MD5 sum is [0-9a-f]{32}; delete"
+    with pytest.raises(UserError, match=sentence):
+        data.load(name, tmp_path)
+    assert not (tmp_path / "unpickled").exists() and not (tmp_path / "cache").exists()
+
+
+def test_the_checksums_are_torchvisions(tmp_path, monkeypatch, name, splits):
+    published = cifar.PUBLISHED[name]
+    first, sums = published.train_list[0][0], [md5 for _, md5 in published.train_list + published.test_list]
+    put_pickles(tmp_path, name, splits, monkeypatch)
+    monkeypatch.undo()  # and with it what the files' own sums are
+    with pytest.raises(UserError, match=f"'{first}' .* {sums[0]}; delete"):
+        data.load(name, tmp_path)
+    assert sums[0] == {"cifar10": "c99cafc152244af753f735de768cd75f", "cifar100": "16019d7e3df5f24257cddd939b257f8d"}[name]
+
+
+@only_cifar10
+def test_a_missing_pickle_is_a_sentence(tmp_path, monkeypatch, name, splits):
+    (put_pickles(tmp_path, name, splits, monkeypatch) / "test_batch").unlink()
+    with pytest.raises(UserError, match="pickle folder cifar-10-batches-py has no file 'test_batch'; delete"):
+        data.load(name, tmp_path)
+
+
+@only_cifar10
+def test_old_pickles_load_without_a_warning(tmp_path, monkeypatch, name, splits):
+    put_pickles(tmp_path, name, splits, monkeypatch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data.load(name, tmp_path)
+
+
+def remove_one(root):
+    next((root / "train/cat").iterdir()).unlink()
+
+
+def cut_one(root):
+    path = sorted((root / "train/cat").iterdir())[0]
+    path.write_bytes(path.read_bytes()[:500])
+
+
+def resize_one(root):
+    Image.new("RGB", (40, 32)).save(sorted((root / "train/cat").iterdir())[0])
+
+
+def rename_class(root):
+    for split in ("train", "test"):
+        (root / split / "cat").rename(root / split / "cats")
+
+
+def drop_class(root):
+    for split in ("train", "test"):
+        shutil.rmtree(root / split / "truck")
+
+
+def empty_one(root):
+    sorted((root / "test/dog").iterdir())[0].write_bytes(b"")
+
+
+def flatten(root):
+    (root / "train").rename(root.parent / "classes")
+    shutil.rmtree(root)
+    (root.parent / "classes").rename(root)
+
+
+@only_cifar10
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (remove_one, "folder cifar10 has 9 images in train/cat where cifar10 has 10; unpack"),
+        (cut_one, r"cannot be used: train/cat/\d+.png \(broken, or neither PNG nor JPEG\); unpack"),
+        (empty_one, r"cannot be used: test/dog/\d+.png \(broken"),
+        (resize_one, r"cannot be used: train/cat/\d+.png \(40x32 pixels instead of 32x32\)"),
+        (rename_class, "has a class 'cats'; the classes are airplane; automobile; bird; cat; deer"),
+        (drop_class, "has 0 images in test/truck where cifar10 has 2"),
+        (flatten, "has 0 images in test/airplane where cifar10 has 2"),
+    ],
+)
+def test_a_folder_that_is_not_whole(tmp_path, name, splits, spoil, sentence):
+    spoil(put_folder(tmp_path / name, name, splits))
+    for _ in range(2):  # and nothing of it is kept
+        with pytest.raises(UserError, match=sentence):
+            data.load(name, tmp_path)
+
+
+@only_cifar10
+def test_class_folders_may_have_capitals(tmp_path, name, splits):
+    root = put_folder(tmp_path / name, name, splits)
+    for path in [*root.glob("*/*")]:
+        path.rename(path.with_name(path.name.title()))
+    assert data.load(name, tmp_path).classes == cifar.CIFAR10_CLASSES
+
+
+def put_table(path, columns):
+    pa = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet").write_table(pa.table(columns), path)
+
+
+def cut_table(folder):
+    path = folder / "train-00000-of-00001.parquet"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def rename_table(folder):
+    (folder / "test-00000-of-00001.parquet").rename(folder / "part2.parquet")
+
+
+@only_cifar10
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (cut_table, "Parquet folder cifar10 has a file that cannot be read; download it again"),
+        (rename_table, "has a file 'plain_text/part2.parquet' of no known split; call it train-"),
+        (lambda folder: (folder / "train-00000-of-00001.parquet").unlink(), "has 0 images in train/airplane where"),
+        (
+            lambda folder: put_table(folder / "test-00000-of-00001.parquet", {"img": [{"bytes": b""}], "labels": [1]}),
+            "no column 'label', but img, labels; download",
+        ),
+        (
+            lambda folder: put_table(folder / "test-00000-of-00001.parquet", {"img": [{"bytes": b""}], "label": [10]}),
+            "a label 10, but cifar10 has 0 to 9",
+        ),
+        (
+            lambda folder: put_table(folder / "test-00000-of-00001.parquet", {"img": [{"bytes": None}], "label": [1]}),
+            r"cannot be used: test/automobile/00000.png \(broken",
+        ),
+    ],
+)
+def test_parquet_that_is_not_whole(tmp_path, name, splits, spoil, sentence):
+    spoil(put_parquet(tmp_path / name, name, splits))
+    with pytest.raises(UserError, match=sentence):
+        data.load(name, tmp_path)
+
+
+@only_cifar10
+def test_parquet_in_folders_called_like_the_splits(tmp_path, name, splits):
+    folder = put_parquet(tmp_path / name, name, splits)
+    for split in splits:
+        (folder / split).mkdir()
+        (folder / f"{split}-00000-of-00001.parquet").rename(folder / split / "0000.parquet")
+    assert len(data.load(name, tmp_path).test) == 20
+
+
+@only_cifar10
+def test_parquet_without_pyarrow(tmp_path, monkeypatch, name, splits):
+    import pandas
+
+    def refuse(path):
+        raise ImportError("pyarrow")
+
+    put_parquet(tmp_path / name, name, splits)
+    monkeypatch.setattr(pandas, "read_parquet", refuse)
+    with pytest.raises(UserError, match="To read the Parquet folder cifar10, run 'pip install pyarrow'"):
+        data.load(name, tmp_path)
+
+
+@pytest.mark.parametrize("wrong", NAMES + tuple(cifar.PARTS))
+def test_images_are_never_enlarged(tmp_path, wrong):
+    with pytest.raises(UserError, match=f"image size is 224, but the images of {wrong} have 32 pixels"):
+        data.load(wrong, tmp_path, image_size=224)
+
+
+# The network.
+
+
+def test_no_network_is_one_sentence(tmp_path, capsys, offline, name):
+    folder = cifar.PUBLISHED[name].base_folder
+    with pytest.raises(UserError) as caught:
+        data.load(name, tmp_path)
+    before, after = str(caught.value).split("<urlopen error [Errno ")
+    assert before == (
+        f"{name} is not in the data folder, Hugging Face uoft-cs/{name} was not sent (URLError), and the original server "
+        "failed ("
+    )
+    assert after.endswith(
+        f"Connection refused>); try again with a network, or put {folder}/ or {name}/train/<class>/ and so on into the "
+        "data folder yourself."
+    )
+    assert list(tmp_path.iterdir()) == []
+    line = capsys.readouterr().out
+    assert line.count("\n") == 1 and "40 to 57 minutes (pytorch/vision issue 9536)" in line
+
+
+def test_without_the_package_hugging_face_is_left_out_with_a_line(tmp_path, monkeypatch, capsys, offline):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match="Hugging Face was not asked"):
+        data.load("cifar10_5k", tmp_path)
+    assert "not asked (it needs 'pip install datasets'); trying the original server" in capsys.readouterr().out
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder, and of each file at most `limit` bytes, though it promises them all."""
+
+    limit = None
+
+    def copyfile(self, source, outputfile):
+        outputfile.write(source.read()[: self.limit])
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path_factory, monkeypatch):
+    """(its address, the folder it serves)"""
+    folder = tmp_path_factory.mktemp("server")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=folder)) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}", folder
+        running.shutdown()
+        thread.join()
+
+
+@only_cifar10
+def test_a_download_that_breaks_off_is_not_taken_for_a_whole_one(tmp_path, monkeypatch, capsys, offline, server, name, splits):
+    address, folder = server
+    published = cifar.PUBLISHED[name]
+    pickles = put_pickles(folder, name, splits, monkeypatch)
+    with tarfile.open(folder / published.filename, "w:gz") as archive:
+        archive.add(pickles, pickles.name)
+    content = (folder / published.filename).read_bytes()
+    monkeypatch.setattr(published, "url", f"{address}/{published.filename}")
+    monkeypatch.setattr(published, "tgz_md5", hashlib.md5(content).hexdigest())
+
+    monkeypatch.setattr(Handler, "limit", len(content) // 2)
+    with pytest.raises(UserError, match=r"the original server failed \(File not found or corrupted\); try again"):
+        data.load(name, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+    (tmp_path / published.filename).write_bytes(content[: len(content) // 2])  # what torchvision elsewhere may have left
+    monkeypatch.setattr(Handler, "limit", None)
+    capsys.readouterr()
+    first = data.load(name, tmp_path)
+    assert first.source == "pickle folder cifar-10-batches-py"
+    assert "which has sent 60 to 80 kB a second since June 2026" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", published.base_folder, published.filename]
+    monkeypatch.setattr(published, "url", "http://127.0.0.1:9/")
+    assert equal(first, data.load(name, tmp_path))
+
+
+def test_only_a_server_that_does_not_answer_counts_as_away(server):
+    address, _ = server
+    cifar.require_answer(address)
+    cifar.require_answer(f"{address}/not/there")
+    with pytest.raises(OSError):
+        cifar.require_answer("http://127.0.0.1:9/")

@@ -1,0 +1,315 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import chisquare
+
+from helpers import data
+from helpers.runtime import UserError
+from helpers.tests.data.test_photographs import SIZE, equal, fill, load, write
+
+# Sample data.
+
+
+def test_sample_data_is_the_same_every_time_and_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    one, other = data.sample("pikachu", image_size=SIZE), data.sample("pikachu", image_size=SIZE)
+    assert equal(one, other)
+    assert one.is_sample and one.source == "sample"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sample_data_looks_like_real_data():
+    dataset = data.sample("pikachu")
+    assert [tuple(split.images.shape) for split in dataset.splits.values()] == [
+        (48, 3, 73, 73),
+        (16, 3, 73, 73),
+        (16, 3, 73, 73),
+    ]
+    assert dataset.classes == ["not_pikachu", "pikachu"]
+    assert torch.bincount(dataset.test.labels).tolist() == [8, 8]
+    with pytest.raises(UserError, match="no sample data for 'pets'"):
+        data.sample("pets")
+
+
+def test_sample_data_can_be_learned():
+    dataset = data.sample("pikachu")
+    colours = {name: split.images.float().mean((2, 3)) for name, split in dataset.splits.items()}
+    means = torch.stack([colours["train"][dataset.train.labels == label].mean(0) for label in (0, 1)])
+    nearest = torch.cdist(colours["validation"], means).argmin(1)
+    assert torch.equal(nearest, dataset.validation.labels)
+
+
+@pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar10_tenth", 10), ("cifar100", 100)])
+def test_sample_data_can_be_told_apart(name, classes):
+    one, other = data.sample(name), data.sample(name, image_size=32)
+    assert equal(one, other) and one.is_sample and one.name == name
+    assert one.classes == data.SAMPLE_CLASSES[name] and len(one.classes) == classes
+    assert all(part.images.shape[1:] == (3, 32, 32) for part in one.splits.values())
+    assert torch.bincount(one.train.labels, minlength=classes).min() >= 2
+
+    def features(split):  # the mean colours of the middle and of the corners, less those of the noise
+        middle, corners = split.images[..., 12:20, 12:20].float(), split.images[..., :6, :6].float()
+        return torch.cat([middle.mean((2, 3)), corners.mean((2, 3))], 1)
+
+    means = torch.stack([features(one.train)[one.train.labels == label].mean(0) for label in range(classes)])
+    nearest = torch.cdist(features(one.validation), means).argmin(1)
+    assert (nearest == one.validation.labels).double().mean() > 0.9
+
+
+# Splits and batches.
+
+
+def numbered(count, size=6):
+    """A split whose image i has the value i in its middle, and every pixel of a row and column its own value."""
+    images = torch.arange(count * size * size).view(count, 1, size, size).expand(-1, 3, -1, -1) % 251
+    return data.Split(images.to(torch.uint8), torch.arange(count), [f"{i}.png" for i in range(count)])
+
+
+PLAIN = {"mean": (0, 0, 0), "std": (1 / 255,) * 3}  # so that a batch holds the stored numbers
+
+
+def test_subset_keeps_everything_in_step(tmp_path):
+    fill(tmp_path / "pets")
+    split = load(tmp_path).train
+    part = split.subset([4, 0])
+    assert torch.equal(part.images, split.images[[4, 0]])
+    assert part.labels.tolist() == [1, 0] and len(part) == 2
+    assert part.names == [split.names[4], split.names[0]]
+    assert part.digests == [split.digests[4], split.digests[0]]
+    assert torch.equal(part.sizes, split.sizes[[4, 0]])
+    assert part.to("cpu").names == part.names
+
+
+def test_batches_in_order_cover_every_image_once():
+    split = numbered(10)
+    seen = list(data.batches(split, 4, image_size=6, **PLAIN))
+    assert [len(labels) for _, labels in seen] == [4, 4, 2]
+    assert torch.cat([labels for _, labels in seen]).tolist() == list(range(10))
+    assert torch.allclose(torch.cat([images for images, _ in seen]), split.images.float(), atol=1e-4)
+
+
+@pytest.mark.parametrize("augment", data.AUGMENTS)
+def test_shuffled_batches_cover_every_image_as_often_as_they_say_and_the_seed_repeats(augment):
+    def labels_and_images(seed):
+        options = {"image_size": 4, "augment": augment, "padding": 1, "generator": torch.Generator().manual_seed(seed)}
+        images, labels = zip(*data.batches(numbered(10), 4, **options, **PLAIN), strict=True)
+        return torch.cat(labels).tolist(), torch.cat(images)
+
+    first, again, other = labels_and_images(0), labels_and_images(0), labels_and_images(1)
+    assert sorted(first[0]) == sorted(list(range(10)) * (4 if augment == "fourfold" else 1))
+    assert len(first[0]) == data.images_shown(numbered(10), augment)
+    assert first[0] == again[0] and torch.equal(first[1], again[1])
+    assert first[0] != other[0]
+
+
+def test_the_batch_size_does_not_change_the_augmentation():
+    def images(batch_size):
+        options = {"image_size": 4, "augment": "crop_flip", "generator": torch.Generator().manual_seed(0)}
+        return torch.cat([images for images, _ in data.batches(numbered(10), batch_size, **options, **PLAIN)])
+
+    assert torch.equal(images(3), images(10))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("augment", data.AUGMENTS)
+def test_a_gpu_sees_the_same_batches(augment):
+    def images(device):
+        options = {"image_size": 4, "augment": augment, "padding": 1, "generator": torch.Generator().manual_seed(0)}
+        return torch.cat([x.cpu() for x, _ in data.batches(numbered(10).to(device), 4, **options, **PLAIN)])
+
+    difference = (images("cpu") - images("cuda")).abs().max()
+    assert difference < 1e-2 if augment == "fourfold" else difference == 0, "of 255 grey levels"
+
+
+def test_batches_are_channels_last_float32():
+    images, labels = next(data.batches(numbered(10), 4, image_size=4, **PLAIN))
+    assert images.shape == (4, 3, 4, 4) and images.dtype == torch.float32
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert labels.dtype == torch.int64
+
+
+def test_normalisation():
+    split = numbered(3)
+    mean, std = (0.5, 0.25, 0.1), (0.5, 0.2, 0.3)
+    images, _ = next(data.batches(split, 3, image_size=6, mean=mean, std=std))
+    expected = (split.images.double() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    assert torch.allclose(images.double(), expected, atol=1e-6)
+    black_and_white = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 1, 1)
+    split = data.Split(black_and_white, torch.arange(2), [])
+    images, _ = next(data.batches(split, 2, image_size=1, mean=(0.5,) * 3, std=(0.5,) * 3))
+    assert images[:, 0, 0, 0].tolist() == [-1, 1]
+
+
+def test_the_centre_crop():
+    split = numbered(5)
+    for generator in (None, torch.Generator().manual_seed(0)):
+        for images, labels in data.batches(split, 2, image_size=3, generator=generator, **PLAIN):
+            assert torch.allclose(images, split.images[labels, :, 1:4, 1:4].float(), atol=1e-4)
+
+
+def test_flips_follow_their_images_and_are_half():
+    split = numbered(400)
+    options = {"image_size": 6, "augment": "flip", "padding": 2, "generator": torch.Generator().manual_seed(0)}
+    flipped = 0
+    for images, labels in data.batches(split, 64, **options, **PLAIN):
+        plain = split.images[labels].float()
+        is_plain = (images - plain).abs().amax((1, 2, 3)) < 1e-3
+        is_mirrored = (images - plain.flip(-1)).abs().amax((1, 2, 3)) < 1e-3
+        assert (is_plain ^ is_mirrored).all()
+        flipped += int(is_mirrored.sum())
+    assert 160 <= flipped <= 240  # four standard deviations of a fair coin
+
+
+def test_each_crop_is_one_of_the_possible_windows_equally_often():
+    size, padding, copies = 6, 1, 3600
+    one = numbered(1, size)
+    split = data.Split(one.images.expand(copies, -1, -1, -1), torch.arange(copies), [])
+    padded = torch.nn.functional.pad(one.images[0, 0], [padding] * 4).float()
+    windows = [padded[y : y + size, x : x + size] for y in range(3) for x in range(3)]
+    windows = torch.stack(windows + [window.flip(-1) for window in windows])  # 9 places, plain and mirrored
+    options = {"image_size": size, "augment": "crop_flip", "padding": padding} | PLAIN
+    counts = torch.zeros(18, dtype=torch.int64)
+    for images, _ in data.batches(split, 600, generator=torch.Generator().manual_seed(0), **options):
+        assert torch.equal(images[:, 0], images[:, 1]) and torch.equal(images[:, 0], images[:, 2])
+        match = (images[:, None, 0] - windows).abs().amax((2, 3)) < 1e-3
+        assert (match.sum(1) == 1).all()
+        assert len(match.int().argmax(1).unique()) == 18  # one batch of one image has every window in it
+        counts += match.sum(0)
+    assert counts.sum() == copies
+    expected = copies / 18
+    assert ((counts - expected) ** 2 / expected).sum() < 40.8  # chi-square, 17 degrees of freedom, p = 0.001
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"batch_size": 0}, "batch size is 0"),
+        ({"image_size": 7}, "image size is 7, but images are stored at 6x6"),
+        ({"image_size": 0}, "image size is 0"),
+        ({"augment": "mixup"}, "no augmentation 'mixup'; choose from none, flip, crop_flip"),
+        ({"padding": -1}, "padding is -1"),
+    ],
+)
+def test_batches_that_cannot_be(wrong, sentence):
+    with pytest.raises(UserError, match=sentence):
+        data.batches(numbered(2), **({"batch_size": 2, "image_size": 6} | PLAIN | wrong))
+
+
+def test_channel_statistics_are_those_of_every_pixel():
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (5, 3, 7, 9), np.uint8)
+    pixels[:, 2] //= 3
+    mean, std = data.channel_statistics(data.Split(torch.from_numpy(pixels), torch.zeros(5), []))
+    assert mean == pytest.approx(pixels.mean((0, 2, 3)) / 255, abs=1e-12)
+    assert std == pytest.approx(pixels.std((0, 2, 3)) / 255, abs=1e-12)
+
+
+# Crops with padding 4, as everyone trains on CIFAR.
+
+CIFAR_CROPS = {"image_size": 32, "padding": 4, "augment": "crop_flip", "mean": (0, 0, 0), "std": (1 / 255,) * 3}
+
+
+def mapped(count):
+    """Images whose pixels tell their row + 1, their column + 1 and the number of the image, which is its label."""
+    rows, columns = torch.meshgrid(torch.arange(1, 33), torch.arange(1, 33), indexing="ij")
+    numbers = torch.arange(count).view(-1, 1, 1).expand(-1, 32, 32)
+    images = torch.stack([rows.expand(count, -1, -1), columns.expand(count, -1, -1), numbers], 1)
+    return data.Split(images.to(torch.uint8), torch.arange(count), [])
+
+
+def copies(count):
+    one = mapped(1)
+    return data.Split(one.images.expand(count, -1, -1, -1), torch.zeros(count, dtype=torch.int64), [])
+
+
+def test_identical_images_in_one_batch_are_transformed_differently():
+    images, _ = next(data.batches(copies(64), 64, generator=torch.Generator().manual_seed(0), **CIFAR_CROPS))
+    assert len(images.flatten(1).unique(dim=0)) > 40  # 64 draws out of 162 are 53 different ones on average
+
+
+def test_each_of_the_162_crops_comes_equally_often_and_no_other():
+    padded = torch.nn.functional.pad(mapped(1).images[0, :2], [4] * 4).float()
+    windows = torch.stack([padded[:, top : top + 32, left : left + 32] for top in range(9) for left in range(9)])
+    windows = torch.cat([windows, windows.flip(-1)])
+    counts = torch.zeros(162, dtype=torch.int64)
+    for images, _ in data.batches(copies(8100), 2700, generator=torch.Generator().manual_seed(0), **CIFAR_CROPS):
+        images = images.round()
+        # The middle pixel is always one of the image's own, and tells where the window lies.
+        row, column, next_column = images[:, 0, 16, 16], images[:, 1, 16, 16], images[:, 1, 16, 17]
+        mirrored = next_column < column
+        which = (mirrored * 81 + (row - 13) * 9 + column - 13 + mirrored).long()
+        assert torch.equal(images[:, :2], windows[which])
+        counts += torch.bincount(which, minlength=162)
+    assert counts.sum() == 8100
+    assert chisquare(counts).pvalue > 0.01
+
+
+def test_labels_follow_their_images():
+    seen = []
+    for images, labels in data.batches(mapped(250), 64, generator=torch.Generator().manual_seed(0), **CIFAR_CROPS):
+        assert torch.equal(images[:, 2, 16, 16].round().long(), labels)
+        seen += labels.tolist()
+    assert sorted(seen) == list(range(250)) and seen != sorted(seen)
+
+
+def test_normalised_by_its_own_statistics_a_split_has_mean_0_and_deviation_1():
+    split = data.sample("cifar10").train
+    mean, std = data.channel_statistics(split)
+    images = torch.cat([images for images, _ in data.batches(split, 16, image_size=32, mean=mean, std=std)])
+    assert images.mean((0, 2, 3)).abs().max() < 1e-5
+    assert (images.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-5
+    per_image = (split.images.double() / 255).std((2, 3), correction=0).mean(0)  # the number that is often copied
+    assert (per_image < torch.tensor(std)).all()
+
+
+# The audit.
+
+
+@pytest.fixture
+def planted(tmp_path):
+    """A data set with an exact copy across splits, one within, a brightened JPEG copy across, and two flat images."""
+    root = fill(tmp_path / "pets", classes=("cat", "dog"))
+    (root / "test/cat/copy.png").write_bytes((root / "train/cat/traincat1.png").read_bytes())
+    (root / "train/dog/copy.png").write_bytes((root / "train/dog/traindog2.png").read_bytes())
+    with Image.open(root / "validation/dog/validationdog0.png") as image:
+        image.point(lambda value: 40 + value * 0.7).save(root / "test/dog/similar.jpg", quality=95)
+    write(root / "train/cat/red.png", "red")
+    write(root / "test/cat/blue.png", "blue")
+    return load(tmp_path)
+
+
+def named(dataset, place):
+    return dataset.splits[place[0]].names[place[1]]
+
+
+def test_byte_identical_files_are_found(planted):
+    groups = [[named(planted, place) for place in group] for group in data.duplicates(planted)]
+    assert sorted(groups) == [
+        ["train/cat/traincat1.png", "test/cat/copy.png"],
+        ["train/dog/copy.png", "train/dog/traindog2.png"],
+    ]
+
+
+def test_near_identical_files_are_found_and_flat_images_are_not(planted):
+    pairs = data.near_duplicates(planted)
+    assert [(named(planted, one), named(planted, other)) for one, other, _ in pairs] == [
+        ("validation/dog/validationdog0.png", "test/dog/similar.jpg")
+    ]
+    assert data.NEAR_IDENTICAL < pairs[0][2] <= 1.0001
+    assert data.near_duplicates(planted, threshold=1.01) == []
+
+
+def test_leaked_test_images(planted):
+    def files(**options):
+        return [planted.test.names[i] for i in data.leaked(planted, **options).tolist()]
+
+    assert files() == ["test/cat/copy.png", "test/dog/similar.jpg"]
+    assert files(near=False) == files(seen=["train"]) == ["test/cat/copy.png"]
+
+
+def test_the_audit_of_the_sample_finds_its_two_planted_images():
+    dataset = data.sample("pikachu")
+    assert data.duplicates(dataset) == [[("train", 0), ("test", 0)]]
+    assert [pair[:2] for pair in data.near_duplicates(dataset)] == [(("train", 1), ("test", 1))]
+    assert data.leaked(dataset).tolist() == [0, 1]

@@ -1,0 +1,165 @@
+"""Report `slim`'s data multiplication: how often each image comes, what is done to it, and where each pixel lands."""
+
+import pytest
+import torch
+from scipy.stats import chisquare, ks_2samp
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms.v2 import functional as V
+
+from helpers import data
+from helpers.data import fourfold
+
+OPTIONS = {"image_size": 32, "augment": "fourfold", "mean": (0.5, 0.4, 0.3), "std": (0.25, 0.2, 0.3)}
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def noise(count, size=32):
+    """Images of random pixels; the label of each is its number."""
+    images = torch.randint(0, 256, (count, 3, size, size), generator=generator(9), dtype=torch.uint8)
+    return data.Split(images, torch.arange(count), [])
+
+
+def collect(split, batch_size=16, seed=0, **options):
+    parts = list(data.batches(split, batch_size, generator=generator(seed), **{**OPTIONS, **options}))
+    images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return images, labels, [len(part[1]) for part in parts]
+
+
+def view(box, matrix=(1, 0, 0, 1)):
+    return torch.tensor([[*box, *matrix]], dtype=torch.float32)
+
+
+def test_every_image_comes_four_times_and_once_bit_for_bit_as_it_is():
+    split = noise(30)
+    images, labels, sizes = collect(split)
+    assert sizes == [16] * 7 + [8] and data.images_shown(split, "fourfold") == 120
+    assert labels.bincount().tolist() == [4] * 30
+    plain = torch.cat([batch for batch, _ in data.batches(split, 16, **{**OPTIONS, "augment": "none"})])
+    for number in range(30):
+        same = [torch.equal(image, plain[number]) for image in images[labels == number]]
+        assert sum(same) == 1
+
+
+def test_the_four_copies_are_spread_over_the_whole_pass():
+    _, labels, _ = collect(noise(50))
+    assert labels[:50].bincount(minlength=50).max() > 1, "a copy after the other would show each once in the first 50"
+    assert labels[:50].unique().numel() > 25
+
+
+def test_labels_follow_their_images_through_every_view():
+    colours = torch.arange(1, 61) * 4
+    split = data.Split(colours.to(torch.uint8)[:, None, None, None].expand(-1, 3, 32, 32), colours, [])
+    images, labels, _ = collect(split, mean=(0, 0, 0), std=(1 / 255,) * 3)
+    assert torch.allclose(images[:, :, 16, 16], labels[:, None].float(), atol=1e-3)
+    corners = images[:, :, 0, 0]
+    assert ((corners < 1) | ((corners - labels[:, None]).abs() < 1e-3)).all(), "black after a turn, else the same colour"
+
+
+def test_identical_images_in_one_batch_are_transformed_differently():
+    one = noise(1).images.expand(64, -1, -1, -1)
+    images, _, _ = collect(data.Split(one, torch.zeros(64, dtype=torch.int64), []), batch_size=256)
+    assert len(images.flatten(1).unique(dim=0)) > 180, "1 plain and 192 views, of which few may happen to be the same"
+
+
+def test_each_epoch_draws_other_views_and_the_same_epoch_the_same():
+    first, again, other = (collect(noise(8), seed=seed)[0] for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first.sort(0)[0], other.sort(0)[0])
+
+
+def test_an_evaluation_shows_every_image_once_whatever_the_augmentation():
+    split = noise(10)
+    shown = [labels for _, labels in data.batches(split, 4, **OPTIONS)]
+    assert torch.equal(torch.cat(shown), split.labels)
+
+
+def test_a_crop_enlarged_by_hand():
+    # The crop is the 2×2 pixels 11, 13, 19, 21 of a 4×4 image. Enlarged to 4×4, the pixel centres lie at -1/4, 1/4, 3/4 and
+    # 5/4 of the crop's own, which is cut off at 0 and 1: weights 0, 1/4, 3/4 and 1 for the second pixel.
+    rows, columns = torch.meshgrid(torch.arange(4), torch.arange(4), indexing="ij")
+    image = (8 * rows + 2 * columns - 1).to(torch.uint8).expand(1, 3, 4, 4)
+    assert image[0, 0, 1:3, 2:4].tolist() == [[11, 13], [19, 21]]
+    seen = fourfold.look(image, view((1, 2, 2, 2)), 4)
+    steps = torch.tensor([0, 0.25, 0.75, 1])
+    assert torch.allclose(seen[0, 1], 11 + 8 * steps[:, None] + 2 * steps[None, :], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "expected"),
+    [
+        ((1, 0, 0, 1), [[1, 2], [3, 4]]),
+        ((-1, 0, 0, 1), [[2, 1], [4, 3]]),
+        ((1, 0, 0, -1), [[3, 4], [1, 2]]),
+        ((0, -1, 1, 0), [[2, 4], [1, 3]]),  # a quarter turn against the clock
+    ],
+)
+def test_a_flip_and_a_quarter_turn_by_hand(matrix, expected):
+    image = torch.tensor([[1, 2], [3, 4]], dtype=torch.uint8).expand(1, 3, 2, 2)
+    assert torch.allclose(fourfold.look(image, view((0, 0, 2, 2), matrix), 2)[0, 0], torch.tensor(expected).float(), atol=1e-4)
+
+
+def test_copy_by_copy_the_views_are_torchvisions_crop_then_flip_or_turn():
+    images = noise(40).images
+    views = fourfold.draw_views(40, 32, 32, generator())
+    assert torch.equal(fourfold.look(images, views[:40], 32), images.float()), "copy 0 is the image"
+    for copy in (1, 2, 3):
+        rows = views[copy * 40 : copy * 40 + 40]
+        for image, row, seen in zip(images, rows, fourfold.look(images, rows, 32), strict=True):
+            crop = V.resized_crop(image.float(), *(int(side) for side in row[:4]), [32, 32], antialias=True)
+            if copy < 3:
+                flip = (V.horizontal_flip, V.vertical_flip)[copy - 1]
+                assert torch.allclose(seen, flip(crop), atol=1e-3)
+                continue
+            angle = torch.rad2deg(torch.atan2(row[6], row[4])).item()
+            assert -90 <= angle <= 90
+            white = fourfold.look(torch.full_like(image[None], 255), row[None], 32)[0]
+            assert torch.equal(white > 0, V.rotate(torch.ones_like(crop), angle, InterpolationMode.NEAREST) > 0)
+            assert not seen[white == 0].any()
+
+
+def test_a_turn_about_the_centre_of_the_crop_agrees_with_torchvisions_bilinear_one():
+    image = noise(1).images
+    angle = torch.tensor(30.0).deg2rad()
+    matrix = (angle.cos(), -angle.sin(), angle.sin(), angle.cos())
+    seen = fourfold.look(image, view((0, 0, 32, 32), matrix), 32)[0]
+    theirs = V.rotate(image[0].float(), 30, InterpolationMode.BILINEAR)
+    middle = slice(10, 22)  # at the edges torchvision blends the last pixel with black
+    assert torch.allclose(seen[:, middle, middle], theirs[:, middle, middle], atol=1e-2)
+
+
+def test_crops_are_distributed_as_torchvisions():
+    ours = fourfold.draw_crops(3000, 32, 32, generator())
+    torch.manual_seed(0)
+    image, crop = torch.zeros(3, 32, 32), RandomResizedCrop(32)
+    theirs = torch.tensor([crop.get_params(image, crop.scale, crop.ratio) for _ in range(3000)]).float()
+    for name, column in {
+        "area": lambda boxes: boxes[:, 2] * boxes[:, 3],
+        "ratio": lambda boxes: boxes[:, 3] / boxes[:, 2],
+        "top": lambda boxes: boxes[:, 0],
+        "left": lambda boxes: boxes[:, 1],
+    }.items():
+        assert ks_2samp(column(ours), column(theirs)).pvalue > 0.01, name
+    top, left, height, width = ours.unbind(1)
+    assert (ours[:, :2] >= 0).all() and (top + height <= 32).all() and (left + width <= 32).all()
+    assert torch.equal(ours, ours.round()) and (ours[:, 2:] >= 1).all()
+
+
+def test_every_place_of_a_crop_comes_equally_often():
+    boxes = fourfold.draw_crops(40_000, 32, 32, generator())
+    narrow = boxes[boxes[:, 3] == 20]
+    assert chisquare(narrow[:, 1].long().bincount(minlength=13)).pvalue > 0.01, "13 places for a crop of 20 pixels in 32"
+
+
+def test_a_shape_that_no_crop_fits_is_shown_whole(monkeypatch):
+    monkeypatch.setattr(fourfold, "RATIO", (100.0, 200.0))
+    assert torch.equal(fourfold.draw_crops(5, 8, 8, generator()), torch.tensor([[0.0, 0, 8, 8]]).expand(5, 4))
+
+
+def test_an_image_larger_than_the_view_keeps_its_centre_in_the_plain_copy():
+    split = noise(5, size=40)
+    images, labels, _ = collect(split)
+    plain = torch.cat([batch for batch, _ in data.batches(split, 5, **{**OPTIONS, "augment": "none"})])
+    assert images.shape == (20, 3, 32, 32)
+    assert all(sum(torch.equal(image, plain[n]) for image in images[labels == n]) == 1 for n in range(5))

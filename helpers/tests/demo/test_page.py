@@ -1,0 +1,198 @@
+"""The page to try a model on: by hand, and in a real browser where there is one (`pip install playwright`, and Chromium)."""
+
+import shutil
+import sys
+import threading
+from collections import OrderedDict
+from functools import partial
+from http.server import HTTPServer, SimpleHTTPRequestHandler
+from importlib.util import find_spec
+from math import log
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from helpers.data.datasets import Dataset, Split
+from helpers.demo import classify, page
+from helpers.report import plots
+from helpers.runtime import UserError
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+SIZE = 16
+WAIT = 120_000  # milliseconds that the browser waits for what must come
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+MISSING = [name for name in ("gradio", "playwright") if find_spec(name) is None] + ["Chromium"] * (BROWSER is None)
+
+
+def flat(colour):
+    """An image of one colour, uint8 (3, SIZE, SIZE)."""
+    return torch.tensor(colour, dtype=torch.uint8)[:, None, None].repeat(1, SIZE, SIZE)
+
+
+def by_hand(sample=False):
+    """A model whose answers are known: with r and b the mean red and blue from 0 to 1, its odds are 9 ** (r - b)."""
+    stage, head = nn.Conv2d(3, 2, 1, bias=False), nn.Linear(2, 2, bias=False)
+    stage.weight.data = torch.tensor([[1.0, 0, 0], [0, 0, 1]])[:, :, None, None]
+    head.weight.data = log(9) * torch.eye(2)
+    layers = OrderedDict(stage=stage, pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), head=head)
+    about = classify.Preprocessing("by hand", ["red", "blue"], SIZE, SIZE, (0.0,) * 3, (1.0,) * 3, sample)
+    return classify.SavedModel(nn.Sequential(layers).eval(), about)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    """Training images in blue, red and half of each, test images in blue and red; the classes are sorted otherwise."""
+    train = Split(torch.stack([flat(BLUE), flat(RED), flat((127, 0, 127))]), torch.tensor([0, 1, 1]), [""] * 3)
+    test = Split(torch.stack([flat(BLUE), flat(RED)]), torch.tensor([0, 1]), [""] * 2)
+    return Dataset("colours", "drawn here", "", ["blue", "red"], train, test, test)
+
+
+def test_an_image_and_what_its_label_rests_on_by_hand(dataset):
+    model = by_hand()
+    image = flat(RED)
+    image[:, :, SIZE // 2 :] = 0
+    known = classify.features(model, dataset.train.images)
+    likely, seen, heat, nearest = page.look(model, dataset, known, image)
+    assert likely == pytest.approx({"red": 0.75, "blue": 0.25}), "half of it is red: odds of 9 ** 0.5"
+    assert [caption for _, caption in nearest] == ["red, 1.000", "red, 0.707", "blue, 0.000"]
+    assert all(picture.shape == (224, 224, 3) for picture in (seen, heat, *(picture for picture, _ in nearest)))
+    assert (seen[:, :112] == RED).all() and (seen[:, 112:] == 0).all()
+    hot, cold = (255 * np.array(plots.plt.get_cmap("inferno")(value)[:3]) for value in (1.0, 0.0))
+    assert np.abs(heat[0, 0] - (0.6 * hot + 0.4 * 85)).max() <= 0.51 and np.abs(heat[0, -1] - 0.6 * cold).max() <= 0.51
+
+
+def test_what_is_trained_on_generated_images_says_so_everywhere(dataset):
+    model, plain = by_hand(sample=True), by_hand()
+    known = classify.features(model, dataset.train.images)
+    likely, *pictures, nearest = page.look(model, dataset, known, flat(RED))
+    assert list(likely) == ["SAMPLE: blue", "SAMPLE: red"]
+    assert page.SAMPLE in page.introduction(model) and page.SAMPLE not in page.introduction(plain)
+    _, *without, nearest_without = page.look(plain, dataset, known, flat(RED))
+    pictures, without = ([*some, *(one for one, _ in near)] for some, near in ((pictures, nearest), (without, nearest_without)))
+    assert all((one != other).any() for one, other in zip(pictures, without, strict=True))
+
+
+def test_of_many_classes_the_most_likely_are_shown_and_of_two_with_one_name_the_likelier(dataset):
+    stage, head = nn.Conv2d(3, 3, 1), nn.Linear(3, 8, bias=False)
+    head.weight.data[:] = torch.arange(8.0)[:, None]
+    stage.weight.data[:], stage.bias.data[:] = 0, 1 / 3  # so the scores are 0 to 7, whatever the image
+    layers = OrderedDict(stage=stage, pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), head=head)
+    classes = ["a", "b", "c", "d", "crane", "e", "f", "crane"]
+    about = classify.Preprocessing("by hand", classes, SIZE, SIZE, (0.0,) * 3, (1.0,) * 3, False)
+    model = classify.SavedModel(nn.Sequential(layers).eval(), about)
+    known = classify.features(model, dataset.train.images)
+    likely, *_ = page.look(model, dataset, known, flat(RED))
+    shares = torch.arange(8.0).softmax(0).tolist()
+    assert likely == pytest.approx({"d": shares[3], "e": shares[5], "f": shares[6], "crane": shares[7]})
+
+
+@pytest.mark.parametrize("address", ["/etc/passwd", "file:///etc/passwd", "data/README.md", "ftp://a/b.png", ""])
+def test_an_address_is_never_a_file_of_this_machine(address):
+    with pytest.raises(UserError, match="is no address of an image; it must start with http:// or https://"):
+        page.read_address(address, SIZE)
+
+
+def test_without_gradio_one_sentence_says_what_to_install(dataset, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(UserError, match=r"^The page needs a package: run 'pip install gradio'\.$"):
+        page.build_page(by_hand(), dataset, torch.zeros(3, 2))
+
+
+@pytest.fixture(scope="module")
+def address(dataset):
+    """Where the page runs."""
+    if MISSING:
+        pytest.skip(f"not installed here: {', '.join(MISSING)}")
+    model = by_hand()
+    known = classify.features(model, dataset.train.images)
+    made = page.build_page(model, dataset, known, measured="It gets 2 of 2 right.", examples=dataset.test)
+    yield page.start(made, prevent_thread_lock=True)
+    made.close()
+
+
+@pytest.fixture
+def browser(address, tmp_path):
+    """The page in a browser of its own, and the addresses that it asked for."""
+    from playwright.sync_api import sync_playwright
+
+    arguments = ["no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
+    arguments += ["disable-component-update", "disable-sync"]
+    with sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(
+            tmp_path / "profile", executable_path=BROWSER, args=[f"--{argument}" for argument in arguments]
+        )
+        context.set_default_timeout(WAIT)
+        tab, asked = context.new_page(), []
+        tab.on("request", lambda request: asked.append(request.url))
+        tab.goto(address)
+        tab.wait_for_selector("#status textarea")
+        yield tab
+        context.close()
+    assert {urlsplit(url).hostname for url in asked if url.startswith("http")} == {"127.0.0.1"}, "it asks nobody else"
+
+
+def status_is(tab, text):
+    """Wait until the page's status holds a text, and return the whole of it."""
+    wanted = "text => document.querySelector('#status textarea').value.includes(text)"
+    tab.wait_for_function(wanted, arg=text)
+    return tab.input_value("#status textarea")
+
+
+def is_empty(tab):
+    """Whether the page shows no answer."""
+    answers = "#label .confidence-set, #seen img, #heat img, #nearest img"
+    tab.wait_for_function("answers => document.querySelector(answers) === null", arg=answers)
+    return "%" not in tab.inner_text("#label")
+
+
+def answer(tab, name):
+    """The lines of the page's label and the captions of the nearest images, when it has answered to `name`."""
+    assert status_is(tab, name) == f"This is the answer to {name}."
+    for place in ("#seen img", "#heat img", "#nearest img"):
+        loaded = "place => document.querySelector(place)?.complete && document.querySelector(place).naturalWidth === 224"
+        tab.wait_for_function(loaded, arg=place)
+    return tab.inner_text("#label").split()[2:], tab.locator("#nearest .caption-label").all_inner_texts()
+
+
+def test_a_photograph_a_file_that_is_none_and_a_photograph_again(browser, tmp_path):
+    for name, colour in (("red.png", RED), ("blue.png", BLUE)):
+        Image.new("RGB", (60, 40), colour).save(tmp_path / name)
+    (tmp_path / "notes.png").write_text("not an image")
+    text = browser.inner_text("body")
+    assert "by hand knows 2 classes: red; blue. It gets 2 of 2 right." in text and "SAMPLE" not in text
+    browser.set_input_files("input[type=file]", tmp_path / "red.png")
+    likely, nearest = answer(browser, "red.png")
+    assert likely == ["red", "red", "90%", "blue", "10%"]
+    assert nearest == ["red, 1.000", "red, 0.707", "blue, 0.000"]
+    browser.set_input_files("input[type=file]", tmp_path / "notes.png")
+    assert status_is(browser, "notes.png") == "notes.png cannot be classified: not an image."
+    assert is_empty(browser)
+    browser.set_input_files("input[type=file]", tmp_path / "blue.png")
+    likely, nearest = answer(browser, "blue.png")
+    assert likely == ["blue", "blue", "90%", "red", "10%"]
+    assert nearest == ["blue, 1.000", "red, 0.707", "red, 0.000"]
+
+
+def test_an_address_that_cannot_be_reached_one_that_can_and_an_example(browser, tmp_path):
+    Image.new("RGB", (60, 40), RED).save(tmp_path / "red.png")
+    server = HTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path))
+    url = f"http://127.0.0.1:{server.server_port}/red.png"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    field = browser.locator("input[placeholder], textarea[placeholder]").first
+    field.fill(f"  {url} ")
+    field.press("Enter")
+    assert answer(browser, url)[0] == ["red", "red", "90%", "blue", "10%"]
+    server.shutdown()
+    server.server_close()
+    field.press("Enter")
+    assert status_is(browser, "could not be reached").startswith(f"{url} cannot be classified: it could not be reached (")
+    assert is_empty(browser)
+    field.fill("/etc/passwd")
+    field.press("Enter")
+    assert status_is(browser, "must start with http").startswith("'/etc/passwd' is no address of an image")
+    browser.locator(".tiles button:has(img)").first.click()
+    assert answer(browser, "an example labelled blue")[0] == ["blue", "blue", "90%", "red", "10%"]

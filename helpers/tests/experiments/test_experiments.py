@@ -1,0 +1,276 @@
+"""The plan and the command line: the report's recipe to the letter, real smoke runs, and a sentence for each bad input."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from helpers import experiments, training
+from helpers.__main__ import main
+from helpers.experiments import plan
+from helpers.experiments import records as results
+from helpers.runtime import ROOT
+
+RUN = ["run", "pikachu/resnet18_torchvision", "--profile", "smoke"]
+
+
+def test_the_recipe_of_report_pikachu_to_the_letter():
+    for name in ("ours", "torchvision"):
+        recipe = experiments.EXPERIMENTS[f"pikachu/resnext50_{name}"].recipe
+        assert (recipe.optimizer, recipe.batch_size, recipe.learning_rate, recipe.momentum) == ("sgd", 8, 0.1, 0.9)
+        assert (recipe.schedule, recipe.step_epochs, recipe.step_factor) == ("step", 7, 0.1)
+        assert (recipe.epochs, recipe.image_size, recipe.weight_decay, recipe.augment) == (20, 224, 0.0, "none")
+        assert [(0 / 255 - recipe.mean[0]) / recipe.std[0], (1 - recipe.mean[0]) / recipe.std[0]] == [-1, 1]
+
+
+def test_the_reports_accuracies_do_not_agree_with_its_confusion_matrices():
+    """Design section 10: 258 test photographs and the printed accuracies need other counts than those printed."""
+    for name, true_negative, true_positive in (("ours", 95, 110), ("torchvision", 90, 110)):
+        reported = experiments.EXPERIMENTS[f"pikachu/resnext50_{name}"].reported
+        assert round((true_negative + true_positive) / 258, 4) == reported["test_accuracy"]
+        (tn, _), (_, tp) = reported["confusion"]
+        assert (tn, tp) == (true_negative, 102) and sum(map(sum, reported["confusion"])) == 250
+    reported = experiments.EXPERIMENTS["pikachu/resnet18_torchvision"].reported
+    assert round((100 + 115) / 258, 4) == reported["test_accuracy"]
+    assert reported["confusion"][0] == [102, 29] and reported["confusion"][1] == [14, 102]
+
+
+def test_profiles_shorten_the_recipe_and_leave_full_alone():
+    for row in experiments.EXPERIMENTS.values():
+        assert experiments.recipe_for(row, "full") == row.recipe
+        assert experiments.recipe_for(row, "quick").epochs < row.recipe.epochs
+        assert experiments.recipe_for(row, "smoke").epochs == 2
+
+
+def test_the_recipes_of_report_amp():
+    plain, perturbed, same, twice = (
+        experiments.EXPERIMENTS[f"cifar10/resnext29_under5m_{name}"].recipe for name in ("sgd", "amp", "sgd_same", "sgd_twice")
+    )
+    assert (plain.batch_size, plain.epochs, plain.weight_decay, plain.learning_rate) == (64, 100, 1e-4, 0.001)
+    assert (perturbed.perturbation, perturbed.learning_rate, perturbed.momentum) == (0.5, 0.1, 0.9)
+    assert (plain.augment, plain.padding, plain.std) == ("crop_flip", 4, (0.2023, 0.1994, 0.2010))
+    assert replace(perturbed, perturbation=None) == same, "the fair pair differs in the perturbation alone"
+    assert twice.epochs == perturbed.epochs * (1 + perturbed.inner_steps), "as many gradients"
+
+
+def test_the_tenth_differs_from_the_whole_in_its_epochs_alone():
+    for name, epochs in (("sgd", 15), ("amp", 15), ("sgd_same", 15), ("sgd_twice", 30), ("amp_warm", 15)):
+        part, whole = (experiments.EXPERIMENTS[f"{data}/resnext29_under5m_{name}"] for data in ("cifar10_tenth", "cifar10"))
+        assert part.recipe == replace(whole.recipe, epochs=epochs) and part.model == whole.model
+
+
+def test_the_recipes_of_report_slim():
+    rows = experiments.EXPERIMENTS
+    for name, accuracy in (("slim_resnet_trial1", 0.77), ("slim_resnet_trial2", 0.77), ("slim_resnet_trial3", 0.84)):
+        recipe = rows[f"cifar10/{name}"].recipe
+        assert (recipe.optimizer, recipe.learning_rate, recipe.batch_size, recipe.augment) == ("adam", 0.001, 64, "none")
+        assert rows[f"cifar10/{name}"].reported == {"test_accuracy": accuracy} and rows[f"cifar10/{name}"].model == name
+    baseline, final = rows["cifar10/resnet18_torchvision"], rows["cifar10/slim_resnet"]
+    assert baseline.recipe.augment == "none" and baseline.reported == {"test_accuracy": 0.78}
+    recipe = final.recipe
+    assert (recipe.optimizer, recipe.learning_rate, recipe.weight_decay, recipe.batch_size) == ("sgd", 0.1, 1e-4, 128)
+    assert (recipe.epochs, recipe.period, recipe.augment) == (80, 25, "fourfold") and final.reported == {"test_accuracy": 0.91}
+    assert rows["cifar10/slim_resnet_by_epoch"].recipe == replace(recipe, schedule="periodic_epochs")
+    assert rows["cifar10/slim_resnet_plain"].recipe == replace(recipe, augment="none", epochs=4 * 80)
+    for name in ("slim_resnet_max_pool", "slim_resnet_stride_second"):
+        assert rows[f"cifar10/{name}"].recipe == recipe and rows[f"cifar10/{name}"].model == name
+        assert rows[f"cifar10_tenth/{name}"].recipe == rows["cifar10_tenth/slim_resnet"].recipe
+    assert rows["cifar10/slim_resnet_strong"].recipe == rows["cifar10/resnext29_under5m_strong"].recipe
+
+
+def test_every_slim_run_on_a_tenth_shows_each_image_twenty_times_and_the_fair_three_differ_in_their_data_alone():
+    rows = [row for row in experiments.EXPERIMENTS.values() if row.dataset == "cifar10_tenth" and row.report == "slim"]
+    assert [row.recipe.epochs * (4 if row.recipe.augment == "fourfold" else 1) for row in rows] == [20] * 9
+    same = {replace(row.recipe, epochs=1, augment="none", padding=0) for row in rows if row.model == "slim_resnet"}
+    data = [row.recipe.augment for row in rows if row.model == "slim_resnet"]
+    assert len(same) == 1 and data == ["fourfold", "none", "crop_flip"]
+
+
+def test_the_numbers_and_the_recipe_of_report_zoo():
+    """Sections 3.4 and 5.2: the accuracies, six hours for each network, Adam, no augmentation; 50 epochs of SimpleNet."""
+    printed = {
+        "simplenet": 0.6356,
+        **{"zoo_resnext1": 0.2857, "zoo_resnext2": 0.305, "zoo_resnext3": 0.2021},
+        **{"wrn16_2": 0.4426, "wrn16_4": 0.4509, "wrn16_8": 0.4354, "wrn16_16": 0.4372, "wrn28_2": 0.4214, "wrn28_4": 0.4621},
+    }
+    rows = {row.model: row for row in experiments.EXPERIMENTS.values() if row.name == f"cifar100/{row.model}"}
+    assert {model: row.reported["test_accuracy"] for model, row in rows.items() if row.reported} == printed
+    for row in rows.values():
+        assert (row.recipe.optimizer, row.recipe.augment, row.recipe.time_budget) == ("adam", "none", 6 * 60 * 60)
+    assert rows["simplenet"].recipe.epochs == 50 and rows["wrn16_2"].recipe.patience == 10
+    ours = {f"zoo_resnext1_{change}" for change in ("rectified", "doubling", "doubling_wide")}
+    assert {"res2next29_6c24w4s", *ours} == rows.keys() - printed.keys()
+
+
+@pytest.mark.parametrize(("dataset", "minutes"), [("cifar10_tenth", 15), ("cifar10", 10)])
+def test_every_network_of_the_zoo_has_the_same_time_on_cifar_10_and_nothing_else_ends_it(dataset, minutes):
+    zoo = [row for row in experiments.EXPERIMENTS.values() if row.report == "zoo"]
+    rows = [row for row in zoo if row.dataset == dataset]
+    assert {row.model for row in rows} == {row.model for row in zoo if row.name == f"cifar100/{row.model}"} and len(rows) == 14
+    (recipe,) = {row.recipe for row in rows}
+    assert (recipe.time_budget, recipe.patience, recipe.epochs) == (60 * minutes, None, 1000)
+    same = ("epochs", "mean", "std", "patience", "time_budget")
+    assert replace(recipe, **{name: getattr(plan.ZOO, name) for name in same}) == plan.ZOO
+
+
+def test_one_network_of_each_family_of_the_zoo_has_a_strong_recipe():
+    zoo = [row for row in experiments.EXPERIMENTS.values() if row.report == "zoo"]
+    strong = [row for row in zoo if row.name.endswith("_strong")]
+    assert {row.recipe for row in strong} == {replace(plan.STRONG, mean=plan.ZOO.mean, std=plan.ZOO.std)}
+    assert {row.model for row in strong} == {"simplenet", "res2next29_6c24w4s", "zoo_resnext1_doubling", "wrn28_4"}
+
+
+def test_a_run_keeps_to_the_time_declared_in_its_row_without_being_told(tmp_path, monkeypatch):
+    """A whole smoke run on the 100 classes: the row's limits in the record, and the accuracy at 5 beside that at 1."""
+    name = "cifar100/zoo_resnext3"
+    row = experiments.EXPERIMENTS[name]
+    monkeypatch.setitem(experiments.EXPERIMENTS, name, replace(row, recipe=replace(row.recipe, time_budget=1e-6)))
+    record, predictions = experiments.run(name, profile="smoke", checkpoint_dir=tmp_path)
+    assert len(record["history"]) == 1 and record["stopped_early"].startswith("time budget of 1e-06 s: ")
+    assert record["limits"] == {"time_budget": 1e-6, "patience": 10, "estimated_epochs": 1}
+    assert record["recipe"]["time_budget"] == 1e-6 and record["recipe"]["pace"] == "epochs"
+    monkeypatch.setattr(training, "predict", lambda *_: torch.eye(100))
+    again, _ = experiments.run(name, profile="smoke", checkpoint_dir=tmp_path)
+    # Each of 100 test images scores its own place highest, and its label is its place: right at 1 and at 5.
+    assert (again["test"]["accuracy"], again["test"]["accuracy_at_5"]) == (1.0, 1.0)
+    assert record["test"]["accuracy"] <= record["test"]["accuracy_at_5"] < 1
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """One real smoke run through the command line: its results folder."""
+    folder = tmp_path_factory.mktemp("smoke")
+    assert main([*RUN, "--results-dir", str(folder), "--checkpoint-dir", str(folder / "checkpoints")]) == 0
+    return folder
+
+
+def test_a_smoke_run_writes_a_record_with_every_field(smoke):
+    record = results.load(results.record_path("pikachu/resnet18_torchvision", "smoke", 0, smoke))
+    assert set(record) == {
+        *("experiment", "report", "seed", "profile", "dataset", "model", "recipe", "history", "stopped_early", "test"),
+        *("limits", "arrangement", "predictions", "best", "seconds", "images_per_second", "peak_memory_bytes", "environment"),
+    }
+    assert set(record["dataset"]) >= {"name", "source", "fingerprint", "num_classes", "n_train", "n_val", "n_test"}
+    assert set(record["test"]) == {"loss", "accuracy", "n", "confusion"}, "two classes have no five best"
+    assert record["limits"] == {"time_budget": None, "patience": None, "estimated_epochs": None}
+    assert record["arrangement"] == {"channels_last": True, "group_width": 1}
+    assert record["dataset"]["source"] == "sample"
+    assert record["model"]["params"] == 11_177_538
+    assert len(record["history"]) == 2
+    assert set(record["history"][0]) >= {"epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds"}
+    assert set(record["environment"]) == {"device", "torch", "torchvision", "python", "commit", "dirty", "date"}
+    assert sum(map(sum, record["test"]["confusion"])) == record["test"]["n"] == record["dataset"]["n_test"]
+    assert json.loads(json.dumps(record)) == record
+
+
+def test_the_same_run_again_resumes_and_gives_the_same_record(smoke, capsys):
+    path = results.record_path("pikachu/resnet18_torchvision", "smoke", 0, smoke)
+    before = results.load(path)
+    assert main([*RUN, "--results-dir", str(smoke), "--checkpoint-dir", str(smoke / "checkpoints")]) == 0
+    assert "Resumed after epoch 2 of 2." in capsys.readouterr().out
+    after = results.load(path)
+    assert (after["history"], after["test"]) == (before["history"], before["test"])
+
+
+def test_a_smoke_run_leaves_the_committed_results_alone(tmp_path, capsys):
+    before = sorted(ROOT.joinpath("results").rglob("*"))
+    assert main([*RUN, "--epochs", "1", "--checkpoint-dir", str(tmp_path)]) == 0
+    assert "No record was written" in capsys.readouterr().out
+    assert sorted(ROOT.joinpath("results").rglob("*")) == before
+
+
+def test_list_names_every_experiment_and_what_is_there(smoke, capsys):
+    assert main(["list", "--results-dir", str(smoke)]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[0] for line in lines] == list(experiments.EXPERIMENTS)
+    assert all(line.endswith("need") for line in lines), "a smoke run is not a full one"
+
+
+def test_table_of_a_folder_with_a_smoke_run(smoke, capsys):
+    assert main(["table", "--results-dir", str(smoke)]) == 0
+    assert "runs.md" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["run", "pikachu/resnet19"], "There is no experiment 'pikachu/resnet19'; choose one of pikachu/resnext50_ours"),
+        ([*RUN[:2], "--profile", "huge"], "There is no profile 'huge'; choose one of smoke, quick, full."),
+        ([*RUN, "--device", "quantum"], "Device 'quantum' cannot be used on this machine"),
+        ([*RUN, "--device", "cuda:97"], "Device 'cuda:97' cannot be used on this machine"),
+        ([*RUN, "--seed", "-1"], "The seed is -1; it must be 0 or greater."),
+        ([*RUN, "--seed", "x"], "Argument --seed: invalid int value: 'x'"),
+        ([*RUN, "--epochs", "0"], "epochs is 0; it must be greater than 0."),
+        ([*RUN, "--epochs", "-3"], "epochs is -3; it must be greater than 0."),
+        ([*RUN, "--time-budget", "0"], "The time budget in seconds is 0.0; it must be greater than 0."),
+        ([*RUN, "--time-budget", "-2"], "The time budget in seconds is -120.0; it must be greater than 0."),
+        ([*RUN[:2], "--data-dir", "nowhere"], "nowhere"),
+        (["table", "--results-dir", "nowhere"], "There is no run record under nowhere/runs"),
+        (["colab", "no-slash"], "'no-slash' is not a GitHub repository; write it as OWNER/REPO."),
+        (["colab", "a/b", "--ref", "x y"], "'x y' is not a branch or tag name."),
+        (["fly"], "see python -m helpers --help"),
+        ([], "see python -m helpers --help"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_status_1(arguments, sentence, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 1
+    captured = capsys.readouterr()
+    assert sentence in captured.err
+    assert len(captured.err.strip().splitlines()) == 1
+    assert not list(tmp_path.rglob("seed*"))
+
+
+@pytest.mark.parametrize("option", ["--checkpoint-dir", "--results-dir"])
+def test_a_folder_that_cannot_be_written_is_noticed_before_the_training(tmp_path, monkeypatch, capsys, option):
+    monkeypatch.setattr(training, "train_epoch", None)
+    (tmp_path / "file").write_text("in the way")
+    assert main([*RUN, option, str(tmp_path / "file" / "folder")]) == 1
+    assert f"choose another folder with {option}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("stop", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_a_process_stopped_in_the_middle_goes_on_to_the_same_record(smoke, tmp_path, stop, status):
+    """Kill -9 and Ctrl-C as a shell sends them, once a checkpoint is there; the second run ends as one that was let be."""
+    folders = ["--results-dir", str(tmp_path), "--checkpoint-dir", str(tmp_path / "checkpoints")]
+    checkpoint = experiments.checkpoint_path(RUN[1], "smoke", 0, tmp_path / "checkpoints")
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell has jobs in the background ignore Ctrl-C
+    command = [sys.executable, "-m", "helpers", *RUN, *folders]
+    process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, preexec_fn=heed)
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(stop)
+    printed, _ = process.communicate()
+    assert process.returncode == status
+    if stop is signal.SIGINT:
+        assert "is kept in seed0.ckpt; run the same again to go on" in printed
+    assert main([*RUN, *folders]) == 0
+    record, whole = (results.load(results.record_path(RUN[1], "smoke", 0, folder)) for folder in (tmp_path, smoke))
+    assert record["test"] == whole["test"]
+    keys = ("lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
+    assert [[row[key] for key in keys] for row in record["history"]] == [[row[key] for key in keys] for row in whole["history"]]
+
+
+def test_ctrl_c_ends_with_status_130(monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiments, "run", interrupted)
+    assert main(RUN) == 130
+
+
+def test_the_module_runs_as_a_program_without_the_notebook_packages():
+    """A training machine may have no Jupyter, torchsummary, seaborn, kagglehub or safetensors (design section 2)."""
+    block = "import sys\n"
+    block += "for name in ('IPython', 'torchsummary', 'seaborn', 'kagglehub', 'datasets', 'nbformat', 'safetensors'):\n"
+    block += "    sys.modules[name] = None\n"
+    block += "from helpers.__main__ import main\nsys.exit(main(['list']))"
+    done = subprocess.run([sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "pikachu/resnext50_ours" in done.stdout

@@ -1,0 +1,159 @@
+"""Run records: written, read back, refused, obtained; and the committed ones against the plan."""
+
+import copy
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from helpers import experiments, runtime
+from helpers.experiments import records as results
+from helpers.runtime import ROOT, UserError
+
+
+def make_run(name="pikachu/resnext50_ours", seed=0, profile="full", predicted=(0, 0, 1, 1, 1), stopped=None):
+    """A small record in the real form, and its predictions."""
+    true = np.array([0, 0, 0, 1, 1], np.int16)
+    predicted = np.array(predicted, np.int16)
+    confusion = np.zeros((2, 2), int)
+    np.add.at(confusion, (true, predicted), 1)
+    epoch = {"epoch": 1, "lr": 0.1, "train_loss": 0.7, "train_accuracy": 0.5, "val_loss": 0.6, "val_accuracy": 0.6}
+    record = {
+        "experiment": name,
+        "report": "pikachu",
+        "seed": seed,
+        "profile": profile,
+        "dataset": {"name": "pikachu", "source": "folder pikachu", "fingerprint": "ab", "classes": ["no", "yes"]},
+        "model": {"name": "resnext50_32x4d", "params": 22984002, "macs": 1},
+        "recipe": {"epochs": 1},
+        "history": [epoch | {"seconds": 2.0, "train_seconds": 1.5}],
+        "stopped_early": stopped,
+        "test": {"loss": 0.5, "accuracy": float((true == predicted).mean()), "n": 5, "confusion": confusion.tolist()},
+        "predictions": f"seed{seed}.predictions.npz",
+        "best": {"epoch": 1, "val_accuracy": 0.6, "val_loss": 0.6},
+        "seconds": 2.0,
+        "environment": {"device": "CPU, 2 threads"},
+    }
+    return record, {"true": true, "predicted": predicted, "confidence": np.full(5, 0.9, np.float32)}
+
+
+def test_a_saved_record_comes_back_as_it_was(tmp_path):
+    record, predictions = make_run()
+    path = results.save(record, predictions, tmp_path)
+    assert path == tmp_path / "runs/pikachu/resnext50_ours/full/seed0.json"
+    assert results.load(path) == record
+    for name, array in results.predictions(record, tmp_path).items():
+        assert np.array_equal(array, predictions[name])
+    assert sorted(file.name for file in path.parent.iterdir()) == ["seed0.json", "seed0.predictions.npz"]
+    assert results.load_all(tmp_path) == [record]
+
+
+def test_a_quick_run_never_replaces_a_full_one(tmp_path):
+    full, quick = make_run(), make_run(profile="quick")
+    assert results.save(*full, tmp_path) != results.save(*quick, tmp_path)
+    assert [record["profile"] for record in results.load_all(tmp_path)] == ["full", "quick"]
+    assert len(results.load_all(tmp_path, "full")) == 1
+
+
+def test_a_run_that_stopped_early_does_not_replace_a_whole_one(tmp_path):
+    results.save(*make_run(stopped="time budget"), tmp_path)
+    path = results.save(*make_run(), tmp_path)
+    with pytest.raises(UserError, match="stopped early; it was not replaced"):
+        results.save(*make_run(stopped="time budget"), tmp_path)
+    assert results.load(path)["stopped_early"] is None
+
+
+def test_a_run_on_other_images_does_not_replace_a_record(tmp_path, monkeypatch):
+    record, predictions = make_run()
+    results.save(record, predictions, tmp_path)
+    other = copy.deepcopy(record)
+    other["dataset"]["fingerprint"] = "cd"
+    with pytest.raises(UserError, match="is a run on other images; it was not replaced"):
+        results.save(other, predictions, tmp_path)
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    assert results.folder_for("full", "ab", "pikachu") == results.folder_for("full", "zz", "cifar10") == tmp_path
+    assert results.folder_for("full", "cd", "pikachu") == results.ROOT / "data" / "results"
+    assert results.folder_for("smoke", "ab", "pikachu") not in (tmp_path, results.ROOT / "data" / "results")
+
+
+def test_a_record_that_contradicts_itself_is_refused(tmp_path):
+    record, predictions = make_run()
+    wrong = copy.deepcopy(record)
+    wrong["test"]["accuracy"] = 0.99
+    with pytest.raises(UserError, match="contradicts itself"):
+        results.load(results.save(wrong, predictions, tmp_path))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"test": {}}', '{"test": {"confusion": [[1]], "n": 0, "accuracy": 1}}'])
+def test_a_file_that_is_no_record_is_refused(tmp_path, text):
+    path = tmp_path / "seed0.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match="seed0.json"):
+        results.load(path)
+
+
+def test_a_full_disk_leaves_no_half_written_record(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(runtime.os, "fsync", full)
+    with pytest.raises(UserError, match="could not be written .No space left on device"):
+        results.save(*make_run(), tmp_path)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_obtain_loads_before_it_trains(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(experiments, "run", lambda name, seed, profile, **_: make_run(name, seed, profile))
+    assert results.obtain("pikachu/resnext50_ours", 1, "quick", tmp_path, train=False) is None
+    assert "not run yet; python -m helpers run pikachu/resnext50_ours --seed 1" in capsys.readouterr().out
+    trained = results.obtain("pikachu/resnext50_ours", 1, "quick", tmp_path)
+    other = lambda name, seed, profile, **_: make_run(name, seed, profile, predicted=(0, 0, 0, 1, 1))  # noqa: E731
+    monkeypatch.setattr(experiments, "run", other)
+    assert results.obtain("pikachu/resnext50_ours", 1, "quick", tmp_path) == trained
+    again = results.obtain("pikachu/resnext50_ours", 1, "quick", tmp_path, retrain=True)
+    assert (trained["test"]["accuracy"], again["test"]["accuracy"]) == (0.8, 1.0)
+
+
+def test_all_runs_of_several_experiments_leave_out_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "run", lambda name, seed, profile, **_: make_run(name, seed, profile))
+    names, cpu = ("pikachu/resnext50_ours", "pikachu/resnet18_torchvision"), torch.device("cpu")
+    results.save(*make_run(names[1], 1), tmp_path)
+    [found] = results.obtain_all(names, (0, 1), "full", tmp_path, device=cpu)
+    assert (found["experiment"], found["seed"]) == (names[1], 1), "hours of training are not begun on a CPU"
+    assert results.obtain_all(names[:1], (0,), "quick", tmp_path, device=cpu, train=False) == []
+    assert len(results.obtain_all(names, (0, 1), "quick", tmp_path, device=cpu)) == 4
+    gpu = torch.device("cuda")
+    assert results.obtain_all(names[:1], (0,), "full", tmp_path, device=gpu, train=False) == []
+    assert len(results.obtain_all(names[:1], (0,), "full", tmp_path, device=gpu)) == 1
+
+
+def committed():
+    return sorted((results.RESULTS / "runs").glob("*/*/*/seed*.json"))
+
+
+@pytest.mark.parametrize("path", committed(), ids=lambda path: "/".join(path.parts[-4:]))
+def test_committed_records_agree_with_themselves_and_with_the_plan(path):
+    record = results.load(path)
+    assert results.record_path(record["experiment"], record["profile"], record["seed"]) == path
+    assert record["dataset"]["source"] != "sample"
+    declared = asdict(experiments.recipe_for(experiments.find(record["experiment"]), record["profile"]))
+    # An older record lacks the numbers that recipes have gained since; what it has must still be what the plan says.
+    assert record["recipe"].items() <= json.loads(json.dumps(declared)).items()
+    assert len(record["history"]) == record["recipe"]["epochs"] or record["stopped_early"]
+    best = max(record["history"], key=lambda epoch: epoch["val_accuracy"])
+    assert record["best"]["epoch"] == best["epoch"]
+    arrays = results.predictions(record)
+    counts = np.zeros_like(np.array(record["test"]["confusion"]))
+    np.add.at(counts, (arrays["true"], arrays["predicted"]), 1)
+    assert counts.tolist() == record["test"]["confusion"]
+
+
+def test_the_folder_of_smoke_runs_goes_with_the_process():
+    program = "from helpers.experiments import records; f = records.folder_for('smoke'); assert f.is_dir(); print(f)"
+    printed = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert not Path(printed.strip()).exists()

@@ -1,0 +1,139 @@
+"""The residual blocks: where groups and strides sit, what they cost, and how three forms are one."""
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+
+from helpers.models.blocks import BasicBlock, Bottleneck, EarlyConcatenation, SplitBranches, as_form, slice_into_branches
+from helpers.report.diagrams import draw_block
+from helpers.runtime import UserError
+
+FORMS = [SplitBranches, EarlyConcatenation]
+SHAPES = {"identity": (24, 24, 1), "projection": (16, 24, 1), "stride": (16, 24, 2)}
+
+
+def grouped_block(shape: str, dtype: torch.dtype = torch.float64) -> Bottleneck:
+    """A small block (4 groups of 3 channels) whose BatchNorm layers are no longer at one and zero."""
+    torch.manual_seed(0)
+    in_channels, out_channels, stride = SHAPES[shape]
+    block = Bottleneck(in_channels, out_channels, cardinality=4, group_width=3, stride=stride).to(dtype)
+    for module in block.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.uniform_(module.bias, -0.5, 0.5)
+            torch.nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return block
+
+
+def outputs_and_gradients(block, images):
+    """The output, the gradient of the images, and the gradient of every parameter, for one fixed loss."""
+    images = images.clone().requires_grad_()
+    out = block(images)
+    (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
+    return out, images.grad, {name: parameter.grad for name, parameter in block.named_parameters()}
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("form", FORMS)
+def test_three_forms_are_equal(form, shape, training, dtype, tolerance):
+    block = grouped_block(shape, dtype).train(training)
+    twin = as_form(form, block)
+    images = torch.randn(2, block.conv1.in_channels, 6, 6, dtype=dtype)
+    out, image_gradient, gradients = outputs_and_gradients(block, images)
+    twin_out, twin_image_gradient, twin_gradients = outputs_and_gradients(twin, images)
+
+    def equal(left, right):
+        torch.testing.assert_close(left, right, rtol=tolerance, atol=tolerance)
+
+    equal(twin_out, out)
+    equal(twin_image_gradient, image_gradient)
+    equal(twin_gradients, slice_into_branches(form, gradients, cardinality=4))
+    equal(twin.state_dict(), slice_into_branches(form, block.state_dict(), cardinality=4))
+    assert (out == 0).any() and (out > 0).any()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_form_is_a_copy_with_as_many_parameters(form):
+    block = grouped_block("stride").eval()
+    twin = as_form(form, block)
+    assert sum(p.numel() for p in twin.parameters()) == sum(p.numel() for p in block.parameters())
+    assert len(twin.branches) == 4 and not twin.training
+    kept = block.conv1.weight.clone()
+    with torch.no_grad():
+        twin.branches[0].conv1.weight.zero_()
+    assert torch.equal(block.conv1.weight, kept)
+
+
+def test_a_wrong_slicing_is_noticed():
+    block = grouped_block("identity").eval()
+    twin = as_form(SplitBranches, block)
+    first, second = twin.branches[0].conv2, twin.branches[1].conv2
+    with torch.no_grad():
+        swapped = second.weight.clone()
+        second.weight.copy_(first.weight)
+        first.weight.copy_(swapped)
+    images = torch.randn(2, 24, 6, 6, dtype=torch.float64)
+    assert not torch.allclose(twin(images), block(images), atol=1e-3)
+
+
+def test_groups_and_stride_are_in_the_3x3():
+    block = Bottleneck(256, 512, cardinality=32, group_width=8, stride=2)
+    convolutions = [block.conv1, block.conv2, block.conv3]
+    assert [c.groups for c in convolutions] == [1, 32, 1]
+    assert [c.kernel_size for c in convolutions] == [(1, 1), (3, 3), (1, 1)]
+    assert [c.stride for c in convolutions] == [(1, 1), (2, 2), (1, 1)]
+    assert block.downsample[0].stride == (2, 2)
+    assert block(torch.zeros(1, 256, 9, 9)).shape == (1, 512, 5, 5)
+
+
+def test_grouped_convolution_by_hand():
+    # Xie et al. 2017, section 3.4: C·(256·d + 3·3·d·d + d·256) is about 70 k for C = 32, d = 4, and so is the plain
+    # bottleneck's 256·64 + 3·3·64·64 + 64·256.
+    def convolution_weights(block):
+        return sum(m.weight.numel() for m in block.modules() if isinstance(m, torch.nn.Conv2d))
+
+    assert convolution_weights(Bottleneck(256, 256, cardinality=32, group_width=4)) == 32 * (
+        256 * 4 + 9 * 4 * 4 + 4 * 256
+    )
+    assert convolution_weights(Bottleneck(256, 256, group_width=64)) == 256 * 64 + 9 * 64 * 64 + 64 * 256
+
+
+def test_basic_block_is_its_definition():
+    torch.manual_seed(0)
+    block = BasicBlock(4, 6, stride=2).eval()
+    images = torch.randn(2, 4, 8, 8)
+    inner = torch.relu(block.bn1(torch.nn.functional.conv2d(images, block.conv1.weight, stride=2, padding=1)))
+    outer = block.bn2(torch.nn.functional.conv2d(inner, block.conv2.weight, padding=1))
+    shortcut = block.downsample[1](torch.nn.functional.conv2d(images, block.downsample[0].weight, stride=2))
+    assert torch.allclose(block(images), torch.relu(outer + shortcut), atol=1e-6)
+
+
+def test_identity_shortcut_only_where_the_shape_is_kept():
+    assert BasicBlock(8, 8).downsample is None
+    assert BasicBlock(8, 8, stride=2).downsample is not None
+    assert BasicBlock(8, 9).downsample is not None
+
+
+def test_a_basic_block_has_no_groups():
+    with pytest.raises(TypeError, match="cardinality"):
+        BasicBlock(64, 64, cardinality=32)
+
+
+@pytest.mark.parametrize("wrong", [{"stride": 0}, {"cardinality": -1}, {"group_width": 4.0}, {"in_channels": True}])
+def test_sizes_must_be_positive_whole_numbers(wrong):
+    arguments = {"in_channels": 8, "out_channels": 8, "cardinality": 2, "group_width": 4, "stride": 1} | wrong
+    with pytest.raises(UserError, match=f"{next(iter(wrong))} must be a whole number of at least 1"):
+        Bottleneck(**arguments)
+
+
+def test_drawing_shows_the_blocks_own_numbers():
+    figure = draw_block(Bottleneck(256, 512, cardinality=8, group_width=64, stride=2))
+    split, early, grouped = ([text.get_text() for text in axis.texts] for axis in figure.axes)
+    plt.close(figure)
+    assert [split.count(layer) for layer in ("256, 1×1, 64", "64, 3×3, 64", "64, 1×1, 512", "path 8")] == [3, 3, 3, 1]
+    assert "concatenate: 512 channels" in early and "512, 1×1, 512" in early
+    assert "512, 3×3, 512, 8 groups" in grouped
+    assert "shortcut: 256, 1×1, 512" in grouped

@@ -1,0 +1,66 @@
+"""The loss around a network: directions as long as its filters, losses in closed form, weights put back."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from helpers import data, experiments, models, training
+from helpers.experiments import records as results
+from helpers.report import landscape
+from helpers.training import checkpoints
+
+RECIPE = training.Recipe(
+    epochs=1, batch_size=4, image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3, mixed_precision=False, channels_last=False
+)
+
+
+@pytest.fixture(scope="module")
+def split():
+    return data.sample("cifar10").test
+
+
+def test_each_filter_of_a_direction_is_as_long_as_the_networks_own():
+    model = models.build("resnext29_under5m", 10)
+    with torch.no_grad():
+        model.layer1[0].conv1.weight[3] *= 7
+    direction = landscape.filter_normalised_direction(model, torch.Generator().manual_seed(0))
+    assert set(direction) == {name for name, weight in model.named_parameters() if weight.ndim > 1}
+    for name, step in direction.items():
+        own = model.get_parameter(name).detach()
+        torch.testing.assert_close(step.flatten(1).norm(dim=1), own.flatten(1).norm(dim=1))
+        assert not torch.allclose(step, own)
+
+
+def test_the_losses_are_those_of_the_moved_weights_and_the_weights_come_back(split):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    direction = landscape.filter_normalised_direction(model, torch.Generator().manual_seed(0))
+    losses = landscape.loss_along(model, direction, (-1, 0, 0.5), split, RECIPE)
+    images = (split.images.double() / 255 - 0.5) / 0.5
+    for radius, loss in zip((-1, 0, 0.5), losses, strict=True):
+        moved = {name: (value + radius * direction[name] if name in direction else value) for name, value in before.items()}
+        scores = functional_call(model, {name: value.double() for name, value in moved.items()}, (images,))
+        assert loss == pytest.approx(nn.functional.cross_entropy(scores, split.labels).item(), rel=1e-5)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_it_is_measured_once_from_the_checkpoint_and_then_read(split, tmp_path, capsys):
+    name = "cifar10_tenth/resnext29_under5m_sgd"
+    record = {"experiment": name, "profile": "smoke", "seed": 0, "model": {"name": "resnext29_under5m"}}
+    record["dataset"] = {"num_classes": 10}
+    assert landscape.obtain(record, split, tmp_path, tmp_path) is None
+    assert "its checkpoint is not here" in capsys.readouterr().out
+    torch.manual_seed(0)
+    model, checkpoint = models.build("resnext29_under5m", 10), experiments.checkpoint_path(name, "smoke", 0, tmp_path)
+    checkpoint.parent.mkdir(parents=True)
+    checkpoints.save_checkpoint({"best_weights": model.state_dict()}, checkpoint)
+    results.record_path(name, "smoke", 0, tmp_path).parent.mkdir(parents=True)
+    losses = landscape.obtain(record, split.subset(range(4)), tmp_path, tmp_path)
+    assert losses.shape == (landscape.DIRECTIONS, len(landscape.RADII))
+    centre = landscape.RADII.index(0)
+    assert len(set(losses[:, centre].tolist())) == 1, "every direction goes through the same weights"
+    checkpoint.unlink()
+    assert np.array_equal(landscape.obtain(record, split, tmp_path, tmp_path), losses)

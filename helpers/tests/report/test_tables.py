@@ -1,0 +1,136 @@
+"""Tables made from run records, pinned to hand-computed rows and to what is committed."""
+
+import numpy as np
+import pytest
+
+from helpers.data.cifar import CIFAR10_CLASSES, CIFAR100_CLASSES, CIFAR100_SUPERCLASSES
+from helpers.experiments import records as results
+from helpers.report import statistics as intervals
+from helpers.report import tables
+from helpers.runtime import UserError
+from helpers.tests.experiments.test_results import make_run
+
+
+def test_comparison_over_seeds_in_closed_form(tmp_path):
+    for seed, predicted in enumerate([(0, 0, 1, 1, 1), (0, 0, 0, 1, 1), (0, 1, 1, 1, 1)]):
+        results.save(*make_run(seed=seed, predicted=predicted), tmp_path)
+    row = tables.comparison_table(results.load_all(tmp_path)).iloc[0]
+    assert row["seeds"] == 3
+    assert row["test accuracy"] == pytest.approx(0.8)
+    assert row["sd"] == pytest.approx(0.2), "sample standard deviation of 0.8, 1.0, 0.6"
+    assert row["accuracy, report"] == 0.7946
+
+
+def test_tables_are_rebuilt_from_the_records_alone(tmp_path):
+    results.save(*make_run(), tmp_path)
+    results.save(*make_run(name="pikachu/resnet18_torchvision", predicted=(1, 1, 1, 1, 0)), tmp_path)
+    names = {path.name for path in tables.write_tables(tmp_path)}
+    assert {"runs.csv", "pikachu_comparison.md", "pikachu_mcnemar.csv"} <= names
+    pair = tables.mcnemar_table(results.load_all(tmp_path), tmp_path).iloc[0]
+    assert (pair["only first right"], pair["only second right"]) == (0, 3)
+    assert "| 80.00% |" in (tmp_path / "tables/runs.md").read_text()
+
+
+def test_no_records_is_a_sentence(tmp_path):
+    with pytest.raises(UserError, match="no run record under .*; make one with python -m helpers run"):
+        tables.write_tables(tmp_path)
+
+
+def hundred_classes() -> dict:
+    """A record where every class has one image, and is right, but for what follows."""
+    counts = np.eye(100, dtype=int)
+    apple, pear, bottle, shark = (CIFAR100_CLASSES.index(name) for name in ("apple", "pear", "bottle", "shark"))
+    counts[apple, pear] += 3  # within fruit_and_vegetables
+    counts[apple, bottle] += 1  # to food_containers
+    counts[bottle, bottle] += 4
+    counts[shark, shark], counts[shark, apple] = 0, 1  # fish to fruit_and_vegetables
+    record = {"experiment": "cifar100/some", "dataset": {"classes": list(CIFAR100_CLASSES)}}
+    return record | {"test": {"confusion": counts.tolist(), "n": int(counts.sum())}}
+
+
+def test_superclass_confusion_by_hand():
+    counts = tables.superclass_confusion(hundred_classes())
+    order = list(CIFAR100_SUPERCLASSES)
+    fish, containers, fruit = (order.index(name) for name in ("fish", "food_containers", "fruit_and_vegetables"))
+    expected = 5 * np.eye(20, dtype=int)  # five classes each, one image a class
+    expected[fruit, fruit], expected[fruit, containers] = 5 + 3, 1
+    expected[containers, containers] = 5 + 4
+    expected[fish, fish], expected[fish, fruit] = 4, 1
+    assert counts.tolist() == expected.tolist()
+
+
+def test_superclass_table_by_hand():
+    table = tables.superclass_table(hundred_classes()).set_index("superclass")
+    assert table.loc["fruit_and_vegetables"].tolist() == [9, 5 / 9, 8 / 9]
+    assert table.loc["food_containers"].tolist() == [9, 1, 1]
+    assert table.loc["fish"].tolist() == [5, 4 / 5, 4 / 5]
+    assert table.loc["trees"].tolist() == [5, 1, 1]
+    assert table.loc["all"].tolist() == pytest.approx([108, 103 / 108, 106 / 108])
+    assert list(table.index) == [*CIFAR100_SUPERCLASSES, "all"]
+    assert "| fish | 5 | 80.00% | 80.00% |" in tables.markdown(tables.superclass_table(hundred_classes()))
+
+
+def test_other_classes_have_no_superclasses():
+    with pytest.raises(UserError, match="pikachu/resnext50_ours is no run on the classes of CIFAR-10 or CIFAR-100"):
+        tables.superclass_table(make_run()[0])
+
+
+def ten_classes() -> dict:
+    """A record of CIFAR-10 where every class has two images, and is right, but for three."""
+    counts = 2 * np.eye(10, dtype=int)
+    for true, other in (("cat", "dog"), ("dog", "cat"), ("ship", "bird")):
+        one, two = CIFAR10_CLASSES.index(true), CIFAR10_CLASSES.index(other)
+        counts[one, one] -= 1
+        counts[one, two] += 1
+    counts[CIFAR10_CLASSES.index("ship"), CIFAR10_CLASSES.index("bird")] += 4
+    return {"experiment": "cifar10/some", "dataset": {"classes": CIFAR10_CLASSES}, "test": {"confusion": counts.tolist()}}
+
+
+def test_the_two_groups_of_cifar10_by_hand():
+    table = tables.superclass_table(ten_classes()).set_index("superclass")
+    assert tables.superclass_confusion(ten_classes()).tolist() == [[12, 0], [5, 7]]
+    assert table.loc["animals"].tolist() == [12, 10 / 12, 1]
+    assert table.loc["vehicles"].tolist() == [12, 7 / 12, 7 / 12]
+
+
+def test_the_most_confused_classes_by_hand():
+    assert tables.most_confused(ten_classes()).values.tolist() == [
+        ["ship", "bird", 5, 5 / 6],
+        ["cat", "dog", 1, 0.5],
+        ["dog", "cat", 1, 0.5],
+    ]
+    assert tables.most_confused(ten_classes(), 1)["true"].tolist() == ["ship"]
+    assert tables.most_confused(hundred_classes(), 1).values.tolist() == [["apple", "pear", 3, 3 / 5]]
+
+
+def test_what_time_has_bought_in_a_table():
+    records = []
+    for seed, epochs, predicted in ((0, 3, (0, 0, 1, 1, 1)), (1, 2, (0, 0, 0, 1, 1))):
+        record, _ = make_run("cifar10_tenth/wrn16_2", seed, predicted=predicted)
+        record |= {"images_per_second": 100.0 + seed, "limits": {"estimated_epochs": 4}, "seconds": 60.0 * (1 + seed)}
+        record["history"] *= epochs
+        record["test"]["accuracy_at_5"] = 1.0
+        records.append(record)
+    table = tables.time_table(["cifar10_tenth/wrn16_2", "cifar10_tenth/simplenet"], records, 100)
+    low, high = intervals.wilson(4, 5)[0], intervals.wilson(5, 5)[1]
+    expected = ["wrn16_2", 703_284, pytest.approx(101.118464), 2, 100.5, 1.5, 2.5, 4, pytest.approx(0.9), low, high, 1]
+    assert table.iloc[0].tolist() == expected
+    text = tables.as_text(table).iloc[1].tolist()
+    assert text == ["simplenet", "5,521,508", "652.2", *[""] * 9], "not run, and nothing made up"
+
+
+def test_the_committed_table_is_that_of_the_committed_records():
+    written = (results.RESULTS / "tables" / "runs.md").read_text(encoding="utf-8")
+    assert written == tables.markdown(tables.runs_table(results.load_all())), "run python -m helpers table"
+
+
+def test_pairs_of_experiments_image_by_image_over_their_common_seeds(tmp_path):
+    one, other = "pikachu/resnext50_ours", "pikachu/resnet18_torchvision"
+    for name, seed, predicted in ((one, 0, (0, 0, 1, 1, 1)), (other, 0, (0, 0, 0, 1, 1)), (other, 1, (0, 0, 0, 0, 0))):
+        results.save(*make_run(name, seed, predicted=predicted), tmp_path)
+    table = tables.paired_table([(one, other), (other, one), (one, "pikachu/none")], results.load_all(tmp_path), tmp_path)
+    half = 1.959964 * (0.2 * 0.8 / 5) ** 0.5  # a fifth of the images, only the second gets right
+    assert table.iloc[0].tolist() == [one, other, 1, *map(pytest.approx, (20, 20 - 100 * half, 20 + 100 * half)), 1.0]
+    assert table.iloc[1]["points"] == pytest.approx(-20)
+    assert tables.as_text(table).iloc[2].tolist() == [one, "pikachu/none", *[""] * 5]
+    assert tables.as_text(table).iloc[0]["points"] == "+20.00"

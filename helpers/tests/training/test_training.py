@@ -1,0 +1,600 @@
+"""The loop: weighting by images, schedules, resume, stops, and what happens when things go wrong."""
+
+import itertools
+import math
+import random
+import statistics
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from helpers import data, models
+from helpers.data.datasets import Split
+from helpers.runtime import UserError, seed_epoch
+from helpers.training import checkpoints
+from helpers.training import loop as training
+from helpers.training.checkpoints import load_checkpoint, previous, save_checkpoint
+from helpers.training.loop import fit
+from helpers.training.recipe import Recipe, learning_rate
+
+RECIPE = Recipe(
+    epochs=4, batch_size=8, image_size=8, mean=(0.5,) * 3, std=(0.5,) * 3, learning_rate=0.05, augment="crop_flip", padding=1
+)
+
+
+def make_split(count: int, seed: int) -> Split:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 3
+    images = torch.randint(0, 120, (count, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    images[torch.arange(count), labels] += 80
+    return Split(images, labels, [str(index) for index in range(count)])
+
+
+def make_model(seed: int = 0) -> nn.Module:
+    seed_epoch(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(512, 3)
+    )
+
+
+TRAIN, VALIDATION = make_split(21, 1), make_split(13, 2)
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
+    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    return all(torch.equal(one, other) for one, other in pairs)
+
+
+def without_times(history: list[dict]) -> list[dict]:
+    return [{name: value for name, value in row.items() if "seconds" not in name} for row in history]
+
+
+class Frozen(nn.Module):
+    """Fixed scores for each image, whatever the weights: lets a loss be computed by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, images):
+        return images.mean((2, 3)) * self.scale
+
+
+def test_train_loss_and_accuracy_are_means_over_images_on_an_uneven_last_batch():
+    model = Frozen()
+    images = torch.randn(10, 3, 4, 4)
+    labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2, 0])
+    uneven = [(images[:8], labels[:8]), (images[8:], labels[8:])]
+    still = torch.optim.SGD(model.parameters(), lr=0.0)
+    loss, accuracy = training.train_epoch(model, uneven, still, RECIPE)
+    scores = images.mean((2, 3))
+    assert loss == pytest.approx(F.cross_entropy(scores, labels).item(), abs=1e-6)
+    assert accuracy == (scores.argmax(1) == labels).sum().item() / 10
+    halves = [F.cross_entropy(scores[part], labels[part]).item() for part in (slice(8), slice(8, 10))]
+    assert abs(loss - sum(halves) / 2) > 1e-3, "the mean of batch means must differ here, or this test proves nothing"
+
+
+class Narrow(nn.Module):
+    """A linear network on a device that holds only so many images at once."""
+
+    def __init__(self, room: int):
+        super().__init__()
+        seed_epoch(0)
+        self.room, self.linear = room, nn.Linear(3 * 4 * 4, 3)
+
+    def forward(self, images):
+        if len(images) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return self.linear(images.flatten(1))
+
+
+@pytest.mark.parametrize("perturbation", [None, 0.5])
+def test_a_batch_that_does_not_fit_is_taken_in_parts_and_steps_the_same(perturbation, capsys):
+    recipe = replace(RECIPE, perturbation=perturbation, mixed_precision=False, label_smoothing=0.1)
+    batches = [(torch.randn(count, 3, 4, 4), torch.arange(count) % 3) for count in (7, 7, 3)]
+    roomy, narrow = Narrow(7), Narrow(2)
+    means = [training.train_epoch(m, batches, training.make_optimizer(m, recipe), recipe) for m in (roomy, narrow)]
+    assert means[1] == pytest.approx(means[0], rel=1e-6)
+    torch.testing.assert_close(narrow.linear.weight, roomy.linear.weight, rtol=1e-6, atol=1e-7)
+    printed = capsys.readouterr().out
+    assert "A batch of 7 does not fit into memory: it is taken in 4 parts" in printed and "8 parts" not in printed
+
+
+def test_one_image_that_does_not_fit_is_a_sentence():
+    model = Narrow(0)
+    with pytest.raises(UserError, match="Not even one image fits"):
+        batches = [(torch.randn(5, 3, 4, 4), torch.arange(5) % 3)]
+        training.train_epoch(model, batches, training.make_optimizer(model, RECIPE), RECIPE)
+
+
+@pytest.mark.parametrize(("fast", "tolerance"), [({"channels_last": True}, 1e-5), ({"mixed_precision": True}, 3e-2)])
+def test_the_fast_paths_give_the_plain_paths_scores(fast, tolerance, monkeypatch):
+    """fp32 in channels-last to rounding; bf16, which keeps 8 bits, to 3 % of the scores' length."""
+    monkeypatch.setattr(training, "autocast_dtype", lambda device: torch.bfloat16)
+    split = data.sample("cifar10", counts=(10, 10, 8)).test
+    plain = replace(RECIPE, image_size=32, channels_last=False, mixed_precision=False)
+    scores = []
+    for recipe in (plain, replace(plain, **fast)):
+        seed_epoch(0)
+        model = models.build("resnext29_under5m", 10)
+        training.prepare(model, recipe, training.choose_arrangement(model, split, recipe))
+        with torch.no_grad():
+            model.train()(torch.randn(16, 3, 32, 32))  # running statistics that fit the weights
+        scores.append(training.predict(model, split, recipe))
+    difference = (scores[1] - scores[0]).norm() / scores[0].norm()
+    assert 0 < difference < tolerance
+
+
+def test_evaluation_is_a_mean_over_images_and_does_not_depend_on_the_batch(monkeypatch):
+    model = make_model()
+    whole = training.evaluate(model, VALIDATION, RECIPE)
+    monkeypatch.setattr(training, "EVALUATION_BATCH", 5)
+    assert training.evaluate(model, VALIDATION, RECIPE) == pytest.approx(whole, abs=1e-6)
+
+
+def test_score_in_closed_form():
+    loss, accuracy = training.score(torch.zeros(4, 2), torch.tensor([0, 0, 0, 1]))
+    assert loss == pytest.approx(0.6931471805599453)
+    assert accuracy == 0.75
+
+
+def test_the_reports_schedule_divides_by_ten_every_seven_epochs():
+    recipe = replace(RECIPE, epochs=20, learning_rate=0.1, schedule="step", step_epochs=7)
+    rates = [learning_rate(recipe, epoch) for epoch in range(20)]
+    assert rates == pytest.approx([0.1] * 7 + [0.01] * 7 + [0.001] * 6)
+
+
+def test_cosine_schedule_in_closed_form():
+    recipe = replace(RECIPE, epochs=4, learning_rate=1.0, schedule="cosine")
+    assert [learning_rate(recipe, epoch) for epoch in range(4)] == pytest.approx([1, 0.8535534, 0.5, 0.1464466])
+
+
+def test_warm_up_is_a_straight_line_from_zero_and_the_cosine_ends_at_zero():
+    recipe = replace(RECIPE, epochs=6, learning_rate=1.0, schedule="cosine", warmup_epochs=2)
+    rates = [learning_rate(recipe, progress) for progress in (0, 0.5, 1.5, 2, 4, 6)]
+    assert rates == pytest.approx([0, 0.25, 0.75, 1, 0.5, 0])
+
+
+def torchs_cosine(steps: int, period: int, lowest: float) -> list[float]:
+    """The rate before each step of torch's scheduler, started at 0.1."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=period, eta_min=lowest)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def test_a_cosine_by_epochs_is_torchs_and_rises_again_after_its_period():
+    recipe = replace(RECIPE, epochs=80, learning_rate=0.1, schedule="periodic_epochs", lowest_learning_rate=1e-4)
+    rates = [learning_rate(recipe, epoch, 1000) for epoch in range(80)]
+    assert rates == pytest.approx(torchs_cosine(80, 25, 1e-4), rel=1e-9)
+    assert rates[25] == pytest.approx(1e-4) == rates[75] and rates[50] == pytest.approx(0.1)
+
+
+def test_a_cosine_by_batches_is_torchs_stepped_after_each_batch():
+    recipe = replace(RECIPE, epochs=3, learning_rate=0.1, schedule="periodic_batches", period=7, lowest_learning_rate=0.02)
+    rates = [learning_rate(recipe, epoch + batch / 11, 11) for epoch in range(3) for batch in range(11)]
+    assert rates == pytest.approx(torchs_cosine(33, 7, 0.02), rel=1e-9)
+
+
+def test_the_rates_of_report_slims_log_are_those_of_a_cosine_of_25_batches():
+    """Figure 2, to the last digit printed: four times 50,000 images make 1,562 whole batches of 128 an epoch.
+
+    What it prints after an epoch is `get_lr()`, which outside of a scheduler's step extrapolates by one step more.
+    """
+    recipe = replace(RECIPE, learning_rate=0.1, schedule="periodic_batches", lowest_learning_rate=1e-4)
+    printed = {
+        11: 0.0912902842758814,
+        12: 0.08264049551198992,
+        13: 0.01424664832292858,
+        14: 0.014829184220305288,
+        15: 0.08273569243054962,
+        16: 0.09122470424783691,
+        17: 0.023935585672309027,
+    }
+    for epoch, rate in printed.items():
+        before, now = (learning_rate(recipe, epoch + 1 - batches / 1562, 1562) - 1e-4 for batches in (1, 0))
+        assert now / before * now + 1e-4 == pytest.approx(rate, rel=1e-9)
+
+
+def test_every_cosine_ends_at_the_lowest_rate():
+    recipe = replace(RECIPE, epochs=4, learning_rate=1.0, schedule="cosine", lowest_learning_rate=0.2)
+    assert [learning_rate(recipe, epoch) for epoch in (0, 2, 4)] == pytest.approx([1, 0.6, 0.2])
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "periodic_batches"])
+def test_fourfold_data_make_four_times_the_steps(monkeypatch, schedule):
+    rates, step = [], training._step
+
+    def note(model, images, labels, optimizer, *rest):
+        rates.append(optimizer.param_groups[0]["lr"])
+        return step(model, images, labels, optimizer, *rest)
+
+    monkeypatch.setattr(training, "_step", note)
+    recipe = replace(RECIPE, epochs=1, learning_rate=1.0, schedule=schedule, period=11, augment="fourfold")
+    fit(make_model(), TRAIN, VALIDATION, recipe)
+    cosine = [math.cos(math.pi * number / 22) ** 2 for number in range(11)]
+    assert rates == pytest.approx(cosine), "84 images are 11 batches of 8, the last of 4"
+
+
+def test_the_rate_moves_within_an_epoch(monkeypatch):
+    rates, step = [], training._step
+
+    def note(model, images, labels, optimizer, *rest):
+        rates.append(optimizer.param_groups[0]["lr"])
+        return step(model, images, labels, optimizer, *rest)
+
+    monkeypatch.setattr(training, "_step", note)
+    fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, epochs=1, learning_rate=1.0, schedule="cosine"))
+    assert rates == pytest.approx([1, 0.75, 0.25]), "three batches of 8, 8 and 5 images: cos² of 0, 30 and 60 degrees"
+
+
+def test_weight_decay_on_weights_only():
+    model = make_model()
+    optimizer = training.make_optimizer(model, replace(RECIPE, weight_decay=5e-4, decay_weights_only=True))
+    weights, others = optimizer.param_groups
+    assert [tuple(p.shape) for p in weights["params"]] == [(8, 3, 3, 3), (3, 512)] and weights["weight_decay"] == 5e-4
+    assert [tuple(p.shape) for p in others["params"]] == [(8,), (8,), (8,), (3,)] and others["weight_decay"] == 0
+
+
+def test_a_perturbation_of_zero_trains_as_plain_sgd_bit_for_bit_statistics_included():
+    perturbed, plain = (nn.Sequential(*(layer for layer in make_model() if not isinstance(layer, nn.Dropout))) for _ in "ab")
+    first = fit(perturbed, TRAIN, VALIDATION, replace(RECIPE, perturbation=0.0))
+    second = fit(plain, TRAIN, VALIDATION, RECIPE)
+    assert same(perturbed, plain)
+    assert without_times(first.history) == without_times(second.history)
+
+
+def test_the_second_pass_leaves_batchnorms_running_statistics_alone():
+    model, recipe = make_model(), replace(RECIPE, perturbation=5.0, mixed_precision=False)
+    optimizer = training.make_optimizer(model, recipe)
+    images = torch.randn(8, 3, 8, 8)
+    training.train_epoch(model, [(images, torch.arange(8) % 3)], optimizer, recipe)
+    seen = make_model()[0](images)  # the first pass, at the first weights
+    assert torch.allclose(model[1].running_mean, 0.1 * seen.mean((0, 2, 3)), atol=1e-6)
+    assert model[1].num_batches_tracked == 1 and model[1].track_running_stats
+
+
+def test_one_sgd_step_by_hand():
+    model = nn.Linear(2, 1, bias=False)
+    model.weight.data = torch.tensor([[1.0, 2.0]])
+    optimizer = training.make_optimizer(model, replace(RECIPE, learning_rate=0.1, momentum=0.9, weight_decay=0.0))
+    for _ in range(2):  # gradient (3, 4) twice: velocity (3, 4), then 0.9 · (3, 4) + (3, 4) = (5.7, 7.6)
+        optimizer.zero_grad()
+        model(torch.tensor([3.0, 4.0])).sum().backward()
+        optimizer.step()
+    assert torch.allclose(model.weight, torch.tensor([[1 - 0.3 - 0.57, 2 - 0.4 - 0.76]]))
+
+
+KINDS = {
+    "sgd": {"momentum": 0.9, "schedule": "step", "step_epochs": 2},
+    "adam": {"optimizer": "adam"},
+    "fourfold": {"augment": "fourfold", "schedule": "periodic_batches", "period": 3, "lowest_learning_rate": 0.001},
+    "limited": {"time_budget": 1e9, "patience": 99},
+    "perturbed": {"perturbation": 0.3, "inner_steps": 2, "schedule": "cosine", "warmup_epochs": 1, "decay_weights_only": True},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("killed_in", [1, 3])
+def test_resume_after_a_kill_equals_an_uninterrupted_run_bit_for_bit(tmp_path, monkeypatch, capsys, killed_in, kind):
+    recipe = replace(RECIPE, learning_rate=0.01, **KINDS[kind])
+    whole = make_model()
+    expected = fit(whole, TRAIN, VALIDATION, recipe, seed=3)
+
+    train_epoch, calls = training.train_epoch, []
+
+    def kill(model, batches, *rest):
+        calls.append(None)
+        if len(calls) == killed_in + 1:
+            next(iter(batches))  # in the middle of the epoch, when random numbers were drawn already
+            raise KeyboardInterrupt
+        return train_epoch(model, batches, *rest)
+
+    monkeypatch.setattr(training, "train_epoch", kill)
+    with pytest.raises(KeyboardInterrupt):
+        fit(make_model(), TRAIN, VALIDATION, recipe, seed=3, checkpoint=tmp_path / "a.ckpt")
+    assert "the last whole epoch is kept in a.ckpt; run the same again" in capsys.readouterr().out
+    monkeypatch.setattr(training, "train_epoch", train_epoch)
+    torch.rand(99)  # other random numbers in between must not matter
+    resumed = make_model(seed=8)
+    done = fit(resumed, TRAIN, VALIDATION, recipe, seed=3, checkpoint=tmp_path / "a.ckpt")
+    assert same(whole, resumed)
+    assert without_times(done.history) == without_times(expected.history)
+    assert done.best == expected.best
+
+
+@pytest.mark.parametrize(("stopped_in", "sentence"), [(1, "nothing of this run was kept"), (2, "kept in run.ckpt")])
+def test_ctrl_c_says_what_is_kept_of_this_very_run(tmp_path, monkeypatch, capsys, stopped_in, sentence):
+    """Over the checkpoint of an earlier run, which `resume=False` does not read."""
+    checkpoint = tmp_path / "run.ckpt"
+    fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=checkpoint)
+    epoch = training._epoch
+
+    def interrupted(*arguments):
+        if arguments[8] + 1 == stopped_in:
+            raise KeyboardInterrupt
+        return epoch(*arguments)
+
+    monkeypatch.setattr(training, "_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=checkpoint, resume=False)
+    assert sentence in capsys.readouterr().out
+
+
+def test_a_run_stopped_at_an_epoch_goes_on_as_one_that_was_not(tmp_path):
+    recipe = replace(RECIPE, schedule="cosine")
+    whole = make_model()
+    expected = fit(whole, TRAIN, VALIDATION, recipe)
+    first = fit(make_model(), TRAIN, VALIDATION, recipe, checkpoint=tmp_path / "a.ckpt", until=3)
+    assert first.stopped == "asked to stop after epoch 3"
+    assert without_times(first.history) == without_times(expected.history[:3])
+    resumed = make_model()
+    done = fit(resumed, TRAIN, VALIDATION, recipe, checkpoint=tmp_path / "a.ckpt", until=9)
+    assert same(whole, resumed) and done.stopped is None
+    assert without_times(done.history) == without_times(expected.history)
+
+
+def test_a_checkpoint_from_before_a_recipe_had_a_setting_goes_on(tmp_path):
+    path = tmp_path / "a.ckpt"
+    fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=path, until=1)
+    state = load_checkpoint(path)
+    del state["identity"]["period"]
+    save_checkpoint(state, path)
+    assert len(fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=path).history) == 4
+    save_checkpoint(state, path)
+    with pytest.raises(UserError, match="belongs to a run with period 25, not 9"):
+        fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, period=9), checkpoint=path)
+
+
+def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch):
+    first = make_model()
+    done = fit(first, TRAIN, VALIDATION, RECIPE, checkpoint=tmp_path / "a.ckpt")
+    monkeypatch.setattr(training, "train_epoch", None)
+    again = make_model(seed=5)
+    assert fit(again, TRAIN, VALIDATION, RECIPE, checkpoint=tmp_path / "a.ckpt").history == done.history
+    assert same(first, again)
+
+
+def test_the_best_epoch_by_validation_is_kept(monkeypatch):
+    scores = iter([(0.9, 0.5), (0.8, 0.7), (0.7, 0.7), (0.6, 0.6)])
+    weights = []
+
+    def evaluate(model, split, recipe):
+        weights.append({name: value.clone() for name, value in model.state_dict().items()})
+        return next(scores)
+
+    monkeypatch.setattr(training, "evaluate", evaluate)
+    model = make_model()
+    done = fit(model, TRAIN, VALIDATION, RECIPE)
+    assert done.best == {"epoch": 2, "val_accuracy": 0.7, "val_loss": 0.8}, "the first of equals"
+    assert all(torch.equal(value, weights[1][name]) for name, value in model.state_dict().items())
+
+
+def test_early_stop_after_patience_epochs_without_a_better_one(monkeypatch):
+    scores, weights = iter([(1, 0.5), (1, 0.6), (1, 0.6), (1, 0.55), (1, 0.9)]), []
+
+    def evaluate(model, *_):
+        weights.append(next(model.parameters()).clone())
+        return next(scores)
+
+    monkeypatch.setattr(training, "evaluate", evaluate)
+    model = make_model()
+    done = fit(model, TRAIN, VALIDATION, replace(RECIPE, epochs=10), patience=2)
+    assert [row["epoch"] for row in done.history] == [1, 2, 3, 4]
+    assert torch.equal(next(model.parameters()), weights[1]), "the best epoch's weights, not the last one's"
+    assert "no better validation accuracy in 2 epochs after epoch 2" in done.stopped
+
+
+def test_no_epoch_starts_that_would_not_end_within_the_time_budget():
+    ticks = iter(range(0, 1000, 10))  # every look at the clock is 10 s later: 20 s an epoch
+    done = fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, epochs=10), time_budget=50, clock=lambda: next(ticks))
+    assert [row["seconds"] for row in done.history] == [20, 20]
+    assert done.stopped == "time budget of 50 s: 40 s spent after epoch 2, and no other fits"
+
+
+def clock_of(*durations: float):
+    """A clock by which the epochs last so long, half of it in training, the last one again and again; three looks an epoch."""
+    now = 0.0
+    for duration in itertools.chain(durations, itertools.repeat(durations[-1])):
+        yield from (now, now + duration / 2, now + duration)
+        now += duration
+
+
+@pytest.mark.parametrize("budget", [1, 40, 55, 100, 333])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_time_budget_is_never_overshot_by_more_than_one_epoch_however_they_vary(budget, seed):
+    draw = random.Random(seed)
+    clock = clock_of(*(draw.choice((5, 10, 80)) for _ in range(40)), 10)
+    recipe = replace(RECIPE, epochs=80)
+    done = fit(make_model(), TRAIN.subset(range(8)), VALIDATION, recipe, time_budget=budget, clock=lambda: next(clock))
+    seconds = [row["seconds"] for row in done.history]
+    assert seconds and sum(seconds[:-1]) < budget, "only the last epoch may end late"
+    assert sum(seconds) + statistics.median(seconds) > budget, "and none that fits is left out"
+    assert done.stopped.startswith(f"time budget of {budget} s: {sum(seconds):.0f} s spent after epoch {len(seconds)}")
+
+
+def test_the_first_epochs_say_how_many_fit_the_budget_and_the_run_records_it(capsys):
+    clock = clock_of(30, 10, 12, 15)
+    done = fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, epochs=9), time_budget=100, clock=lambda: next(clock))
+    # The median of 30, 10 and 12 s goes 8 times into 100 s.
+    assert capsys.readouterr().out == "At the pace of the first 3 epochs, 8 fit the time budget of 100 s.\n"
+    assert done.limits == {"time_budget": 100, "patience": None, "estimated_epochs": 8}
+    assert [row["seconds"] for row in done.history] == [30, 10, 12, 15, 15, 15], "97 s, and the estimate was too high"
+    assert fit(make_model(), TRAIN, VALIDATION, RECIPE).limits["estimated_epochs"] is None
+
+
+def test_a_budget_shorter_than_an_epoch_gives_one_epoch():
+    clock = clock_of(30)
+    done = fit(make_model(), TRAIN, VALIDATION, RECIPE, time_budget=7, clock=lambda: next(clock))
+    assert (len(done.history), done.limits["estimated_epochs"]) == (1, 1)
+
+
+def test_the_recipes_limits_hold_and_an_argument_takes_their_place(monkeypatch):
+    clock, recipe = clock_of(10), replace(RECIPE, epochs=10, time_budget=40, patience=3)
+    done = fit(make_model(), TRAIN, VALIDATION, recipe, patience=9, clock=lambda: next(clock))
+    assert (len(done.history), done.limits["time_budget"], done.limits["patience"]) == (4, 40, 9)
+    assert len(fit(make_model(), TRAIN, VALIDATION, recipe, time_budget=10, clock=lambda: next(clock)).history) == 1
+    monkeypatch.setattr(training, "evaluate", lambda *_: (1, 0.5))
+    done = fit(make_model(), TRAIN, VALIDATION, recipe, time_budget=1000, clock=lambda: next(clock))
+    assert len(done.history) == 4 and done.stopped == "no better validation accuracy in 3 epochs after epoch 1"
+
+
+def test_a_schedule_at_the_pace_of_time_in_closed_form():
+    recipe = replace(RECIPE, epochs=100, learning_rate=1.0, schedule="cosine", time_budget=60, pace="time")
+    assert [learning_rate(recipe, 3, spent=part) for part in (0.25, 0.5, 1, 1.5)] == pytest.approx([0.8535534, 0.5, 0, 0])
+    assert learning_rate(recipe, 75, spent=0.25) == pytest.approx(0.1464466), "the epochs, where they are further"
+    warm = replace(recipe, warmup_epochs=10)
+    assert [learning_rate(warm, 0, spent=part) for part in (0, 0.05, 0.55, 1)] == pytest.approx([0, 0.5, 0.5, 0])
+    step = replace(recipe, schedule="step", step_epochs=50)
+    assert [learning_rate(step, 0, spent=part) for part in (0.49, 0.5)] == pytest.approx([1, 0.1])
+    assert learning_rate(replace(recipe, pace="epochs"), 50, spent=0.9) == pytest.approx(0.5)
+
+
+def test_a_run_at_the_pace_of_time_ends_its_schedule_with_its_budget(monkeypatch, tmp_path):
+    ticks, rates, step = itertools.count(), [], training._step
+
+    def note(model, images, labels, optimizer, *rest):
+        rates.append(optimizer.param_groups[0]["lr"])
+        return step(model, images, labels, optimizer, *rest)
+
+    monkeypatch.setattr(training, "_step", note)
+    recipe = replace(RECIPE, epochs=100, learning_rate=1.0, schedule="cosine", time_budget=24, pace="time")
+    arguments = {"clock": lambda: next(ticks), "checkpoint": tmp_path / "a.ckpt"}
+    # A look a second: an epoch's start, the rate in its row, its three steps, its training's end, its own end: 6 s.
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_reason_to_stop", lambda done, *_: "halfway" if len(done.history) == 2 else None)
+        fit(make_model(), TRAIN, VALIDATION, recipe, **arguments)
+    done = fit(make_model(), TRAIN, VALIDATION, recipe, **arguments)  # goes on where the schedule was
+    spent = [6 * epoch + second for epoch in range(4) for second in (2, 3, 4)]
+    assert rates == pytest.approx([(1 + math.cos(math.pi * second / 24)) / 2 for second in spent])
+    assert [row["seconds"] for row in done.history] == [6] * 4 and rates[-1] < 0.02
+
+
+def test_accuracy_at_k_by_hand():
+    scores = torch.tensor([[5.0, 4, 3, 2, 1, 0], [5, 4, 3, 2, 1, 0], [0, 1, 2, 3, 4, 5], [1, 0, 0, 0, 0, 9]])
+    labels = torch.tensor([0, 5, 1, 0])  # ranked first, sixth, fifth and second
+    assert [training.accuracy_at(k, scores, labels) for k in (1, 2, 4, 5, 6)] == [0.25, 0.5, 0.5, 0.75, 1.0]
+
+
+def test_a_checkpoint_from_before_a_setting_is_one_with_its_default(tmp_path):
+    path = tmp_path / "a.ckpt"
+    fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, epochs=1), checkpoint=path)
+    state = load_checkpoint(path)
+    for setting in ("pace", "time_budget", "patience", "nesterov"):
+        del state["identity"][setting]
+    save_checkpoint(state, path)
+    assert len(fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, epochs=1), checkpoint=path).history) == 1
+    with pytest.raises(UserError, match="belongs to a run with nesterov False, not True"):
+        fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, epochs=1, nesterov=True), checkpoint=path)
+
+
+def test_time_budget_counts_the_sessions_before(tmp_path):
+    def clock():
+        return next(ticks)
+
+    ticks = iter(range(0, 10000, 10))
+    recipe = replace(RECIPE, epochs=10)
+    fit(make_model(), TRAIN, VALIDATION, recipe, time_budget=20, clock=clock, checkpoint=tmp_path / "a.ckpt")
+    done = fit(make_model(), TRAIN, VALIDATION, recipe, time_budget=40, clock=clock, checkpoint=tmp_path / "a.ckpt")
+    assert len(done.history) == 2
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path, monkeypatch):
+    losses = iter([(0.5, 0.5), (float("nan"), 0.5)])
+    monkeypatch.setattr(training, "evaluate", lambda *_: next(losses))
+    sentence = "not finite in epoch 2; lower the learning rate. The checkpoint of epoch 1 is kept"
+    with pytest.raises(training.Diverged, match=sentence):
+        fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=tmp_path / "a.ckpt")
+    assert len(load_checkpoint(tmp_path / "a.ckpt")["history"]) == 1
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capsys):
+    path = tmp_path / "a.ckpt"
+    for epoch in (1, 2):
+        save_checkpoint({"history": [epoch]}, path)
+    assert load_checkpoint(path) == {"history": [2]}
+    content = path.read_bytes()
+    path.write_bytes(content[:-20])
+    assert load_checkpoint(path) == {"history": [1]}
+    assert "a.ckpt is damaged" in capsys.readouterr().out
+    previous(path).write_bytes(b"")
+    with pytest.raises(UserError, match="No checkpoint beside a.ckpt is whole; start over with --fresh"):
+        load_checkpoint(path)
+
+
+def test_a_kill_between_the_two_renames_loses_one_epoch_at_most(tmp_path):
+    path = tmp_path / "a.ckpt"
+    save_checkpoint({"history": [1]}, path)
+    path.rename(previous(path))
+    assert load_checkpoint(path) == {"history": [1]}
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "a.ckpt"
+    save_checkpoint({"history": [1]}, path)
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints.os, "fsync", full)
+    with pytest.raises(UserError, match="could not be written .No space left on device.*--checkpoint-dir"):
+        save_checkpoint({"history": [2]}, path)
+    assert load_checkpoint(path) == {"history": [1]}
+    assert [file.name for file in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+def test_the_mirror_takes_over_when_the_local_checkpoint_is_gone(tmp_path):
+    local, mirror = tmp_path / "a.ckpt", tmp_path / "drive"
+    save_checkpoint({"history": [1]}, local, mirror)
+    local.unlink()
+    assert load_checkpoint(local, mirror) == {"history": [1]}
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, epochs=1), checkpoint=tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match="belongs to a run with batch_size 8, not 4.*--fresh"):
+        fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, epochs=1, batch_size=4), checkpoint=tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match="belongs to a run with images None, not other"):
+        other = {"about": {"images": "other"}, "checkpoint": tmp_path / "a.ckpt"}
+        fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, epochs=1), **other)
+    fresh = replace(RECIPE, epochs=1, batch_size=4)
+    done = fit(make_model(), TRAIN, VALIDATION, fresh, checkpoint=tmp_path / "a.ckpt", resume=False)
+    assert len(done.history) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"epochs": 0}, "epochs is 0; it must be greater than 0"),
+        ({"batch_size": -8}, "batch_size is -8"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
+        ({"momentum": -0.1}, "momentum is -0.1; it cannot be negative"),
+        ({"perturbation": -0.5}, "perturbation is -0.5; it cannot be negative"),
+        ({"period": 0}, "period is 0; it must be greater than 0"),
+        ({"lowest_learning_rate": -1e-4}, "lowest_learning_rate is -0.0001; it cannot be negative"),
+        ({"warmup_epochs": 4}, "warmup_epochs is 4; it must be less than the 4 epochs"),
+        ({"optimizer": "magic"}, "no optimizer 'magic'; choose one of sgd, adam"),
+        ({"schedule": "up"}, "no schedule 'up'"),
+        ({"augment": "spin"}, "no augment 'spin'"),
+        ({"pace": "light"}, "no pace 'light'"),
+        ({"pace": "time"}, "pace is 'time', but there is no time_budget"),
+        ({"time_budget": 0}, "time_budget is 0; it must be greater than 0, or None"),
+        ({"patience": -1}, "patience is -1; it must be greater than 0, or None"),
+    ],
+)
+def test_a_recipe_that_cannot_be_gets_its_sentence(change, sentence):
+    with pytest.raises(UserError, match=sentence):
+        replace(RECIPE, **change)
+
+
+@pytest.mark.parametrize("arguments", [{"time_budget": 0}, {"time_budget": -1.0}, {"patience": 0}, {"until": 0}])
+def test_a_budget_that_cannot_be_gets_its_sentence(arguments):
+    with pytest.raises(UserError, match="must be greater than 0"):
+        fit(make_model(), TRAIN, VALIDATION, RECIPE, **arguments)
