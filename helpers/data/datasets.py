@@ -96,7 +96,9 @@ def names(folder: str | Path | None = None) -> list[str]:
     return sorted({*NAMES, *own})
 
 
-def load(name: str, folder: str | Path | None = None, *, image_size: int | None = None, seed: int = 0) -> Dataset:
+def load(
+    name: str, folder: str | Path | None = None, *, image_size: int | None = None, seed: int = 0, resize: str = "crop"
+) -> Dataset:
     """Real images: found, decoded once, cached, split, and described in one printed line.
 
     Args:
@@ -105,6 +107,7 @@ def load(name: str, folder: str | Path | None = None, *, image_size: int | None 
         image_size: pixels of a model's input. Photographs, by default for 224, are stored a seventh larger (256), as
             room for crops; CIFAR stays at its 32.
         seed: decides who goes where when the source brings no validation or test split of its own.
+        resize: how photographs become square: `crop` keeps the middle, `squash` the whole without its aspect ratio.
 
     Raises:
         UserError: the folder, a class or a split is missing or empty, there are too few classes or images, a file is
@@ -114,6 +117,8 @@ def load(name: str, folder: str | Path | None = None, *, image_size: int | None 
         image_size = cifar.PIXELS if name in cifar.NAMES else 224
     if image_size < 1 or seed < 0:
         raise UserError(f"Image size {image_size} with seed {seed} cannot be; the size starts at 1 and the seed at 0.")
+    if resize not in photographs.RESIZES:
+        raise UserError(f"There is no resize '{resize}'; choose from {', '.join(photographs.RESIZES)}.")
     base = data_dir(folder)
     if not base.is_dir():
         raise UserError(f"There is no data folder '{base}'; create it, or set DATA_DIR to the right one.")
@@ -122,7 +127,7 @@ def load(name: str, folder: str | Path | None = None, *, image_size: int | None 
     if name in cifar.NAMES:
         dataset = _divide(*cifar.load(name, base, image_size), cifar.HELD_OUT, seed, named=False)
     else:
-        dataset = _divide(name, photographs.load(name, base, image_size * 8 // 7), photographs.HELD_OUT, seed)
+        dataset = _divide(name, photographs.load(name, base, image_size * 8 // 7, resize), photographs.HELD_OUT, seed)
     counts = ", ".join(f"{len(split)} {key}" for key, split in dataset.splits.items())
     print(f"{name}: found in {dataset.source}: {counts} images, {len(dataset.classes)} classes.")
     if dataset.skipped:

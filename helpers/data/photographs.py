@@ -14,15 +14,17 @@ from helpers.runtime import UserError
 
 KAGGLE = {"pikachu": "hal0samuel/pikachu-classification-dataset"}
 HELD_OUT = 0.2
+RESIZES = ("crop", "squash")
 
 
-def load(name: str, base: Path, size: int) -> Pool:
+def load(name: str, base: Path, size: int, resize: str = "crop") -> Pool:
     """The photographs of the image folder `name`, else of `base` itself, else of Kaggle, `size` pixels wide and high."""
     source, root = _find(name, base)
     files = list_files(root, source)
     paths, read = [file.path for file in files], partial(read_file, root)
-    decoded = partial(decode, source, paths, read, decode_photograph, size)
-    return load_pool(base, Path(name).name, source, files, size, decoded)
+    decoder = partial(decode_photograph, resize=resize) if resize != "crop" else decode_photograph
+    cached_as = Path(name).name if resize == "crop" else f"{Path(name).name}-{resize}"
+    return load_pool(base, cached_as, source, files, size, partial(decode, source, paths, read, decoder, size))
 
 
 def _find(name: str, base: Path) -> tuple[str, Path]:
@@ -50,8 +52,12 @@ def _download(name: str) -> Path:
         raise UserError(f"{why}; try again with a network, {instead}.") from error
 
 
-def decode_photograph(content: bytes, size: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """The middle square of an image file, whatever its mode, upright and in colour.
+def decode_photograph(content: bytes, size: int, resize: str = "crop") -> tuple[np.ndarray, tuple[int, int]]:
+    """An image file made square, whatever its mode, upright and in colour.
+
+    Args:
+        resize: `crop` keeps the middle square; `squash` keeps the whole image and not its aspect ratio, as the code of
+            report `pikachu` does.
 
     Returns:
         uint8 (3, size, size), and the width and height of the upright original in pixels.
@@ -69,10 +75,13 @@ def decode_photograph(content: bytes, size: int) -> tuple[np.ndarray, tuple[int,
         width, height = image.size[::-1] if on_its_side else image.size
         image.draft(None, (2 * size, 2 * size))  # a JPEG is read at 1/2, 1/4 or 1/8, never below twice the size
         upright = _to_rgb(ImageOps.exif_transpose(image))
-    side = min(upright.size)
-    left, top = (upright.width - side) / 2, (upright.height - side) / 2
-    # Cut out first, then resized: an image of 1 x 10,000 pixels would otherwise grow to millions on the way.
-    square = upright.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+    box = None  # the whole image
+    if resize == "crop":
+        side = min(upright.size)
+        left, top = (upright.width - side) / 2, (upright.height - side) / 2
+        box = (left, top, left + side, top + side)
+    # Cropped while resizing: an image of 1 x 10,000 pixels would otherwise grow to millions on the way.
+    square = upright.resize((size, size), Image.Resampling.BILINEAR, box=box)
     return np.asarray(square).transpose(2, 0, 1), (width, height)
 
 

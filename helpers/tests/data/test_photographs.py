@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import Resize
+from torchvision.transforms.functional import pil_to_tensor
 
 from helpers import data
 from helpers.data import photographs
@@ -288,6 +290,20 @@ def test_the_middle_square_is_what_is_kept(tmp_path):
     pixels[:, :64], pixels[:, 64:128], pixels[:, 128:] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
     for image in (Image.fromarray(pixels), Image.fromarray(pixels.transpose(1, 0, 2))):
         assert (decoded(tmp_path, image)[1:-1, 1:-1] == (0, 255, 0)).all()  # at the edge the neighbours shine in
+
+
+def test_squashed_the_whole_image_is_kept_without_its_aspect_ratio(tmp_path):
+    """The same pixels as torchvision's `Resize((size, size))`, which the report's code uses."""
+    root = fill(tmp_path / "pets")
+    dataset = load(tmp_path, resize="squash")
+    with Image.open(root / dataset.train.names[0]) as image:
+        expected = pil_to_tensor(Resize((STORED, STORED))(image))
+    assert torch.equal(dataset.train.images[0], expected)
+    assert not torch.equal(load(tmp_path).train.images, dataset.train.images)
+    cached = sorted(path.name for path in (tmp_path / "cache").iterdir())
+    assert cached == [f"pets-{STORED}.npz", f"pets-squash-{STORED}.npz"]
+    with pytest.raises(UserError, match="no resize 'stretch'; choose from crop, squash"):
+        load(tmp_path, resize="stretch")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
