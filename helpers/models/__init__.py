@@ -1,5 +1,6 @@
 """What is trained: blocks, networks, and what can be counted about them."""
 
+from helpers.models.blocks import zero_last_batchnorm
 from helpers.models.registry import (
     MODELS,
     RESNET18,
@@ -62,4 +63,5 @@ __all__ = [
     "resnext50_32x4d",
     "slim_resnet",
     "torchsummary_table",
+    "zero_last_batchnorm",
 ]

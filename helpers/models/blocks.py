@@ -14,9 +14,11 @@ from torchvision.ops import SqueezeExcitation
 from helpers.runtime import UserError
 
 
-def convolution(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    """A convolution without bias (the BatchNorm after it has one) that keeps the image size at stride 1."""
-    padding = kernel_size // 2
+def convolution(
+    in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1, padding: int | None = None
+) -> nn.Conv2d:
+    """A convolution without bias (the BatchNorm after it has one); unless padded otherwise, it keeps the size at stride 1."""
+    padding = kernel_size // 2 if padding is None else padding
     return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False)
 
 
@@ -284,6 +286,23 @@ class WideBlock(nn.Module):
         out = self.relu(self.bn2(self.conv1(activated)))
         out = self.conv2(self.dropout(out))
         return out + (x if self.downsample is None else self.downsample(activated))
+
+
+def zero_last_batchnorm(model: nn.Module) -> None:
+    """Start every residual block as its shortcut: the weights of its last BatchNorm become 0, in place.
+
+    Works for our blocks and torchvision's.
+
+    Source: Goyal et al. 2017, section 5.1.
+
+    Raises:
+        ValueError: no residual block ends in a BatchNorm. That of a WideResNet ends in a convolution.
+    """
+    blocks = [block for block in model.modules() if hasattr(block, "downsample") and not isinstance(block, WideBlock)]
+    if not blocks:
+        raise ValueError("No residual block of this network ends in a BatchNorm, so none can start at zero.")
+    for block in blocks:
+        nn.init.zeros_((block.bn3 if hasattr(block, "bn3") else block.bn2).weight)
 
 
 def narrow_branch(in_channels: int, group_width: int, stride: int) -> nn.Sequential:

@@ -17,18 +17,23 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import ResNet18_Weights, ResNet50_Weights, ResNeXt50_32X4D_Weights, WeightsEnum, get_model
 
 from helpers.models.blocks import BasicBlock, Bottleneck, Res2NetBlock, ResidualBlock, convolution, require_positive
-from helpers.models.zoo import SimpleNet, WideResNet, ZooResNeXt
+from helpers.models.zoo import SimpleNet, WideResNet, ZooResNeXt, start_he_normal
 from helpers.runtime import UserError
 
 
 @dataclass(frozen=True)
 class Stem:
-    """The layers before the first residual block; the defaults are those of ImageNet networks."""
+    """The layers before the first residual block; the defaults are those of ImageNet networks.
+
+    `padding` is the convolution's; None keeps the image size at stride 1.
+    """
 
     channels: int = 64
     kernel_size: int = 7
     stride: int = 2
     max_pool: bool = True
+    padding: int | None = None
+    pool_padding: int = 1
 
 
 @dataclass(frozen=True)
@@ -61,10 +66,10 @@ class ResidualNet(nn.Module):
         require_positive(
             channels=stem.channels, kernel_size=stem.kernel_size, stride=stem.stride, num_classes=num_classes
         )
-        self.conv1 = convolution(3, stem.channels, stem.kernel_size, stem.stride)
+        self.conv1 = convolution(3, stem.channels, stem.kernel_size, stem.stride, padding=stem.padding)
         self.bn1 = nn.BatchNorm2d(stem.channels)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem.max_pool else nn.Identity()
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=stem.pool_padding) if stem.max_pool else nn.Identity()
         self.stage_names = [f"layer{number}" for number in range(1, len(stages) + 1)]
         channels = stem.channels
         for name, stage in zip(self.stage_names, stages, strict=True):
@@ -179,14 +184,30 @@ def resnext50_32x4d(num_classes: int) -> ResidualNet:
     return bottleneck50(num_classes, cardinality=32, group_width=4)
 
 
-def bottleneck50(num_classes: int, cardinality: int, group_width: int) -> ResidualNet:
+def resnext50_unpadded(num_classes: int) -> ResidualNet:
+    """ResNeXt-50 (32×4d) as report `pikachu` coded it: the max-pool has no padding, so stage one sees 55×55 pixels."""
+    return bottleneck50(num_classes, cardinality=32, group_width=4, stem=Stem(pool_padding=0))
+
+
+def bottleneck50(num_classes: int, cardinality: int, group_width: int, stem: Stem = Stem()) -> ResidualNet:  # noqa: B008
     """50 layers of bottlenecks: whenever the image halves, the channels and the group width double."""
     stages = []
     for number, blocks in enumerate((3, 4, 6, 3)):
         out_channels = 64 * 2**number * Bottleneck.expansion
         arguments = {"cardinality": cardinality, "group_width": group_width * 2**number}
         stages.append(Stage(blocks, out_channels, stride=1 if number == 0 else 2, block_arguments=arguments))
-    return ResidualNet(Bottleneck, Stem(), stages, num_classes)
+    return ResidualNet(Bottleneck, stem, stages, num_classes)
+
+
+# Report `pikachu`'s own network for CIFAR-10, as its published code has it: the stem shrinks 32×32 pixels to 8×8.
+PIKACHU_RESNEXT29 = Description(
+    Stem(64, 3, 2, padding=3, pool_padding=0),
+    tuple(
+        Stage(3, out_channels, stride, {"cardinality": 32, "group_width": group_width})
+        for out_channels, stride, group_width in ((256, 1, 2), (512, 2, 8), (1024, 2, 16))
+    ),
+    Bottleneck,
+)
 
 
 def resnext29(num_classes: int, cardinality: int, group_width: int, stem: Stem) -> ResidualNet:
@@ -219,10 +240,11 @@ def res2next29_6c24w4s(num_classes: int) -> ResidualNet:
 
 @dataclass(frozen=True)
 class Model:
-    """A row of the registry: how to make the network, and where its ImageNet weights are, if any."""
+    """A row of the registry: how to make the network, its ImageNet weights if any, and its initialisation if not `make`'s."""
 
     make: Callable[[int], nn.Module]
     weights: WeightsEnum | None = None
+    initialisation: str | None = None
 
 
 def from_torchvision(name: str, num_classes: int) -> nn.Module:
@@ -240,6 +262,8 @@ MODELS = {
     "resnext29_8x64d": Model(partial(resnext29_paper, cardinality=8, group_width=64)),
     "resnext29_16x64d": Model(partial(resnext29_paper, cardinality=16, group_width=64)),
     "resnext29_under5m": Model(resnext29_under5m),
+    "resnext50_unpadded": Model(resnext50_unpadded, ResNeXt50_32X4D_Weights.IMAGENET1K_V1),
+    "pikachu_resnext29": Model(PIKACHU_RESNEXT29.build, initialisation="he"),
     **{name: Model(description.build) for name, description in SLIM.items()},
     "torchvision/resnext50_32x4d": Model(
         partial(from_torchvision, "resnext50_32x4d"), ResNeXt50_32X4D_Weights.IMAGENET1K_V1
@@ -264,26 +288,47 @@ MODELS = {
 }
 
 
+def initialise_torch(model: nn.Module) -> None:
+    """Torch's default weights in every layer, drawn anew."""
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+
+
+INITIALISATIONS = {"torch": initialise_torch, "he": start_he_normal}
+
+
 def names() -> list[str]:
     """The names that `build` knows."""
     return list(MODELS)
 
 
-def build(name: str, num_classes: int, *, pretrained: bool = False) -> nn.Module:
+def build(name: str, num_classes: int, *, pretrained: bool = False, initialisation: str | None = None) -> nn.Module:
     """A named network with `num_classes` outputs, from scratch or (`pretrained`) from torchvision's ImageNet weights.
 
     Ours take torchvision's weights too: the parameter names are the same. The pretrained head is replaced by a new one.
 
+    Args:
+        initialisation: `torch` (each layer's default), `he` (He-normal convolutions and linear layers, fan-in), or None,
+            the network's own.
+
     Raises:
-        UserError: the name is unknown, `num_classes` is not a whole number of at least 1, this network has no published
-            weights, or they cannot be downloaded.
+        UserError: the name or the initialisation is unknown, `num_classes` is not a whole number of at least 1, this
+            network has no published weights, or they cannot be downloaded.
     """
     if name not in MODELS:
         raise UserError(f"There is no model '{name}'; choose one of {', '.join(names())}.")
+    if initialisation not in (None, *INITIALISATIONS):
+        raise UserError(f"There is no initialisation '{initialisation}'; choose one of {', '.join(INITIALISATIONS)}, or None.")
+    if pretrained and initialisation:
+        raise UserError("Pretrained weights need no initialisation; leave out one of the two.")
     require_positive(num_classes=num_classes)
     model = MODELS[name]
     if not pretrained:
-        return model.make(num_classes)
+        network = model.make(num_classes)
+        if chosen := initialisation or model.initialisation:
+            INITIALISATIONS[chosen](network)
+        return network
     network = model.make(1000)
     network.load_state_dict(imagenet_weights(name))
     network.fc = nn.Linear(network.fc.in_features, num_classes)

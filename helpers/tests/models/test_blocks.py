@@ -4,7 +4,18 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from helpers.models.blocks import BasicBlock, Bottleneck, EarlyConcatenation, SplitBranches, as_form, slice_into_branches
+from helpers import models
+from helpers.models.blocks import (
+    BasicBlock,
+    Bottleneck,
+    EarlyConcatenation,
+    Res2NetBlock,
+    SplitBranches,
+    WideBlock,
+    as_form,
+    slice_into_branches,
+    zero_last_batchnorm,
+)
 from helpers.report.diagrams import draw_block
 from helpers.runtime import UserError
 
@@ -137,3 +148,36 @@ def test_drawing_shows_the_blocks_own_numbers():
     assert "concatenate: 512 channels" in early and "512, 1×1, 512" in early
     assert "512, 3×3, 512, 8 groups" in grouped
     assert "shortcut: 256, 1×1, 512" in grouped
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        lambda: BasicBlock(16, 16),
+        lambda: BasicBlock(16, 16, reduction=4),
+        lambda: Bottleneck(16, 16, cardinality=2, group_width=4),
+        lambda: Res2NetBlock(16, 16, group_width=4),
+        lambda: SplitBranches(16, 16, cardinality=2, group_width=4),
+        lambda: models.build("torchvision/resnet18", 2).layer1[0],
+    ],
+)
+def test_with_its_last_batchnorm_at_zero_a_block_starts_as_its_shortcut(block):
+    torch.manual_seed(0)
+    block = block()
+    images = torch.randn(2, block.conv1.in_channels if hasattr(block, "conv1") else 16, 6, 6)
+    assert not torch.equal(block(images), images.relu())
+    zero_last_batchnorm(block)
+    assert torch.equal(block(images), images.relu())
+
+
+def test_every_block_of_a_network_and_nothing_else_starts_at_zero():
+    model = models.build("resnext29_under5m", 10)
+    models.zero_last_batchnorm(model)
+    zeros = [name for name, parameter in model.named_parameters() if name.endswith("weight") and not parameter.any()]
+    assert zeros == [f"layer{stage}.{block}.bn3.weight" for stage in (1, 2, 3) for block in (0, 1, 2)]
+
+
+@pytest.mark.parametrize("model", [WideBlock(8, 8), torch.nn.Linear(2, 2)])
+def test_without_a_last_batchnorm_there_is_none_to_zero(model):
+    with pytest.raises(ValueError, match="No residual block of this network ends in a BatchNorm"):
+        zero_last_batchnorm(model)

@@ -27,6 +27,9 @@ PARAMETERS = {
     "resnext29_8x64d": {10: 34_426_698},
     "resnext29_16x64d": {10: 68_155_210},
     "resnext29_under5m": {10: 4_761_770},
+    # Report `pikachu` as coded: its own count, and torchvision's, since padding has no parameters.
+    "pikachu_resnext29": {10: 4_678_602},
+    "resnext50_unpadded": {1000: 25_028_904, 2: 22_984_002},
     # Report `slim`, figures 1 and 3; the last is derived in test_slim.py from arXiv 2306.12100's 4,697,742.
     "slim_resnet_trial1": {10: 11_160_618},
     "slim_resnet_trial2": {10: 4_963_882},
@@ -285,3 +288,55 @@ def test_drawing_shows_every_stage():
     assert "6 blocks of\n1×1, 512\n3×3, 512, C=32\n1×1, 1024" in texts
     assert "64×112×112\n9,536\n0.12" in texts
     assert "2048×7×7\n14,544,896\n0.87" in texts
+
+
+def test_pikachus_own_network_as_coded():
+    """Stem 3×3, stride 2, padding 3, then a max-pool without padding: 32 pixels become 18, then 8; stages 8, 4, 2."""
+    model = models.build("pikachu_resnext29", 10)
+    rows = {row.name: row.output_shape[1:] for row in models.layer_table(model, (1, 3, 32, 32))}
+    assert (rows["conv1"], rows["maxpool"]) == ((64, 18, 18), (64, 8, 8))
+    assert [rows[f"layer{k}"] for k in (1, 2, 3)] == [(256, 8, 8), (512, 4, 4), (1024, 2, 2)]
+    blocks = [block for k in (1, 2, 3) for block in model.get_submodule(f"layer{k}")]
+    assert [block.conv2.out_channels for block in blocks] == [64] * 3 + [256] * 3 + [512] * 3
+    assert {block.conv2.groups for block in blocks} == {32}
+
+
+def test_resnext50_without_padding_differs_from_torchvisions_in_its_outputs_alone():
+    ours, theirs = models.build("resnext50_unpadded", 2), models.build("torchvision/resnext50_32x4d", 2)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    rows = {row.name: row.output_shape[1:] for row in models.layer_table(ours)}
+    assert (rows["maxpool"], rows["layer1"], rows["layer2"]) == ((64, 55, 55), (256, 55, 55), (512, 28, 28))
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert not torch.allclose(ours.eval()(images), theirs.eval()(images))
+
+
+@pytest.mark.parametrize("initialisation", ["torch", "he"])
+def test_the_chosen_initialisation(initialisation):
+    """Torch draws uniformly from ±1/√(fan in), He et al. 2015 from a normal of variance 2/(fan in)."""
+    torch.manual_seed(0)
+    model = models.build("resnext29_under5m", 10, initialisation=initialisation)
+    for layer in (model.layer1[0].conv2, model.layer2[0].conv1, model.fc):
+        weights = layer.weight.detach()
+        fan_in = weights[0].numel()
+        variance = 1 / (3 * fan_in) if initialisation == "torch" else 2 / fan_in
+        error = variance * (2 / weights.numel()) ** 0.5
+        assert abs(weights.var().item() - variance) < 4 * error
+        assert (weights.abs().max() <= fan_in**-0.5) == (initialisation == "torch")
+
+
+def test_each_networks_own_initialisation():
+    """Report `amp`'s network: He-normal by the fan out; report `pikachu`'s: He-normal by the fan in, the head too."""
+    torch.manual_seed(0)
+    amp, pikachu = models.build("resnext29_under5m", 10), models.build("pikachu_resnext29", 10)
+    layers = (amp.layer1[0].conv2, 9 * 128), (pikachu.layer3[1].conv2, 9 * 16), (pikachu.fc, 1024)
+    for weights, fan in ((layer.weight, fan) for layer, fan in layers):
+        assert abs(weights.var().item() * fan / 2 - 1) < 4 * (2 / weights.numel()) ** 0.5
+
+
+def test_an_unknown_initialisation_and_a_pointless_one_are_told():
+    with pytest.raises(UserError, match="There is no initialisation 'zeros'; choose one of torch, he, or None."):
+        models.build("resnet18", 2, initialisation="zeros")
+    with pytest.raises(UserError, match="Pretrained weights need no initialisation"):
+        models.build("resnet18", 2, pretrained=True, initialisation="torch")
