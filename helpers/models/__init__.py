@@ -1,67 +1,8 @@
-"""What is trained: blocks, networks, and what can be counted about them."""
+"""What is trained: blocks, networks by name, and (in `inspect`) what can be counted about them."""
+# ruff: noqa: F401 (the names that notebooks use)
 
-from helpers.models.blocks import zero_last_batchnorm
-from helpers.models.registry import (
-    MODELS,
-    RESNET18,
-    SLIM,
-    SLIM_STEM,
-    Description,
-    LayerRow,
-    Model,
-    ResidualNet,
-    Stage,
-    Stem,
-    bottleneck50,
-    build,
-    count_macs,
-    count_parameters,
-    from_torchvision,
-    imagenet_weights,
-    initialise,
-    layer_table,
-    majority_class,
-    make_stage,
-    names,
-    res2next29_6c24w4s,
-    resnet50,
-    resnext29,
-    resnext29_paper,
-    resnext29_under5m,
-    resnext50_32x4d,
-    slim_resnet,
-    torchsummary_table,
-)
-
-__all__ = [
-    "Description",
-    "LayerRow",
-    "MODELS",
-    "Model",
-    "RESNET18",
-    "ResidualNet",
-    "SLIM",
-    "SLIM_STEM",
-    "Stage",
-    "Stem",
-    "bottleneck50",
-    "build",
-    "count_macs",
-    "count_parameters",
-    "from_torchvision",
-    "imagenet_weights",
-    "initialise",
-    "layer_table",
-    "majority_class",
-    "make_stage",
-    "names",
-    "res2next29_6c24w4s",
-    "resnet50",
-    "resnext29",
-    "resnext29_paper",
-    "resnext29_under5m",
-    "resnext50_32x4d",
-    "slim_resnet",
-    "torchsummary_table",
-    "zero_last_batchnorm",
-]
+from helpers.models import inspect
+from helpers.models.blocks import BasicBlock, Bottleneck, EarlyConcatenation, Res2NetBlock, SplitBranches, WideBlock
+from helpers.models.inspect import count_macs, count_parameters, layer_table, majority_class, torchsummary_table
+from helpers.models.registry import MODELS, Model, build, imagenet_weights, names
+from helpers.models.resnet import RESNET18, SLIM, SLIM_STEM, Description, Stage, Stem, slim_resnet, zero_last_batchnorm

@@ -1,44 +1,105 @@
-"""What a network is made of: its layers in the order of their use, its image sizes, and how wide they are."""
+"""What a network is made of: layers, shapes, parameters, multiply–adds, receptive fields; and the widest that fits a limit."""
 
-from functools import cache
+import contextlib
+import copy
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache, partial
 from typing import NamedTuple
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from helpers import models
 from helpers.models.blocks import Bottleneck, Res2NetBlock, ResidualBlock
+from helpers.models.registry import build
+from helpers.models.resnet import Description, ResidualNet
+from helpers.models.zoo import ZooResNeXt
 
 
-class Line(NamedTuple):
-    """A line of a printed summary: C(onvolution), (Batch)N(orm), B(lock) or L(inear); its output's channels and side."""
+def count_parameters(model: nn.Module) -> int:
+    """How many trainable numbers the network has; a shared one counts once."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
-    kind: str
-    channels: int
-    side: int
+
+def count_macs(model: nn.Module, input_shape: Sequence[int] = (1, 3, 224, 224)) -> int:
+    """Multiply–adds of convolutions and linear layers in one forward pass; what papers often call FLOPs.
+
+    Torch counts two operations for each multiply–add. The pass runs on the meta device, on a copy: nothing is computed.
+    """
+    return sum(row.macs for row in layer_table(model, input_shape))
+
+
+class LayerRow(NamedTuple):
+    """One child of a network: its name, the shape of its output, its trainable parameters and its multiply–adds."""
+
+    name: str
+    output_shape: tuple[int, ...]
     parameters: int
+    macs: int
+
+
+def layer_table(model: nn.Module, input_shape: Sequence[int] = (1, 3, 224, 224)) -> list[LayerRow]:
+    """The direct children of a network in the order of their use, for a batch of `input_shape` (N, 3, H, W)."""
+    with FlopCounterMode(display=False) as counter:
+        outputs = _outputs(model, input_shape, lambda name, layer: name and "." not in name)
+    operations, root = counter.get_flop_counts(), type(model).__name__
+    return [
+        LayerRow(name, shape, count_parameters(layer), sum(operations.get(f"{root}.{name}", {}).values()) // 2)
+        for name, layer, shape in outputs
+    ]
+
+
+def _outputs(model: nn.Module, input_shape: Sequence[int], wanted: Callable) -> list[tuple[str, nn.Module, tuple[int, ...]]]:
+    """Name, layer and output shape of each wanted layer in the order of their use, on a copy on the meta device."""
+    ghost, found = copy.deepcopy(model).to("meta").eval(), []
+
+    def note(name: str, layer: nn.Module, inputs: tuple, output: Tensor) -> None:
+        found.append((name, layer, tuple(output.shape)))
+
+    for name, layer in ghost.named_modules():
+        if wanted(name, layer):
+            layer.register_forward_hook(partial(note, name))
+    with torch.no_grad():
+        ghost(torch.empty(input_shape, device="meta", dtype=next(ghost.parameters()).dtype))
+    return found
+
+
+def torchsummary_table(model: nn.Module, image_size: int) -> str:
+    """The text that torchsummary prints for square images, `image_size` pixels a side.
+
+    It runs random images through the network in the mode it is in, so it gets a copy on the CPU and a fork of the
+    random state: the model's BatchNorm statistics and the caller's random numbers stay as they were.
+    """
+    from torchsummary import summary
+
+    text = io.StringIO()
+    with torch.random.fork_rng(), contextlib.redirect_stdout(text):
+        summary(copy.deepcopy(model).cpu(), (3, image_size, image_size), device="cpu")
+    return text.getvalue()
+
+
+def majority_class(labels: Tensor) -> int:
+    """The most frequent label (the smallest of equals): the baseline that every trained model must pass."""
+    return int(torch.bincount(torch.as_tensor(labels)).argmax())
 
 
 @cache
 def network(name: str, num_classes: int) -> nn.Module:
-    """A named network without data: its layers and shapes at no cost. Not to be changed: every caller gets the same one."""
+    """A named network on the meta device, in eval mode: its layers and shapes at no cost. Shared; do not change it."""
     with torch.device("meta"):
-        return models.build(name, num_classes).eval()
+        return build(name, num_classes).eval()
 
 
-def convolutions(model: nn.Module) -> list[nn.Conv2d]:
-    """All convolutions, in the order of registration."""
-    return [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+def _layers(kind: type[nn.Module], model: nn.Module) -> list[nn.Module]:
+    return [layer for layer in model.modules() if isinstance(layer, kind)]
 
 
-def bottlenecks(model: nn.Module) -> list[Bottleneck]:
-    """All bottlenecks, from the stem to the head."""
-    return [layer for layer in model.modules() if isinstance(layer, Bottleneck)]
-
-
-def batch_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
-    """All BatchNorms, in the order of registration."""
-    return [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
+# All layers of a kind in a model, in the order of registration.
+convolutions, batch_norms, bottlenecks = (partial(_layers, kind) for kind in (nn.Conv2d, nn.BatchNorm2d, Bottleneck))
 
 
 def depth(model: nn.Module) -> int:
@@ -60,13 +121,13 @@ def kernel(layer: nn.Conv2d | nn.MaxPool2d) -> str:
 
 
 def image_sizes(model: nn.Module, image_size: int) -> list[int]:
-    """The sides of the images that the stem's convolution and each stage give, such as 112, 56, 28, 14, 7."""
-    rows = {row.name: row.output_shape for row in models.layer_table(model, (1, 3, image_size, image_size))}
+    """Pixels a side after the stem's convolution and after each stage, such as 112, 56, 28, 14, 7."""
+    rows = {row.name: row.output_shape for row in layer_table(model, (1, 3, image_size, image_size))}
     return [rows[name][-1] for name in ("conv1", *model.stage_names)]
 
 
 def stages(model: nn.Module) -> str:
-    """Widths, groups and blocks of a bottleneck network, a stage after the other: `128, 128 C=32, 256 ×3; …`."""
+    """Widths, groups and blocks of a bottleneck network, stage by stage: `128, 128 C=32, 256 ×3; …`."""
     texts = []
     for name in model.stage_names:
         stage = model.get_submodule(name)
@@ -76,31 +137,32 @@ def stages(model: nn.Module) -> str:
     return "; ".join(texts)
 
 
+class Line(NamedTuple):
+    """One line of a printed summary: C(onvolution), (Batch)N(orm), B(lock) or L(inear); its output's channels and side."""
+
+    kind: str
+    channels: int
+    side: int
+    parameters: int
+
+
 def lines(model: nn.Module, image_size: int) -> list[Line]:
-    """The network line by line, as torchsummary prints it: convolutions, BatchNorms, blocks and the linear layer."""
+    """The network line by line, as torchsummary prints it."""
     kinds = {nn.Conv2d: "C", nn.BatchNorm2d: "N", nn.Linear: "L"}
-    found = []
-
-    def note(layer: nn.Module, inputs: tuple, output: Tensor) -> None:
-        kind = kinds.get(type(layer), "B")
-        parameters = 0 if kind == "B" else models.count_parameters(layer)
-        found.append(Line(kind, output.shape[1], output.shape[2] if output.dim() == 4 else 1, parameters))
-
-    layers = [layer for layer in model.modules() if type(layer) in kinds or isinstance(layer, ResidualBlock)]
-    hooks = [layer.register_forward_hook(note) for layer in layers]
-    try:
-        model(torch.empty(1, 3, image_size, image_size, device="meta"))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found
+    outputs = _outputs(model, (1, 3, image_size, image_size), lambda _, layer: isinstance(layer, (*kinds, ResidualBlock)))
+    return [
+        Line(kinds[type(layer)], shape[1], shape[2] if len(shape) == 4 else 1, count_parameters(layer))
+        if type(layer) in kinds
+        else Line("B", shape[1], shape[2], 0)
+        for _, layer, shape in outputs
+    ]
 
 
 def receptive_fields(block: Bottleneck | Res2NetBlock, parts: int, image_size: int = 11) -> Tensor:
-    """What each part of the channels before a block's last 1×1 convolution sees of the input: (parts, image_size, image_size).
+    """How strongly each part of the channels before a block's last 1×1 convolution depends on each pixel of the input.
 
     The absolute gradient of the part's middle pixel, summed over its channels, by each pixel of a random image, summed over
-    the image's channels; zero where the pixel is not seen.
+    the image's channels; zero where the pixel is not seen: (parts, image_size, image_size).
     """
     weight = block.conv1.weight
     image = torch.randn(1, weight.shape[1], image_size, image_size, generator=torch.Generator().manual_seed(0))
@@ -119,3 +181,80 @@ def receptive_fields(block: Bottleneck | Res2NetBlock, parts: int, image_size: i
 def field_width(field: Tensor) -> int:
     """On how many columns a receptive field (H, W) is not zero."""
     return int((field > 0).any(0).sum())
+
+
+def stage_table(network: ResidualNet | ZooResNeXt, image_size: int = 32) -> pd.DataFrame:
+    """One row each for the stem, every stage and the head: output shape, parameters and multiply–adds.
+
+    The columns `output` (channels × height × width), `parameters` and `MACs` are of one image of `image_size` pixels a
+    side; the two shares are fractions of the whole network's.
+    """
+    rows = {}
+    for layer in layer_table(network, (1, 3, image_size, image_size)):
+        name = layer.name
+        if name not in network.stage_names:
+            name = "head" if any(stage in rows for stage in network.stage_names) else "stem"
+        row = rows.setdefault(name, {"stage": name, "output": "", "parameters": 0, "MACs": 0})
+        row["output"] = "×".join(map(str, layer.output_shape[1:]))
+        row["parameters"] += layer.parameters
+        row["MACs"] += layer.macs
+    table = pd.DataFrame(rows.values())
+    for name in ("parameters", "MACs"):
+        table[f"share of {name}"] = table[name] / table[name].sum()
+    return table
+
+
+def at_width(description: Description, width: int) -> Description:
+    """The same network at another width: its numbers of channels in their smallest whole proportion, times `width`.
+
+    ResNet-18 with 64, 64, 128, 256 and 512 channels is 1, 1, 2, 4 and 8 times 64. The group width of a bottleneck is
+    one of the numbers.
+    """
+    unit, stages = math.gcd(*_channels(description)), []
+    for stage in description.stages:
+        arguments = dict(stage.block_arguments)
+        if "group_width" in arguments:
+            arguments["group_width"] = arguments["group_width"] // unit * width
+        stages.append(replace(stage, out_channels=stage.out_channels // unit * width, block_arguments=arguments))
+    stem = replace(description.stem, channels=description.stem.channels // unit * width)
+    return replace(description, stem=stem, stages=tuple(stages))
+
+
+def widest(description: Description, num_classes: int, max_parameters: int) -> Description:
+    """The widest network of this form with at most `max_parameters`, by bisection over whole widths.
+
+    With squeeze-and-excitation, only widths count whose channels divide by the reduction.
+
+    Raises:
+        ValueError: not even the narrowest fits.
+    """
+    step = _step(description)
+
+    def fits(steps: int) -> bool:
+        with torch.device("meta"):
+            return count_parameters(at_width(description, steps * step).build(num_classes)) <= max_parameters
+
+    if not fits(1):
+        raise ValueError(
+            f"Even the narrowest network of this form has more than {max_parameters:,} parameters; take fewer blocks."
+        )
+    low, high = 1, 2
+    while fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return at_width(description, low * step)
+
+
+def _channels(description: Description) -> list[int]:
+    """Every number in a description that grows with its width."""
+    groups = (stage.block_arguments.get("group_width") for stage in description.stages)
+    return [description.stem.channels, *(stage.out_channels for stage in description.stages), *filter(None, groups)]
+
+
+def _step(description: Description) -> int:
+    """The smallest width at which all channels divide by their stage's reduction."""
+    unit = math.gcd(*_channels(description))
+    reductions = [(stage.out_channels // unit, stage.block_arguments.get("reduction") or 1) for stage in description.stages]
+    return math.lcm(*(reduction // math.gcd(reduction, ratio) for ratio, reduction in reductions))

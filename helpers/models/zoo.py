@@ -1,23 +1,11 @@
-"""The zoo: the networks of report `zoo` that are not a `ResidualNet`, all with the report's He-normal start."""
+"""The networks of report `zoo` that are not a `ResidualNet`, all with the report's He-normal initialisation."""
 
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from helpers.models.blocks import Bottleneck, WideBlock, convolution, require_positive
-from helpers.runtime import UserError
-
-
-def start_he_normal(model: nn.Module) -> None:
-    """He-normal convolutions and linear layers (fan in), biases at zero: Keras's `he_normal`, but for its cut tails.
-
-    Source: report `zoo`, section 3.4; He et al. 2015, section 2.2.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+from helpers.models.resnet import initialise_he
 
 
 class SimpleNet(nn.Module):
@@ -53,7 +41,7 @@ class SimpleNet(nn.Module):
             in_channels = out_channels
         self.maxpool = nn.AdaptiveMaxPool2d(1)
         self.fc = nn.Linear(in_channels, num_classes)
-        start_he_normal(self)
+        initialise_he(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W), at least 16 pixels a side, to class scores (N, num_classes)."""
@@ -71,7 +59,7 @@ class WideResNet(nn.Module):
     Source: Zagoruyko and Komodakis 2016, table 1.
 
     Raises:
-        UserError: the depth is not 6N + 4, or the width is not a whole number of at least 1.
+        ValueError: the depth is not 6N + 4, or the width is not a whole number of at least 1.
     """
 
     def __init__(self, num_classes: int, depth: int, width: int, dropout: float = 0.0):
@@ -79,7 +67,7 @@ class WideResNet(nn.Module):
         require_positive(depth=depth, width=width)
         blocks, rest = divmod(depth - 4, 6)
         if rest or blocks < 1:
-            raise UserError(f"depth is {depth}, but a wide residual network has 6N + 4 layers; choose 10, 16, 22, 28, ….")
+            raise ValueError(f"depth is {depth}, but a wide residual network has 6N + 4 layers; choose 10, 16, 22, 28, ….")
         self.conv1 = convolution(3, 16, 3)
         in_channels = 16
         for number, stride in enumerate((1, 2, 2)):
@@ -92,7 +80,7 @@ class WideResNet(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(in_channels, num_classes)
-        start_he_normal(self)
+        initialise_he(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) to class scores (N, num_classes)."""
@@ -132,7 +120,7 @@ class ZooResNeXt(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(out_channels, num_classes)
         self.rectify = rectify
-        start_he_normal(self)
+        initialise_he(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) to class scores (N, num_classes)."""

@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from helpers.models.blocks import Bottleneck
-from helpers.models.registry import ResidualNet, layer_table
+from helpers.models.inspect import layer_table
+from helpers.models.resnet import ResidualNet
 
 LAYER, GROUPED, SHORTCUT = "#E6E6E6", "#9CCBEB", "#E69F00"  # 1×1 convolutions and the rest, the 3×3, the shortcut
 
@@ -121,7 +122,7 @@ def receptive_fields(fields: Mapping[str, Tensor], columns: int = 4) -> Figure:
     """Receptive fields (H, W), a panel a title: the darker a pixel, the more it counts; a square around all that count.
 
     Args:
-        fields: a title for each of `anatomy.receptive_fields`.
+        fields: a title for each of `models.inspect.receptive_fields`.
     """
     rows = -(-len(fields) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(2.1 * columns, 2.5 * rows), squeeze=False, layout="constrained")

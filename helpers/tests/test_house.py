@@ -21,8 +21,6 @@ TODAY = {
         "helpers/data/cifar.py": 315,
         "helpers/demo/classify.py": 388,
         "helpers/experiments/plan.py": 327,
-        "helpers/models/blocks.py": 360,
-        "helpers/models/registry.py": 418,
         "helpers/report/claims/amp.py": 380,
         "helpers/report/plots.py": 417,
         "helpers/report/tables.py": 303,

@@ -6,7 +6,7 @@ from helpers import models
 from helpers.data import cifar
 from helpers.models import inspect as anatomy
 from helpers.models.blocks import BasicBlock
-from helpers.models.registry import ResidualNet, Stage, Stem
+from helpers.models.resnet import ResidualNet, Stage, Stem
 from helpers.report.claims.checks import Arithmetic, Bound, Chance, Each, parameters, pixels, published, shape_of, tally
 from helpers.report.claims.evidence import Claim, Evidence
 from helpers.report.claims.run_checks import Accuracy, Better, Close

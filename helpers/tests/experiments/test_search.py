@@ -11,7 +11,7 @@ import pytest
 from helpers import data, models, runtime
 from helpers.experiments import plan, search
 from helpers.experiments.search import Search
-from helpers.models.registry import Description, Model, Stage, Stem
+from helpers.models import Description, Model, Stage, Stem
 from helpers.report import plots
 from helpers.runtime import ROOT, UserError
 from helpers.training import loop as training

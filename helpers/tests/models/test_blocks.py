@@ -3,23 +3,18 @@
 import matplotlib.pyplot as plt
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from helpers import models
-from helpers.models.blocks import (
-    BasicBlock,
-    Bottleneck,
-    EarlyConcatenation,
-    Res2NetBlock,
-    SplitBranches,
-    WideBlock,
-    as_form,
-    slice_into_branches,
-    zero_last_batchnorm,
-)
+from helpers.models.blocks import BasicBlock, Bottleneck, EarlyConcatenation, Res2NetBlock, SplitBranches, WideBlock, excitation
+from helpers.models.inspect import count_parameters
+from helpers.models.resnet import zero_last_batchnorm
 from helpers.report.diagrams import draw_block
-from helpers.runtime import UserError
 
 FORMS = [SplitBranches, EarlyConcatenation]
+
+
 SHAPES = {"identity": (24, 24, 1), "projection": (16, 24, 1), "stride": (16, 24, 2)}
 
 
@@ -51,7 +46,7 @@ def outputs_and_gradients(block, images):
 @pytest.mark.parametrize("form", FORMS)
 def test_three_forms_are_equal(form, shape, training, dtype, tolerance):
     block = grouped_block(shape, dtype).train(training)
-    twin = as_form(form, block)
+    twin = form.from_grouped(block)
     images = torch.randn(2, block.conv1.in_channels, 6, 6, dtype=dtype)
     out, image_gradient, gradients = outputs_and_gradients(block, images)
     twin_out, twin_image_gradient, twin_gradients = outputs_and_gradients(twin, images)
@@ -61,15 +56,15 @@ def test_three_forms_are_equal(form, shape, training, dtype, tolerance):
 
     equal(twin_out, out)
     equal(twin_image_gradient, image_gradient)
-    equal(twin_gradients, slice_into_branches(form, gradients, cardinality=4))
-    equal(twin.state_dict(), slice_into_branches(form, block.state_dict(), cardinality=4))
+    equal(twin_gradients, form.slices(gradients, cardinality=4))
+    equal(twin.state_dict(), form.slices(block.state_dict(), cardinality=4))
     assert (out == 0).any() and (out > 0).any()
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_form_is_a_copy_with_as_many_parameters(form):
     block = grouped_block("stride").eval()
-    twin = as_form(form, block)
+    twin = form.from_grouped(block)
     assert sum(p.numel() for p in twin.parameters()) == sum(p.numel() for p in block.parameters())
     assert len(twin.branches) == 4 and not twin.training
     kept = block.conv1.weight.clone()
@@ -80,7 +75,7 @@ def test_a_form_is_a_copy_with_as_many_parameters(form):
 
 def test_a_wrong_slicing_is_noticed():
     block = grouped_block("identity").eval()
-    twin = as_form(SplitBranches, block)
+    twin = SplitBranches.from_grouped(block)
     first, second = twin.branches[0].conv2, twin.branches[1].conv2
     with torch.no_grad():
         swapped = second.weight.clone()
@@ -106,9 +101,7 @@ def test_grouped_convolution_by_hand():
     def convolution_weights(block):
         return sum(m.weight.numel() for m in block.modules() if isinstance(m, torch.nn.Conv2d))
 
-    assert convolution_weights(Bottleneck(256, 256, cardinality=32, group_width=4)) == 32 * (
-        256 * 4 + 9 * 4 * 4 + 4 * 256
-    )
+    assert convolution_weights(Bottleneck(256, 256, cardinality=32, group_width=4)) == 32 * (256 * 4 + 9 * 4 * 4 + 4 * 256)
     assert convolution_weights(Bottleneck(256, 256, group_width=64)) == 256 * 64 + 9 * 64 * 64 + 64 * 256
 
 
@@ -136,7 +129,7 @@ def test_a_basic_block_has_no_groups():
 @pytest.mark.parametrize("wrong", [{"stride": 0}, {"cardinality": -1}, {"group_width": 4.0}, {"in_channels": True}])
 def test_sizes_must_be_positive_whole_numbers(wrong):
     arguments = {"in_channels": 8, "out_channels": 8, "cardinality": 2, "group_width": 4, "stride": 1} | wrong
-    with pytest.raises(UserError, match=f"{next(iter(wrong))} must be a whole number of at least 1"):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be a whole number of at least 1"):
         Bottleneck(**arguments)
 
 
@@ -181,3 +174,63 @@ def test_every_block_of_a_network_and_nothing_else_starts_at_zero():
 def test_without_a_last_batchnorm_there_is_none_to_zero(model):
     with pytest.raises(ValueError, match="No residual block of this network ends in a BatchNorm"):
         zero_last_batchnorm(model)
+
+
+def randomised(block: nn.Module) -> nn.Module:
+    """The block in eval mode, with BatchNorm layers that are no longer the identity."""
+    for module in block.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.running_mean, -0.5, 0.5)
+    return block.eval()
+
+
+@pytest.mark.parametrize(("strided", "strides", "inner"), [("first", [2, 1], 5), ("second", [1, 2], 9)])
+def test_where_the_stride_sits(strided, strides, inner):
+    block = BasicBlock(4, 6, stride=2, strided=strided)
+    assert [block.conv1.stride[0], block.conv2.stride[0]] == strides
+    assert block.downsample[0].stride == (2, 2)
+    images = torch.zeros(1, 4, 9, 9)
+    assert block.conv1(images).shape == (1, 6, inner, inner)
+    assert block(images).shape == (1, 6, 5, 5)
+
+
+@pytest.mark.parametrize("strided", ["first", "second"])
+def test_a_block_of_5x5_convolutions_is_its_definition(strided):
+    torch.manual_seed(0)
+    block = randomised(BasicBlock(4, 6, stride=2, kernel_size=5, strided=strided))
+    images = torch.randn(2, 4, 8, 8)
+    one, two = (2, 1) if strided == "first" else (1, 2)
+    inner = torch.relu(block.bn1(F.conv2d(images, block.conv1.weight, stride=one, padding=2)))
+    outer = block.bn2(F.conv2d(inner, block.conv2.weight, stride=two, padding=2))
+    shortcut = block.downsample[1](F.conv2d(images, block.downsample[0].weight, stride=2))
+    assert torch.allclose(block(images), torch.relu(outer + shortcut), atol=1e-6)
+    assert block.downsample[0].kernel_size == (1, 1)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3, 5, 7])
+@pytest.mark.parametrize("size", [7, 8])
+def test_every_odd_kernel_keeps_the_size_and_halves_it_upwards(kernel_size, size):
+    images = torch.zeros(1, 4, size, size)
+    assert BasicBlock(4, 4, kernel_size=kernel_size)(images).shape[2:] == (size, size)
+    assert BasicBlock(4, 4, kernel_size=kernel_size, stride=2, strided="second")(images).shape[2:] == (4, 4)
+
+
+def test_excitation_by_hand():
+    torch.manual_seed(0)
+    block = randomised(BasicBlock(8, 8, reduction=4))
+    images = torch.randn(2, 8, 5, 5)
+    plain = block.bn2(block.conv2(torch.relu(block.bn1(block.conv1(images)))))
+    narrow, wide = block.excitation.fc1, block.excitation.fc2
+    means = torch.relu(plain.mean((2, 3)) @ narrow.weight[:, :, 0, 0].T + narrow.bias)
+    factors = torch.sigmoid(means @ wide.weight[:, :, 0, 0].T + wide.bias)
+    assert factors.shape == (2, 8) and narrow.out_channels == 2
+    assert torch.allclose(block(images), torch.relu(images + plain * factors[:, :, None, None]), atol=1e-6)
+
+
+def test_without_a_reduction_the_state_is_torchvisions():
+    assert not [name for name in BasicBlock(8, 8).state_dict() if "excitation" in name]
+
+
+def test_excitation_counts():
+    assert count_parameters(excitation(64, 16)) == 64 * 4 + 4 + 4 * 64 + 64 == 580

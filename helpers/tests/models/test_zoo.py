@@ -1,178 +1,20 @@
-"""The zoo: what each network is, layer by layer, from the papers' definitions written out and the report's own words."""
+"""Report `zoo`'s networks, layer by layer, from the papers' definitions and the report's own words."""
 
 import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from helpers import models
-from helpers.models import inspect as anatomy
-from helpers.models.blocks import Bottleneck, Res2NetBlock, WideBlock
-from helpers.models.registry import ResidualNet, Stage, Stem, count_parameters
-from helpers.models.zoo import SimpleNet, WideResNet, ZooResNeXt, start_he_normal
-from helpers.report import diagrams as drawings
-from helpers.runtime import UserError
+from helpers.models.inspect import count_parameters
+from helpers.models.resnet import initialise_he
+from helpers.models.zoo import SimpleNet, WideResNet, ZooResNeXt
 
 
 def shapes(name: str) -> dict[str, tuple[int, ...]]:
     """The output shape of each child of a network with 100 classes, for one CIFAR image."""
     return {row.name: row.output_shape[1:] for row in models.layer_table(models.build(name, 100), (1, 3, 32, 32))}
-
-
-def stirred(module: nn.Module) -> nn.Module:
-    """The module in float64 and evaluation mode, its BatchNorm layers no longer at one and zero."""
-    torch.manual_seed(0)
-    for layer in module.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            nn.init.uniform_(layer.weight, 0.5, 1.5)
-            nn.init.uniform_(layer.bias, -0.5, 0.5)
-            nn.init.uniform_(layer.running_mean, -0.5, 0.5)
-            nn.init.uniform_(layer.running_var, 0.5, 1.5)
-    return module.double().eval()
-
-
-def normalised(x: torch.Tensor, bn: nn.BatchNorm2d) -> torch.Tensor:
-    """What BatchNorm is in evaluation, from its four vectors."""
-    mean, var, weight, bias = (v.view(1, -1, 1, 1) for v in (bn.running_mean, bn.running_var, bn.weight, bn.bias))
-    return (x - mean) / (var + bn.eps).sqrt() * weight + bias
-
-
-@pytest.mark.parametrize(("scale", "cardinality"), [(4, 1), (4, 6), (2, 1), (5, 2)])
-@pytest.mark.parametrize("in_channels", [24, 16])
-def test_a_res2net_block_is_the_papers_equation_read_literally(scale, cardinality, in_channels):
-    block = stirred(Res2NetBlock(in_channels, 24, scale=scale, cardinality=cardinality, group_width=3))
-    images = torch.randn(2, in_channels, 7, 7, dtype=torch.float64)
-
-    def k(i, features):  # K2 is the first 3×3 convolution
-        out = F.conv2d(features, block.convs[i - 2].weight, padding=1, groups=cardinality)
-        return normalised(out, block.bns[i - 2]).relu()
-
-    wide = normalised(F.conv2d(images, block.conv1.weight), block.bn1).relu()
-    width = 3 * cardinality
-    x = {i: wide[:, (i - 1) * width : i * width] for i in range(1, scale + 1)}
-    y = {1: x[1], 2: k(2, x[2])}
-    for i in range(3, scale + 1):
-        y[i] = k(i, x[i] + y[i - 1])
-    out = normalised(F.conv2d(torch.cat([y[i] for i in range(1, scale + 1)], 1), block.conv3.weight), block.bn3)
-    shortcut = images
-    if in_channels != 24:
-        shortcut = normalised(F.conv2d(images, block.downsample[0].weight), block.downsample[1])
-    torch.testing.assert_close(block(images), (out + shortcut).relu(), rtol=1e-12, atol=1e-12)
-
-
-def test_a_strided_res2net_block_averages_the_first_part_and_adds_none():
-    block = stirred(Res2NetBlock(8, 8, scale=3, group_width=2, stride=2))
-    images = torch.randn(2, 8, 7, 7, dtype=torch.float64)
-    first, *parts = normalised(F.conv2d(images, block.conv1.weight), block.bn1).relu().split(2, 1)
-    y = [F.avg_pool2d(first, 3, 2, 1)]
-    for part, conv, bn in zip(parts, block.convs, block.bns, strict=True):
-        y.append(normalised(F.conv2d(part, conv.weight, stride=2, padding=1), bn).relu())
-    out = normalised(F.conv2d(torch.cat(y, 1), block.conv3.weight), block.bn3)
-    shortcut = normalised(F.conv2d(images, block.downsample[0].weight, stride=2), block.downsample[1])
-    torch.testing.assert_close(block(images), (out + shortcut).relu(), rtol=1e-12, atol=1e-12)
-    assert block(images).shape == (2, 8, 4, 4)
-
-
-def opened(block: nn.Module) -> nn.Module:
-    """The block with positive weights and no ReLU that closes, so that nothing hides."""
-    block = stirred(block)
-    with torch.no_grad():
-        for layer in block.modules():
-            if isinstance(layer, nn.Conv2d):
-                layer.weight.abs_()
-            if isinstance(layer, nn.BatchNorm2d):
-                layer.bias.fill_(9.0)
-    return block
-
-
-def widths(block: nn.Module, parts: int) -> list[int]:
-    return [anatomy.field_width(field) for field in anatomy.receptive_fields(opened(block), parts)]
-
-
-def test_the_parts_of_a_res2net_block_see_ever_further():
-    # One pixel at first, then 3, 5 and 7: "the output contains a different number of receptive field sizes", section 3.1.
-    assert widths(Res2NetBlock(4, 16, scale=4, group_width=1), 4) == [1, 3, 5, 7]
-    assert widths(Res2NetBlock(4, 16, scale=4, group_width=1, stride=2), 4) == [3, 3, 3, 3], "nothing is handed on"
-    assert widths(Bottleneck(4, 16, cardinality=4, group_width=1), 1) == [3]
-
-
-def test_a_receptive_field_lies_around_the_middle_and_its_strength_is_the_gradient():
-    block = opened(Bottleneck(2, 2, group_width=1))
-    [field] = anatomy.receptive_fields(block, 1, image_size=7)
-    assert (field > 0).nonzero().tolist() == [[y, x] for y in (2, 3, 4) for x in (2, 3, 4)]
-    # With every ReLU open the block is linear up to there: the 3×3's weights times the 1×1's, each by its BatchNorm.
-    scales = [(bn.weight / (bn.running_var + bn.eps).sqrt()).item() for bn in (block.bn1, block.bn2)]
-    expected = block.conv2.weight[0, 0] * block.conv1.weight.sum() * scales[0] * scales[1]
-    torch.testing.assert_close(field[2:5, 2:5], expected.detach())
-    assert not block.conv3._forward_pre_hooks
-
-
-def test_drawn_fields_have_a_square_around_all_that_count():
-    fields = anatomy.receptive_fields(opened(Res2NetBlock(4, 16, scale=4, group_width=1)), 4)
-    figure = drawings.receptive_fields({f"part {number}": field for number, field in enumerate(fields, 1)}, columns=2)
-    squares = [axis.patches[0].get_bbox().bounds for axis in figure.axes]
-    assert squares == [(5 - k - 0.5, 5 - k - 0.5, 2 * k + 1, 2 * k + 1) for k in range(4)]
-    drawings.plt.close(figure)
-
-
-@pytest.mark.parametrize(("width", "scale", "millions"), [(26, 4, 25.70), (14, 8, 25.06), (26, 8, 48.40)])
-def test_plain_res2net_blocks_in_stages_make_res2net50(width, scale, millions):
-    # Sizes as in the model tables of timm (26w×4s) and mmpretrain (the two of scale 8), converted from the authors' weights.
-    stages = [
-        Stage(blocks, 256 * 2**n, 2 if n else 1, {"group_width": width * 2**n, "scale": scale})
-        for n, blocks in enumerate((3, 4, 6, 3))
-    ]
-    with torch.device("meta"):
-        network = ResidualNet(Res2NetBlock, Stem(), stages, 1000)
-    assert round(count_parameters(network) / 1e6, 2) == millions
-
-
-def test_res2next29_has_the_shapes_groups_and_strides_of_resnext29():
-    rows = shapes("res2next29_6c24w4s")
-    assert rows["conv1"] == (64, 32, 32)
-    assert [rows[f"layer{k}"] for k in (1, 2, 3)] == [(256, 32, 32), (512, 16, 16), (1024, 8, 8)]
-    model = models.build("res2next29_6c24w4s", 100)
-    for k in (1, 2, 3):
-        for number, block in enumerate(model.get_submodule(f"layer{k}")):
-            assert [conv.groups for conv in block.convs] == [6, 6, 6]
-            assert {conv.in_channels for conv in block.convs} == {6 * 24 * 2 ** (k - 1)}
-            assert {conv.stride for conv in block.convs} == ({(2, 2)} if k > 1 and number == 0 else {(1, 1)})
-
-
-@pytest.mark.parametrize("wrong", [{"scale": 1}, {"scale": 0}, {"group_width": 0}, {"cardinality": 2.0}, {"stride": 0}])
-def test_a_res2net_block_that_cannot_be_gets_its_sentence(wrong):
-    with pytest.raises(UserError, match=next(iter(wrong))):
-        Res2NetBlock(8, 8, **{"group_width": 2} | wrong)
-
-
-@pytest.mark.parametrize(("in_channels", "stride"), [(6, 1), (4, 1), (6, 2)])
-def test_a_wide_block_is_its_definition(in_channels, stride):
-    block = stirred(WideBlock(in_channels, 6, stride=stride))
-    images = torch.randn(2, in_channels, 8, 8, dtype=torch.float64)
-    activated = normalised(images, block.bn1).relu()
-    out = F.conv2d(activated, block.conv1.weight, stride=stride, padding=1)
-    out = F.conv2d(normalised(out, block.bn2).relu(), block.conv2.weight, padding=1)
-    # The shortcut is the image itself where the shape stays, else a 1×1 convolution of the activated image.
-    if in_channels == 6 and stride == 1:
-        assert block.downsample is None
-        shortcut = images
-    else:
-        shortcut = F.conv2d(activated, block.downsample.weight, stride=stride)
-    torch.testing.assert_close(block(images.clone()), out + shortcut, rtol=1e-12, atol=1e-12)
-
-
-def test_dropout_in_a_wide_block_comes_between_its_convolutions():
-    block = WideBlock(4, 4, dropout=0.3)
-    seen = {}
-    block.conv2.register_forward_pre_hook(lambda _, inputs: seen.update(x=inputs[0]))
-    block.dropout.register_forward_hook(lambda _, inputs, output: seen.update(dropped=output))
-    block(torch.randn(2, 4, 8, 8))
-    assert block.dropout.p == 0.3 and seen["x"] is seen["dropped"]
-    layers = [layer.p for layer in WideResNet(10, 16, 1, dropout=0.3).modules() if isinstance(layer, nn.Dropout)]
-    assert layers == [0.3] * 6
-    assert not any(isinstance(layer, nn.Dropout) for layer in models.build("wrn16_2", 10).modules())
 
 
 @pytest.mark.parametrize(("name", "blocks", "width"), [("wrn16_2", 2, 2), ("wrn16_4", 2, 4), ("wrn28_2", 4, 2)])
@@ -204,7 +46,7 @@ def test_wrn_28_10_and_40_4_have_the_papers_sizes():
 
 @pytest.mark.parametrize("depth", [4, 15, 17, 29])
 def test_a_depth_that_is_not_6n_plus_4_gets_its_sentence(depth):
-    with pytest.raises(UserError, match=f"depth is {depth}, but a wide residual network has 6N . 4 layers"):
+    with pytest.raises(ValueError, match=f"depth is {depth}, but a wide residual network has 6N . 4 layers"):
         WideResNet(10, depth, 2)
 
 
@@ -305,7 +147,7 @@ def test_he_normal_in_closed_form():
     """Standard deviation √(2 / fan in), where the fan in of a grouped convolution is that of one group; zero biases."""
     torch.manual_seed(0)
     layers = [nn.Conv2d(64, 256, 3), nn.Conv2d(256, 512, 3, groups=32), nn.Linear(300, 400)]
-    start_he_normal(nn.Sequential(*layers))
+    initialise_he(nn.Sequential(*layers))
     for layer, fan_in in zip(layers, (64 * 9, 8 * 9, 300), strict=True):
         weights, std = layer.weight.detach().flatten(), math.sqrt(2 / fan_in)
         error = std / math.sqrt(2 * len(weights))  # of an estimated standard deviation
@@ -325,10 +167,3 @@ def test_every_network_of_the_zoo_starts_he_normal(model):
             assert layer.weight.std().item() == pytest.approx(expected, rel=5 / math.sqrt(2 * layer.weight.numel())), name
         if isinstance(layer, nn.BatchNorm2d):
             assert (layer.weight == 1).all() and not layer.bias.any()
-
-
-def test_res2next29_starts_he_normal_too_by_the_channels_that_go_out():
-    torch.manual_seed(0)
-    for conv in models.build("res2next29_6c24w4s", 100).layer1[1].convs:
-        expected = math.sqrt(2 / (9 * 144))  # torchvision's way, which counts the channels of all groups
-        assert conv.weight.std().item() == pytest.approx(expected, rel=5 / math.sqrt(2 * conv.weight.numel()))

@@ -1,21 +1,20 @@
 """The named networks: their sizes to the last parameter, their equality with torchvision's, how wrong input is met."""
 
+import os
 import socket
 from urllib.error import URLError
 
-import matplotlib.pyplot as plt
 import pytest
 import torch
 from torch import nn
 from torchvision.models import get_model, get_model_weights
 
 from helpers import models
-from helpers.models.blocks import BasicBlock
-from helpers.models.registry import ResidualNet, Stage, Stem
-from helpers.report.diagrams import draw_network
+from helpers.models import registry
 from helpers.runtime import UserError
 
 OURS = ["resnext50_32x4d", "resnet18", "resnet50"]
+
 
 # 1000 classes: torchvision's published `num_params`. Each class fewer takes 2048 (or 512) weights and one bias.
 PARAMETERS = {
@@ -30,7 +29,7 @@ PARAMETERS = {
     # Report `pikachu` as coded: its own count, and torchvision's, since padding has no parameters.
     "pikachu_resnext29": {10: 4_678_602},
     "resnext50_unpadded": {1000: 25_028_904, 2: 22_984_002},
-    # Report `slim`, figures 1 and 3; the last is derived in test_slim.py from arXiv 2306.12100's 4,697,742.
+    # Report `slim`, figures 1 and 3; the last is derived in test_resnet.py from arXiv 2306.12100's 4,697,742.
     "slim_resnet_trial1": {10: 11_160_618},
     "slim_resnet_trial2": {10: 4_963_882},
     "slim_resnet_trial3": {10: 4_266_410},
@@ -58,6 +57,8 @@ PARAMETERS = {
     "zoo_resnext1_doubling": {100: 76_864},
     "zoo_resnext1_doubling_wide": {100: 211_204},
 }
+
+
 MACS = {"resnext50_32x4d": 4_230_479_872, "resnet18": 1_814_073_344, "resnet50": 4_089_184_256}
 
 
@@ -108,55 +109,6 @@ def test_macs_are_the_papers():
     assert (round(MACS["resnext50_32x4d"] / 1e9, 1), round(MACS["resnet50"] / 1e9, 1)) == (4.2, 4.1)
 
 
-def test_counting_leaves_everything_as_it_was():
-    torch.manual_seed(0)
-    model = models.build("resnet18", 2)
-    model.layer1.eval()
-    modes = [module.training for module in model.modules()]
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    random_state = torch.get_rng_state()
-    # Twice the side of the image: four times every convolution, the same head.
-    assert models.count_macs(model, (1, 3, 448, 448)) == 4 * (1_813_562_368 - 1024) + 1024
-    assert models.count_macs(model, (2, 3, 224, 224)) == 2 * 1_813_562_368
-    models.layer_table(model)
-    assert torch.equal(torch.get_rng_state(), random_state)
-    assert [module.training for module in model.modules()] == modes
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-
-
-def test_frozen_and_shared_parameters():
-    layer = nn.Linear(3, 4)
-    assert models.count_parameters(nn.Sequential(layer, nn.ReLU(), layer)) == 16
-    layer.bias.requires_grad_(False)
-    assert models.count_parameters(layer) == 12
-
-
-def test_stage_shapes_halve_from_56_to_7():
-    rows = {row.name: row for row in models.layer_table(models.build("resnext50_32x4d", 1000))}
-    assert rows["conv1"].output_shape == (1, 64, 112, 112)
-    assert rows["maxpool"].output_shape == (1, 64, 56, 56)
-    assert [rows[f"layer{k}"].output_shape[1:] for k in range(1, 5)] == [
-        (256, 56, 56),
-        (512, 28, 28),
-        (1024, 14, 14),
-        (2048, 7, 7),
-    ]
-    assert rows["avgpool"].output_shape == (1, 2048, 1, 1)
-    assert rows["fc"].parameters == 2048 * 1000 + 1000 and rows["fc"].macs == 2048 * 1000
-    assert sum(row.parameters for row in rows.values()) == 25_028_904
-
-
-def test_groups_strides_and_batch_norms():
-    model = models.build("resnext50_32x4d", 2)
-    convolutions = {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
-    assert len(convolutions) == 1 + 3 * 16 + 4
-    assert all((m.groups == 32) == (m.kernel_size == (3, 3)) and m.groups in (1, 32) for m in convolutions.values())
-    strided = [name for name, m in convolutions.items() if m.stride == (2, 2)]
-    assert strided == ["conv1"] + [f"layer{k}.0.{part}" for k in (2, 3, 4) for part in ("conv2", "downsample.0")]
-    assert sum(isinstance(m, nn.BatchNorm2d) for m in model.modules()) == 53
-    assert [model.get_submodule(f"layer{k}")[0].conv2.out_channels for k in range(1, 5)] == [128, 256, 512, 1024]
-
-
 def test_starts_equal_torchvision_under_one_seed(pair):
     assert_equal_states(*pair)
 
@@ -189,29 +141,6 @@ def test_two_sgd_steps_equal_torchvision(pair):
     assert not torch.equal(start, theirs.fc.weight)
 
 
-@pytest.mark.parametrize("name", ["resnext29_32x4d", "resnext29_under5m"])
-def test_resnext29_keeps_32_pixels_in_its_first_stage_and_halves_them_twice(name):
-    model = models.build(name, 10)
-    rows = {row.name: row.output_shape[1:] for row in models.layer_table(model, (1, 3, 32, 32))}
-    assert rows["conv1"] == ((64 if name == "resnext29_32x4d" else 32), 32, 32)
-    assert [rows[f"layer{k}"] for k in (1, 2, 3)] == [(256, 32, 32), (512, 16, 16), (1024, 8, 8)]
-    convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
-    assert len(convolutions) == 1 + 3 * 3 * 3 + 3, "28 on the main path, 3 projections, and the linear layer makes 29"
-    grouped = [layer for layer in convolutions if layer.groups > 1]
-    assert [layer.kernel_size for layer in grouped] == [(3, 3)] * 9 and {layer.groups for layer in grouped} == {32}
-    assert [layer.in_channels for layer in grouped] == [128] * 3 + [256] * 3 + [512] * 3
-    assert sum(isinstance(layer, nn.BatchNorm2d) for layer in model.modules()) == len(convolutions)
-
-
-def test_unsupported_combinations_raise():
-    with pytest.raises(TypeError, match="cardinality"):
-        ResidualNet(BasicBlock, Stem(), [Stage(2, 64, block_arguments={"cardinality": 32})], 10)
-    with pytest.raises(UserError, match="blocks must be a whole number"):
-        ResidualNet(BasicBlock, Stem(), [Stage(0, 64)], 10)
-    with pytest.raises(UserError, match="kernel_size must be a whole number"):
-        ResidualNet(BasicBlock, Stem(kernel_size=0), [Stage(1, 64)], 10)
-
-
 def test_unknown_name_lists_the_names():
     with pytest.raises(
         UserError, match=r"no model 'resnext51'; choose one of resnext50_32x4d, .*zoo_resnext1_doubling_wide\.$"
@@ -227,6 +156,7 @@ def test_wrong_number_of_classes(num_classes):
 
 def test_pretrained_weights_come_from_the_cache_with_a_new_head(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(registry, "require_published", lambda path: None)
     published = get_model("resnet18", weights=None)
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     torch.save(published.state_dict(), tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth")
@@ -237,9 +167,7 @@ def test_pretrained_weights_come_from_the_cache_with_a_new_head(tmp_path, monkey
         assert all(torch.equal(state[key], expected[key]) for key in expected if not key.startswith("fc."))
 
 
-@pytest.mark.parametrize(
-    "failure", [URLError("no route to host"), TimeoutError("timed out"), socket.gaierror("no such name")]
-)
+@pytest.mark.parametrize("failure", [URLError("no route to host"), TimeoutError("timed out"), socket.gaierror("no such name")])
 def test_a_failed_download_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch, capsys, failure):
     def refuse(*arguments, **keywords):
         raise failure
@@ -253,6 +181,40 @@ def test_a_failed_download_is_one_sentence_and_leaves_nothing(tmp_path, monkeypa
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+class Malicious:
+    """Unpickled without care, it makes a folder."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_weights_that_are_another_file_are_refused_and_no_code_in_them_runs(tmp_path, monkeypatch, checked):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    if not checked:
+        monkeypatch.setattr(registry, "require_published", lambda path: None)
+    file = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
+    file.parent.mkdir(parents=True)
+    torch.save(Malicious(tmp_path / "made"), file)
+    reason = "is not the published one" if checked else "could not be had from"
+    with pytest.raises(UserError, match=reason) as caught:
+        models.build("resnet18", 2, pretrained=True)
+    assert "\n" not in str(caught.value) and not (tmp_path / "made").exists()
+
+
+def test_a_published_file_is_known_by_the_digits_in_its_name(tmp_path):
+    file = tmp_path / "empty-e3b0c442.pth"  # the SHA-256 of nothing begins so
+    registry.require_published(file)
+    file.write_bytes(b"")
+    registry.require_published(file)
+    file.write_bytes(b"x")
+    with pytest.raises(OSError, match="empty-e3b0c442.pth that is there is not the published one"):
+        registry.require_published(file)
+
+
 def test_a_broken_copy_of_the_weights_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
@@ -260,56 +222,6 @@ def test_a_broken_copy_of_the_weights_is_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="put a whole copy of that file into") as caught:
         models.build("resnet18", 2, pretrained=True)
     assert "\n" not in str(caught.value)
-
-
-def test_torchsummary_agrees_and_touches_nothing():
-    pytest.importorskip("torchsummary")
-    torch.manual_seed(0)
-    model = models.build("resnet18", 2)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    random_state = torch.get_rng_state()
-    table = models.torchsummary_table(model, 64)
-    assert "Total params: 11,177,538" in table
-    assert torch.equal(torch.get_rng_state(), random_state)
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-    assert not any(module._forward_hooks for module in model.modules())
-
-
-def test_majority_class():
-    assert models.majority_class(torch.tensor([2, 0, 2, 1, 2])) == 2
-    assert models.majority_class(torch.tensor([1, 0, 1, 0])) == 0
-    assert models.majority_class([0, 1, 1]) == 1
-
-
-def test_drawing_shows_every_stage():
-    figure = draw_network(models.build("resnext50_32x4d", 1000))
-    texts = [text.get_text() for text in figure.axes[0].texts]
-    plt.close(figure)
-    assert "6 blocks of\n1×1, 512\n3×3, 512, C=32\n1×1, 1024" in texts
-    assert "64×112×112\n9,536\n0.12" in texts
-    assert "2048×7×7\n14,544,896\n0.87" in texts
-
-
-def test_pikachus_own_network_as_coded():
-    """Stem 3×3, stride 2, padding 3, then a max-pool without padding: 32 pixels become 18, then 8; stages 8, 4, 2."""
-    model = models.build("pikachu_resnext29", 10)
-    rows = {row.name: row.output_shape[1:] for row in models.layer_table(model, (1, 3, 32, 32))}
-    assert (rows["conv1"], rows["maxpool"]) == ((64, 18, 18), (64, 8, 8))
-    assert [rows[f"layer{k}"] for k in (1, 2, 3)] == [(256, 8, 8), (512, 4, 4), (1024, 2, 2)]
-    blocks = [block for k in (1, 2, 3) for block in model.get_submodule(f"layer{k}")]
-    assert [block.conv2.out_channels for block in blocks] == [64] * 3 + [256] * 3 + [512] * 3
-    assert {block.conv2.groups for block in blocks} == {32}
-
-
-def test_resnext50_without_padding_differs_from_torchvisions_in_its_outputs_alone():
-    ours, theirs = models.build("resnext50_unpadded", 2), models.build("torchvision/resnext50_32x4d", 2)
-    ours.load_state_dict(theirs.state_dict(), strict=True)
-    theirs.load_state_dict(ours.state_dict(), strict=True)
-    rows = {row.name: row.output_shape[1:] for row in models.layer_table(ours)}
-    assert (rows["maxpool"], rows["layer1"], rows["layer2"]) == ((64, 55, 55), (256, 55, 55), (512, 28, 28))
-    images = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        assert not torch.allclose(ours.eval()(images), theirs.eval()(images))
 
 
 @pytest.mark.parametrize("initialisation", ["torch", "he"])
@@ -326,6 +238,13 @@ def test_the_chosen_initialisation(initialisation):
         assert (weights.abs().max() <= fan_in**-0.5) == (initialisation == "torch")
 
 
+def test_an_unknown_initialisation_and_a_pointless_one_are_told():
+    with pytest.raises(UserError, match="There is no initialisation 'zeros'; choose one of torch, he, or None."):
+        models.build("resnet18", 2, initialisation="zeros")
+    with pytest.raises(UserError, match="Pretrained weights need no initialisation"):
+        models.build("resnet18", 2, pretrained=True, initialisation="torch")
+
+
 def test_each_networks_own_initialisation():
     """Report `amp`'s network: He-normal by the fan out; report `pikachu`'s: He-normal by the fan in, the head too."""
     torch.manual_seed(0)
@@ -333,10 +252,3 @@ def test_each_networks_own_initialisation():
     layers = (amp.layer1[0].conv2, 9 * 128), (pikachu.layer3[1].conv2, 9 * 16), (pikachu.fc, 1024)
     for weights, fan in ((layer.weight, fan) for layer, fan in layers):
         assert abs(weights.var().item() * fan / 2 - 1) < 4 * (2 / weights.numel()) ** 0.5
-
-
-def test_an_unknown_initialisation_and_a_pointless_one_are_told():
-    with pytest.raises(UserError, match="There is no initialisation 'zeros'; choose one of torch, he, or None."):
-        models.build("resnet18", 2, initialisation="zeros")
-    with pytest.raises(UserError, match="Pretrained weights need no initialisation"):
-        models.build("resnet18", 2, pretrained=True, initialisation="torch")
