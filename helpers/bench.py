@@ -109,8 +109,8 @@ class Ours:
         self.recipe = replace(base, batch_size=batch_size, learning_rate=0.01, compiled=self.compiled)
         self.arrangement = training.choose_arrangement(model.to(device), split, self.recipe)
         self.model, self.device = training.prepare(model, self.recipe, self.arrangement).train(), device
-        self.split, self.optimizer = split.to(device), training.make_optimizer(model, self.recipe)
-        self.scaler = training.make_scaler(device, self.recipe)
+        self.learner, self.split = training.Learner(model, self.recipe, called=self.model), split.to(device)
+        self.optimizer = self.learner.optimizer
         self.generator = torch.Generator().manual_seed(0)
 
     def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -123,16 +123,15 @@ class Ours:
 
     def backward(self, loss: torch.Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        (self.scaler.scale(loss) if self.scaler else loss).backward()
+        self.learner.scaler.scale(loss).backward()
 
     def step(self, loss: torch.Tensor) -> None:
-        self.scaler.step(self.optimizer) if self.scaler else self.optimizer.step()
-        if self.scaler:
-            self.scaler.update()
+        self.learner.scaler.step(self.optimizer)
+        self.learner.scaler.update()
 
     def train(self, batches) -> None:
         """Steps, by the very function that trains."""
-        training.train_epoch(self.model, batches, self.optimizer, self.recipe, self.scaler)
+        training.train_epoch(self.learner, batches)
 
 
 class Compiled(Ours):

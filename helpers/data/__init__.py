@@ -8,8 +8,13 @@ from helpers.data.audit import (
     leaked,
     near_duplicates,
 )
+from helpers.data.augment import (
+    resize,
+    sample_mirrors,
+)
 from helpers.data.batching import (
     AUGMENTS,
+    View,
     batches,
     images_shown,
 )
@@ -43,6 +48,7 @@ __all__ = [
     "SAMPLE_COUNTS",
     "Split",
     "THUMBNAIL",
+    "View",
     "batches",
     "channel_statistics",
     "cifar100_superclasses",
@@ -53,5 +59,7 @@ __all__ = [
     "load",
     "names",
     "near_duplicates",
+    "resize",
     "sample",
+    "sample_mirrors",
 ]

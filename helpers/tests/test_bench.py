@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from helpers import bench, data, models, pieces
 from helpers.__main__ import main
 from helpers.training import layout as arrange
-from helpers.training import loop as training
+from helpers.training import step
 
 CPU = torch.device("cpu")
 
@@ -37,7 +37,7 @@ def test_folding_batch_norm_leaves_the_scores(name):
 
 def test_both_loops_take_the_same_step_from_the_same_batch(tmp_path, monkeypatch):
     """In the plain arithmetic; what the fast one changes is pinned in `test_training.py`."""
-    monkeypatch.setattr(training, "autocast_dtype", lambda device: None)
+    monkeypatch.setattr(step, "autocast_dtype", lambda device: None)
     split = data.sample("cifar10", counts=(8, 10, 10)).train
     loops = []
     for side in bench.SIDES.values():

@@ -1,40 +1,30 @@
 """How it is trained: recipes, the loop, the perturbed step, checkpoints."""
 
+from helpers.training.evaluation import EVALUATION_BATCH, accuracy_at, evaluate, predict, score
 from helpers.training.loop import (
-    EVALUATION_BATCH,
     FIRST_EPOCHS,
     Diverged,
     Fit,
-    accuracy_at,
-    autocast,
+    Options,
     choose_arrangement,
-    deterministic_convolutions,
     estimate_epochs,
-    evaluate,
     fit,
-    make_optimizer,
-    make_scaler,
-    predict,
     prepare,
-    score,
-    train_epoch,
     training_batches,
 )
-from helpers.training.recipe import (
-    OPTIMIZERS,
-    PACES,
-    SCHEDULES,
-    Recipe,
-    completed,
-    learning_rate,
-)
+from helpers.training.perturbation import AdversarialModelPerturbation
+from helpers.training.recipe import OPTIMIZERS, PACES, SCHEDULES, Recipe, completed, learning_rate
+from helpers.training.step import Learner, autocast, make_optimizer, make_scaler, train_epoch
 
 __all__ = [
+    "AdversarialModelPerturbation",
     "Diverged",
     "EVALUATION_BATCH",
     "FIRST_EPOCHS",
     "Fit",
+    "Learner",
     "OPTIMIZERS",
+    "Options",
     "PACES",
     "Recipe",
     "SCHEDULES",
@@ -42,7 +32,6 @@ __all__ = [
     "autocast",
     "choose_arrangement",
     "completed",
-    "deterministic_convolutions",
     "estimate_epochs",
     "evaluate",
     "fit",

@@ -3,8 +3,10 @@ import pytest
 import torch
 from PIL import Image
 from scipy.stats import chisquare
+from torchvision.transforms.v2 import functional as V
 
 from helpers import data
+from helpers.data import augment
 from helpers.runtime import UserError
 from helpers.tests.data.test_photographs import SIZE, equal, fill, load, write
 
@@ -181,6 +183,61 @@ def test_each_crop_is_one_of_the_possible_windows_equally_often():
     assert ((counts - expected) ** 2 / expected).sum() < 40.8  # chi-square, 17 degrees of freedom, p = 0.001
 
 
+def test_crops_with_a_reflected_border_are_those_of_an_image_padded_by_numpy():
+    size, padding, copies = 6, 2, 900
+    one = numbered(1, size)
+    split = data.Split(one.images.expand(copies, -1, -1, -1), torch.arange(copies), [])
+    padded = torch.from_numpy(np.pad(one.images[0, 0].numpy(), padding, mode="reflect")).float()
+    windows = torch.stack([padded[y : y + size, x : x + size] for y in range(5) for x in range(5)])
+    windows = torch.cat([windows, windows.flip(-1)])
+    options = {"image_size": size, "augment": "crop_flip", "padding": padding, "border": "reflect"} | PLAIN
+    images, _ = next(data.batches(split, copies, generator=torch.Generator().manual_seed(0), **options))
+    match = (images[:, None, 0] - windows).abs().amax((2, 3)) < 1e-3
+    assert (match.sum(1) == 1).all() and match.any(0).all(), "50 windows, each of them met"
+
+
+def test_a_square_of_mean_colour_is_cut_out_of_each_image_anywhere_equally_often():
+    split = data.Split(torch.full((2000, 3, 6, 6), 200, dtype=torch.uint8), torch.arange(2000), [])
+    options = {"image_size": 6, "mean": (0.2, 0.3, 0.4), "std": (1 / 255,) * 3, "cutout": 4}
+    images, _ = next(data.batches(split, 2000, generator=torch.Generator().manual_seed(0), **options))
+    holes = images == 0
+    assert (holes.sum((2, 3)) == 16).all() and torch.equal(holes[:, 0], holes[:, 2])
+    places = holes[:, 0].flatten(1).int().argmax(1)  # the top left corner
+    counts = places.bincount(minlength=36)[[row * 6 + column for row in range(3) for column in range(3)]]
+    assert counts.sum() == 2000 and chisquare(counts).pvalue > 0.01
+    assert all(holes[i, 0, p // 6 : p // 6 + 4, p % 6 : p % 6 + 4].all() for i, p in enumerate(places[:50].tolist()))
+    assert not (next(data.batches(split, 9, **options))[0] == 0).any(), "none in an evaluation"
+
+
+def test_a_resized_crop_is_torchvisions_without_antialias():
+    """Copies of one image: each batch image is a crop of 35 to 100 % of the area, enlarged, half of them mirrored."""
+    boxes = augment.sample_crops(4000, 32, 32, torch.Generator().manual_seed(1), augment.GENTLE_AREA)
+    area, ratio = boxes[:, 2] * boxes[:, 3] / 1024, boxes[:, 3] / boxes[:, 2]
+    assert 0.33 < area.min() < 0.37 and area.max() == 1 and 0.70 < ratio.min() and ratio.max() < 1.43
+    views = augment.sample_gentle_views(60, 32, 32, torch.Generator().manual_seed(0))
+    images = mapped(60).images
+    crops = augment.sample_crops(60, 32, 32, torch.Generator().manual_seed(0), augment.GENTLE_AREA)
+    assert torch.equal(views[:, :4], crops) and 15 < (views[:, 4] == -1).sum() < 45
+    for image, view, seen in zip(images, views, augment.render(images, views, 32), strict=True):
+        crop = V.resized_crop(image.float(), *(int(side) for side in view[:4]), [32, 32], antialias=False)
+        assert torch.allclose(seen, crop.flip(-1) if view[4] == -1 else crop, atol=1e-2)
+
+
+def test_a_resize_is_torchvisions_antialiased_bilinear_one():
+    images = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(memory_format=torch.channels_last)
+    small = data.resize(images, 16)
+    torch.testing.assert_close(small, V.resize(images.contiguous(), [16, 16], antialias=True))
+    assert small.is_contiguous(memory_format=torch.channels_last) and data.resize(images, 32) is images
+    torch.testing.assert_close(data.resize(torch.full((1, 3, 32, 32), 0.25), 24), torch.full((1, 3, 24, 24), 0.25))
+
+
+def test_mirrored_images_are_those_that_were_named():
+    split, mirror = numbered(10), torch.arange(10) % 3 == 0
+    images = torch.cat([images for images, _ in data.batches(split, 4, image_size=4, mirror=mirror, **PLAIN)])
+    plain = split.images[..., 1:5, 1:5].float()
+    assert torch.allclose(images, torch.where(mirror[:, None, None, None], plain.flip(-1), plain), atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
@@ -189,6 +246,10 @@ def test_each_crop_is_one_of_the_possible_windows_equally_often():
         ({"image_size": 0}, "image size is 0"),
         ({"augment": "mixup"}, "no augmentation 'mixup'; choose from none, flip, crop_flip"),
         ({"padding": -1}, "padding is -1"),
+        ({"border": "wrap"}, "no border 'wrap'; choose from zero, reflect"),
+        ({"border": "reflect", "padding": 6}, "padding is 6 pixels, but 6x6 images reflect fewer"),
+        ({"cutout": 7}, "cutout is 7 pixels; choose 0 to 6"),
+        ({"std": (1, 1, float("nan"))}, "cannot be normalised"),
     ],
 )
 def test_batches_that_cannot_be(wrong, sentence):

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import data, models
+from helpers import data, models, training
 from helpers.runtime import UserError, seed_epoch
 from helpers.training import layout as arrange
-from helpers.training import loop as training
+from helpers.training import loop
 from helpers.training.layout import PLAIN, Arrangement
 
 RECIPE = training.Recipe(3, 8, 32, (0.5,) * 3, (0.5,) * 3, learning_rate=0.01, mixed_precision=False)
@@ -103,11 +103,11 @@ def test_a_resumed_run_keeps_its_arrangement_and_equals_an_uninterrupted_one(tmp
         return fitted, torch.cat([value.double().flatten() for value in model.state_dict().values()])
 
     _, plain = fit()
-    monkeypatch.setattr(training, "choose_arrangement", lambda *_: Arrangement(False, 16))
+    monkeypatch.setattr(loop, "choose_arrangement", lambda *_: Arrangement(False, 16))
     whole, weights = fit()
     assert whole.arrangement == Arrangement(False, 16) and (weights - plain).norm() < 1e-3 * plain.norm()
     fit(checkpoint=tmp_path / "a.ckpt", until=1)
-    monkeypatch.setattr(training, "choose_arrangement", lambda *_: pytest.fail("it was measured again"))
+    monkeypatch.setattr(loop, "choose_arrangement", lambda *_: pytest.fail("it was measured again"))
     resumed, again = fit(checkpoint=tmp_path / "a.ckpt")
     assert resumed.arrangement == whole.arrangement and len(resumed.history) == 3 and torch.equal(again, weights)
 

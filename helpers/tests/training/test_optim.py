@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from helpers.runtime import UserError
 from helpers.training.perturbation import AdversarialModelPerturbation
 
 
@@ -218,10 +217,10 @@ def test_an_overflow_skips_the_step_and_lowers_the_scale(spoil):
     ],
 )
 def test_arguments_that_cannot_be_get_their_sentence(arguments, sentence):
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(ValueError, match=sentence):
         AdversarialModelPerturbation([nn.Parameter(torch.ones(1))], lr=0.1, **arguments)
 
 
 def test_a_missing_closure_gets_its_sentence():
-    with pytest.raises(UserError, match="needs a closure"):
+    with pytest.raises(ValueError, match="needs a closure"):
         AdversarialModelPerturbation([nn.Parameter(torch.ones(1))], lr=0.1, epsilon=0.5).step()

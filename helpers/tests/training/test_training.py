@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from helpers import data, models
+from helpers import data, models, training
 from helpers.data.datasets import Split
 from helpers.runtime import UserError, seed_epoch
-from helpers.training import checkpoints
-from helpers.training import loop as training
+from helpers.training import checkpoints, evaluation, loop
+from helpers.training import step as stepping
 from helpers.training.checkpoints import load_checkpoint, previous, save_checkpoint
 from helpers.training.loop import fit
 from helpers.training.recipe import Recipe, learning_rate
@@ -36,7 +36,13 @@ def make_split(count: int, seed: int) -> Split:
 def make_model(seed: int = 0) -> nn.Module:
     seed_epoch(seed)
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(512, 3)
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Dropout(0.2),
+        nn.AdaptiveAvgPool2d(8),  # so that smaller images pass as well
+        nn.Flatten(),
+        nn.Linear(512, 3),
     )
 
 
@@ -69,7 +75,7 @@ def test_train_loss_and_accuracy_are_means_over_images_on_an_uneven_last_batch()
     labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2, 0])
     uneven = [(images[:8], labels[:8]), (images[8:], labels[8:])]
     still = torch.optim.SGD(model.parameters(), lr=0.0)
-    loss, accuracy = training.train_epoch(model, uneven, still, RECIPE)
+    loss, accuracy = training.train_epoch(training.Learner(model, RECIPE, still), uneven)
     scores = images.mean((2, 3))
     assert loss == pytest.approx(F.cross_entropy(scores, labels).item(), abs=1e-6)
     assert accuracy == (scores.argmax(1) == labels).sum().item() / 10
@@ -96,7 +102,7 @@ def test_a_batch_that_does_not_fit_is_taken_in_parts_and_steps_the_same(perturba
     recipe = replace(RECIPE, perturbation=perturbation, mixed_precision=False, label_smoothing=0.1)
     batches = [(torch.randn(count, 3, 4, 4), torch.arange(count) % 3) for count in (7, 7, 3)]
     roomy, narrow = Narrow(7), Narrow(2)
-    means = [training.train_epoch(m, batches, training.make_optimizer(m, recipe), recipe) for m in (roomy, narrow)]
+    means = [training.train_epoch(training.Learner(model, recipe), batches) for model in (roomy, narrow)]
     assert means[1] == pytest.approx(means[0], rel=1e-6)
     torch.testing.assert_close(narrow.linear.weight, roomy.linear.weight, rtol=1e-6, atol=1e-7)
     printed = capsys.readouterr().out
@@ -107,13 +113,13 @@ def test_one_image_that_does_not_fit_is_a_sentence():
     model = Narrow(0)
     with pytest.raises(UserError, match="Not even one image fits"):
         batches = [(torch.randn(5, 3, 4, 4), torch.arange(5) % 3)]
-        training.train_epoch(model, batches, training.make_optimizer(model, RECIPE), RECIPE)
+        training.train_epoch(training.Learner(model, RECIPE), batches)
 
 
 @pytest.mark.parametrize(("fast", "tolerance"), [({"channels_last": True}, 1e-5), ({"mixed_precision": True}, 3e-2)])
 def test_the_fast_paths_give_the_plain_paths_scores(fast, tolerance, monkeypatch):
     """fp32 in channels-last to rounding; bf16, which keeps 8 bits, to 3 % of the scores' length."""
-    monkeypatch.setattr(training, "autocast_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr(stepping, "autocast_dtype", lambda device: torch.bfloat16)
     split = data.sample("cifar10", counts=(10, 10, 8)).test
     plain = replace(RECIPE, image_size=32, channels_last=False, mixed_precision=False)
     scores = []
@@ -131,7 +137,7 @@ def test_the_fast_paths_give_the_plain_paths_scores(fast, tolerance, monkeypatch
 def test_evaluation_is_a_mean_over_images_and_does_not_depend_on_the_batch(monkeypatch):
     model = make_model()
     whole = training.evaluate(model, VALIDATION, RECIPE)
-    monkeypatch.setattr(training, "EVALUATION_BATCH", 5)
+    monkeypatch.setattr(evaluation, "EVALUATION_BATCH", 5)
     assert training.evaluate(model, VALIDATION, RECIPE) == pytest.approx(whole, abs=1e-6)
 
 
@@ -208,15 +214,21 @@ def test_every_cosine_ends_at_the_lowest_rate():
     assert [learning_rate(recipe, epoch) for epoch in (0, 2, 4)] == pytest.approx([1, 0.6, 0.2])
 
 
+def note_rates(monkeypatch) -> list[float]:
+    """The learning rate of each step from here on."""
+    rates, step = [], stepping.step
+
+    def note(learner, *batch):
+        rates.append(learner.optimizer.param_groups[0]["lr"])
+        return step(learner, *batch)
+
+    monkeypatch.setattr(stepping, "step", note)
+    return rates
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "periodic_batches"])
 def test_fourfold_data_make_four_times_the_steps(monkeypatch, schedule):
-    rates, step = [], training._step
-
-    def note(model, images, labels, optimizer, *rest):
-        rates.append(optimizer.param_groups[0]["lr"])
-        return step(model, images, labels, optimizer, *rest)
-
-    monkeypatch.setattr(training, "_step", note)
+    rates = note_rates(monkeypatch)
     recipe = replace(RECIPE, epochs=1, learning_rate=1.0, schedule=schedule, period=11, augment="fourfold")
     fit(make_model(), TRAIN, VALIDATION, recipe)
     cosine = [math.cos(math.pi * number / 22) ** 2 for number in range(11)]
@@ -224,13 +236,7 @@ def test_fourfold_data_make_four_times_the_steps(monkeypatch, schedule):
 
 
 def test_the_rate_moves_within_an_epoch(monkeypatch):
-    rates, step = [], training._step
-
-    def note(model, images, labels, optimizer, *rest):
-        rates.append(optimizer.param_groups[0]["lr"])
-        return step(model, images, labels, optimizer, *rest)
-
-    monkeypatch.setattr(training, "_step", note)
+    rates = note_rates(monkeypatch)
     fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, epochs=1, learning_rate=1.0, schedule="cosine"))
     assert rates == pytest.approx([1, 0.75, 0.25]), "three batches of 8, 8 and 5 images: cos² of 0, 30 and 60 degrees"
 
@@ -253,9 +259,8 @@ def test_a_perturbation_of_zero_trains_as_plain_sgd_bit_for_bit_statistics_inclu
 
 def test_the_second_pass_leaves_batchnorms_running_statistics_alone():
     model, recipe = make_model(), replace(RECIPE, perturbation=5.0, mixed_precision=False)
-    optimizer = training.make_optimizer(model, recipe)
     images = torch.randn(8, 3, 8, 8)
-    training.train_epoch(model, [(images, torch.arange(8) % 3)], optimizer, recipe)
+    training.train_epoch(training.Learner(model, recipe), [(images, torch.arange(8) % 3)])
     seen = make_model()[0](images)  # the first pass, at the first weights
     assert torch.allclose(model[1].running_mean, 0.1 * seen.mean((0, 2, 3)), atol=1e-6)
     assert model[1].num_batches_tracked == 1 and model[1].track_running_stats
@@ -278,6 +283,12 @@ KINDS = {
     "fourfold": {"augment": "fourfold", "schedule": "periodic_batches", "period": 3, "lowest_learning_rate": 0.001},
     "limited": {"time_budget": 1e9, "patience": 99},
     "perturbed": {"perturbation": 0.3, "inner_steps": 2, "schedule": "cosine", "warmup_epochs": 1, "decay_weights_only": True},
+    "everything": {
+        **{"perturbation": 0.3, "perturbation_start": 0.2, "perturbation_every": 2, "clip_norm": 0.5, "ema": 0.9},
+        **{"schedule": "linear", "warmup_epochs": 1, "flip": "alternating", "border": "reflect", "cutout": 3},
+        **{"sizes": ((0.0, 4), (0.3, 6), (0.6, 8)), "flip_test": True, "deterministic": False},
+    },
+    "along the momentum": {"momentum_perturbation": 0.2, "augment": "resized_crop_flip", "flip": "alternating", "ema": 0.5},
 }
 
 
@@ -290,18 +301,18 @@ def test_resume_after_a_kill_equals_an_uninterrupted_run_bit_for_bit(tmp_path, m
 
     train_epoch, calls = training.train_epoch, []
 
-    def kill(model, batches, *rest):
+    def kill(learner, batches):
         calls.append(None)
         if len(calls) == killed_in + 1:
             next(iter(batches))  # in the middle of the epoch, when random numbers were drawn already
             raise KeyboardInterrupt
-        return train_epoch(model, batches, *rest)
+        return train_epoch(learner, batches)
 
-    monkeypatch.setattr(training, "train_epoch", kill)
+    monkeypatch.setattr(loop, "train_epoch", kill)
     with pytest.raises(KeyboardInterrupt):
         fit(make_model(), TRAIN, VALIDATION, recipe, seed=3, checkpoint=tmp_path / "a.ckpt")
     assert "the last whole epoch is kept in a.ckpt; run the same again" in capsys.readouterr().out
-    monkeypatch.setattr(training, "train_epoch", train_epoch)
+    monkeypatch.setattr(loop, "train_epoch", train_epoch)
     torch.rand(99)  # other random numbers in between must not matter
     resumed = make_model(seed=8)
     done = fit(resumed, TRAIN, VALIDATION, recipe, seed=3, checkpoint=tmp_path / "a.ckpt")
@@ -315,14 +326,14 @@ def test_ctrl_c_says_what_is_kept_of_this_very_run(tmp_path, monkeypatch, capsys
     """Over the checkpoint of an earlier run, which `resume=False` does not read."""
     checkpoint = tmp_path / "run.ckpt"
     fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=checkpoint)
-    epoch = training._epoch
+    epoch = loop._epoch
 
     def interrupted(*arguments):
-        if arguments[8] + 1 == stopped_in:
+        if len(arguments[-1]) + 1 == stopped_in:
             raise KeyboardInterrupt
         return epoch(*arguments)
 
-    monkeypatch.setattr(training, "_epoch", interrupted)
+    monkeypatch.setattr(loop, "_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=checkpoint, resume=False)
     assert sentence in capsys.readouterr().out
@@ -356,7 +367,7 @@ def test_a_checkpoint_from_before_a_recipe_had_a_setting_goes_on(tmp_path):
 def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch):
     first = make_model()
     done = fit(first, TRAIN, VALIDATION, RECIPE, checkpoint=tmp_path / "a.ckpt")
-    monkeypatch.setattr(training, "train_epoch", None)
+    monkeypatch.setattr(loop, "train_epoch", None)
     again = make_model(seed=5)
     assert fit(again, TRAIN, VALIDATION, RECIPE, checkpoint=tmp_path / "a.ckpt").history == done.history
     assert same(first, again)
@@ -370,7 +381,7 @@ def test_the_best_epoch_by_validation_is_kept(monkeypatch):
         weights.append({name: value.clone() for name, value in model.state_dict().items()})
         return next(scores)
 
-    monkeypatch.setattr(training, "evaluate", evaluate)
+    monkeypatch.setattr(loop, "evaluate", evaluate)
     model = make_model()
     done = fit(model, TRAIN, VALIDATION, RECIPE)
     assert done.best == {"epoch": 2, "val_accuracy": 0.7, "val_loss": 0.8}, "the first of equals"
@@ -384,7 +395,7 @@ def test_early_stop_after_patience_epochs_without_a_better_one(monkeypatch):
         weights.append(next(model.parameters()).clone())
         return next(scores)
 
-    monkeypatch.setattr(training, "evaluate", evaluate)
+    monkeypatch.setattr(loop, "evaluate", evaluate)
     model = make_model()
     done = fit(model, TRAIN, VALIDATION, replace(RECIPE, epochs=10), patience=2)
     assert [row["epoch"] for row in done.history] == [1, 2, 3, 4]
@@ -441,7 +452,7 @@ def test_the_recipes_limits_hold_and_an_argument_takes_their_place(monkeypatch):
     done = fit(make_model(), TRAIN, VALIDATION, recipe, patience=9, clock=lambda: next(clock))
     assert (len(done.history), done.limits["time_budget"], done.limits["patience"]) == (4, 40, 9)
     assert len(fit(make_model(), TRAIN, VALIDATION, recipe, time_budget=10, clock=lambda: next(clock)).history) == 1
-    monkeypatch.setattr(training, "evaluate", lambda *_: (1, 0.5))
+    monkeypatch.setattr(loop, "evaluate", lambda *_: (1, 0.5))
     done = fit(make_model(), TRAIN, VALIDATION, recipe, time_budget=1000, clock=lambda: next(clock))
     assert len(done.history) == 4 and done.stopped == "no better validation accuracy in 3 epochs after epoch 1"
 
@@ -458,18 +469,12 @@ def test_a_schedule_at_the_pace_of_time_in_closed_form():
 
 
 def test_a_run_at_the_pace_of_time_ends_its_schedule_with_its_budget(monkeypatch, tmp_path):
-    ticks, rates, step = itertools.count(), [], training._step
-
-    def note(model, images, labels, optimizer, *rest):
-        rates.append(optimizer.param_groups[0]["lr"])
-        return step(model, images, labels, optimizer, *rest)
-
-    monkeypatch.setattr(training, "_step", note)
+    ticks, rates = itertools.count(), note_rates(monkeypatch)
     recipe = replace(RECIPE, epochs=100, learning_rate=1.0, schedule="cosine", time_budget=24, pace="time")
     arguments = {"clock": lambda: next(ticks), "checkpoint": tmp_path / "a.ckpt"}
     # A look a second: an epoch's start, the rate in its row, its three steps, its training's end, its own end: 6 s.
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_reason_to_stop", lambda done, *_: "halfway" if len(done.history) == 2 else None)
+        patch.setattr(loop, "_reason_to_stop", lambda done, *_: "halfway" if len(done.history) == 2 else None)
         fit(make_model(), TRAIN, VALIDATION, recipe, **arguments)
     done = fit(make_model(), TRAIN, VALIDATION, recipe, **arguments)  # goes on where the schedule was
     spent = [6 * epoch + second for epoch in range(4) for second in (2, 3, 4)]
@@ -508,7 +513,7 @@ def test_time_budget_counts_the_sessions_before(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path, monkeypatch):
     losses = iter([(0.5, 0.5), (float("nan"), 0.5)])
-    monkeypatch.setattr(training, "evaluate", lambda *_: next(losses))
+    monkeypatch.setattr(loop, "evaluate", lambda *_: next(losses))
     sentence = "not finite in epoch 2; lower the learning rate. The checkpoint of epoch 1 is kept"
     with pytest.raises(training.Diverged, match=sentence):
         fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=tmp_path / "a.ckpt")

@@ -7,7 +7,7 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as V
 
 from helpers import data
-from helpers.data import fourfold
+from helpers.data import augment
 
 OPTIONS = {"image_size": 32, "augment": "fourfold", "mean": (0.5, 0.4, 0.3), "std": (0.25, 0.2, 0.3)}
 
@@ -81,7 +81,7 @@ def test_a_crop_enlarged_by_hand():
     rows, columns = torch.meshgrid(torch.arange(4), torch.arange(4), indexing="ij")
     image = (8 * rows + 2 * columns - 1).to(torch.uint8).expand(1, 3, 4, 4)
     assert image[0, 0, 1:3, 2:4].tolist() == [[11, 13], [19, 21]]
-    seen = fourfold.look(image, view((1, 2, 2, 2)), 4)
+    seen = augment.render(image, view((1, 2, 2, 2)), 4)
     steps = torch.tensor([0, 0.25, 0.75, 1])
     assert torch.allclose(seen[0, 1], 11 + 8 * steps[:, None] + 2 * steps[None, :], atol=1e-4)
 
@@ -97,16 +97,16 @@ def test_a_crop_enlarged_by_hand():
 )
 def test_a_flip_and_a_quarter_turn_by_hand(matrix, expected):
     image = torch.tensor([[1, 2], [3, 4]], dtype=torch.uint8).expand(1, 3, 2, 2)
-    assert torch.allclose(fourfold.look(image, view((0, 0, 2, 2), matrix), 2)[0, 0], torch.tensor(expected).float(), atol=1e-4)
+    assert torch.allclose(augment.render(image, view((0, 0, 2, 2), matrix), 2)[0, 0], torch.tensor(expected).float(), atol=1e-4)
 
 
 def test_copy_by_copy_the_views_are_torchvisions_crop_then_flip_or_turn():
     images = noise(40).images
-    views = fourfold.draw_views(40, 32, 32, generator())
-    assert torch.equal(fourfold.look(images, views[:40], 32), images.float()), "copy 0 is the image"
+    views = augment.sample_views(40, 32, 32, generator())
+    assert torch.equal(augment.render(images, views[:40], 32), images.float()), "copy 0 is the image"
     for copy in (1, 2, 3):
         rows = views[copy * 40 : copy * 40 + 40]
-        for image, row, seen in zip(images, rows, fourfold.look(images, rows, 32), strict=True):
+        for image, row, seen in zip(images, rows, augment.render(images, rows, 32), strict=True):
             crop = V.resized_crop(image.float(), *(int(side) for side in row[:4]), [32, 32], antialias=True)
             if copy < 3:
                 flip = (V.horizontal_flip, V.vertical_flip)[copy - 1]
@@ -114,7 +114,7 @@ def test_copy_by_copy_the_views_are_torchvisions_crop_then_flip_or_turn():
                 continue
             angle = torch.rad2deg(torch.atan2(row[6], row[4])).item()
             assert -90 <= angle <= 90
-            white = fourfold.look(torch.full_like(image[None], 255), row[None], 32)[0]
+            white = augment.render(torch.full_like(image[None], 255), row[None], 32)[0]
             assert torch.equal(white > 0, V.rotate(torch.ones_like(crop), angle, InterpolationMode.NEAREST) > 0)
             assert not seen[white == 0].any()
 
@@ -123,14 +123,14 @@ def test_a_turn_about_the_centre_of_the_crop_agrees_with_torchvisions_bilinear_o
     image = noise(1).images
     angle = torch.tensor(30.0).deg2rad()
     matrix = (angle.cos(), -angle.sin(), angle.sin(), angle.cos())
-    seen = fourfold.look(image, view((0, 0, 32, 32), matrix), 32)[0]
+    seen = augment.render(image, view((0, 0, 32, 32), matrix), 32)[0]
     theirs = V.rotate(image[0].float(), 30, InterpolationMode.BILINEAR)
     middle = slice(10, 22)  # at the edges torchvision blends the last pixel with black
     assert torch.allclose(seen[:, middle, middle], theirs[:, middle, middle], atol=1e-2)
 
 
 def test_crops_are_distributed_as_torchvisions():
-    ours = fourfold.draw_crops(3000, 32, 32, generator())
+    ours = augment.sample_crops(3000, 32, 32, generator())
     torch.manual_seed(0)
     image, crop = torch.zeros(3, 32, 32), RandomResizedCrop(32)
     theirs = torch.tensor([crop.get_params(image, crop.scale, crop.ratio) for _ in range(3000)]).float()
@@ -147,14 +147,14 @@ def test_crops_are_distributed_as_torchvisions():
 
 
 def test_every_place_of_a_crop_comes_equally_often():
-    boxes = fourfold.draw_crops(40_000, 32, 32, generator())
+    boxes = augment.sample_crops(40_000, 32, 32, generator())
     narrow = boxes[boxes[:, 3] == 20]
     assert chisquare(narrow[:, 1].long().bincount(minlength=13)).pvalue > 0.01, "13 places for a crop of 20 pixels in 32"
 
 
 def test_a_shape_that_no_crop_fits_is_shown_whole(monkeypatch):
-    monkeypatch.setattr(fourfold, "RATIO", (100.0, 200.0))
-    assert torch.equal(fourfold.draw_crops(5, 8, 8, generator()), torch.tensor([[0.0, 0, 8, 8]]).expand(5, 4))
+    monkeypatch.setattr(augment, "RATIO", (100.0, 200.0))
+    assert torch.equal(augment.sample_crops(5, 8, 8, generator()), torch.tensor([[0.0, 0, 8, 8]]).expand(5, 4))
 
 
 def test_an_image_larger_than_the_view_keeps_its_centre_in_the_plain_copy():

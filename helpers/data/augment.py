@@ -1,0 +1,139 @@
+"""Augmentation of whole batches: crops that keep their size, crops that are resized, four copies of each image, cutout.
+
+What is random in a pass is sampled on the CPU before its first batch, so that every device sees the same images.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+COPIES = 4
+AREA, RATIO, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10  # torchvision's RandomResizedCrop
+GENTLE_AREA = (0.35, 1.0)  # of `resized_crop_flip`
+DEGREES = 90.0
+
+
+def sample_windows(size: tuple[int, int], image_size: int, padding: int | None, count: int, generator) -> Tensor:
+    """int64 (count, 3): the top row, left column and mirroring (0 or 1) of each crop of `image_size` pixels.
+
+    The crops lie anywhere in images of `size` (height, width) with `padding` pixels on every side; None: in the centre.
+    """
+    if padding is not None:
+        top, left = (torch.randint(side + 2 * padding - image_size + 1, (count,), generator=generator) for side in size)
+    else:
+        top, left = (torch.full((count,), (side - image_size) // 2) for side in size)
+    return torch.stack([top, left, sample_mirrors(count, generator).long()], dim=1)
+
+
+def sample_mirrors(count: int, generator: torch.Generator) -> Tensor:
+    """bool (count,): a fair coin for each image."""
+    return torch.rand(count, generator=generator) < 0.5
+
+
+def cut(images: Tensor, windows: Tensor, image_size: int, padding: int = 0, reflect: bool = False) -> Tensor:
+    """Each image's own window, in one gather for the whole batch: (B, C, H, W) and (B, 3) to (B, C, image_size, image_size).
+
+    The windows lie in the image with `padding` pixels on every side, black or, with `reflect`, mirrored at the edge.
+    """
+    if padding and not reflect:
+        images = F.pad(images, [padding] * 4)
+    count, channels, height, width = images.shape
+    top, left, mirror = windows[:, :, None].unbind(1)
+    steps = torch.arange(image_size, device=images.device)
+    rows = top + steps
+    columns = left + torch.where(mirror == 1, image_size - 1 - steps, steps)
+    if reflect:
+        rows, columns = (
+            last - (last - (places - padding).abs()).abs() for places, last in ((rows, height - 1), (columns, width - 1))
+        )
+    pixels = (rows[:, :, None] * width + columns[:, None, :]).view(count, 1, -1).expand(-1, channels, -1)
+    return images.flatten(2).gather(2, pixels).view(count, channels, image_size, image_size)
+
+
+def sample_views(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+    """float32 (4·count, 8): one view for each copy of each image; row c·count + i is copy c of image i.
+
+    Copy 0 is the image as it is. The others are crops of a random size, shape and place, each sampled by itself, and
+    then: copy 1 is mirrored left to right, copy 2 top to bottom, copy 3 is turned by up to 90 degrees either way. The
+    columns are the crop's top, left, height and width in pixels, and the matrix that takes a place in the view (x to the
+    right, y down, both from -1 to 1) to one in the crop, row by row.
+
+    Source: report `slim`, "Project Overview" and "Methodology", and its code: both flips always happen.
+    """
+    whole = torch.tensor([0.0, 0.0, height, width]).expand(count, 4)
+    boxes = torch.cat([whole, sample_crops((COPIES - 1) * count, height, width, generator)])
+    turns = torch.empty(count).uniform_(-DEGREES, DEGREES, generator=generator).deg2rad()
+    fixed = torch.tensor([[1.0, 0, 0, 1], [-1.0, 0, 0, 1], [1.0, 0, 0, -1]]).repeat_interleave(count, 0)
+    turned = torch.stack([turns.cos(), -turns.sin(), turns.sin(), turns.cos()], 1)
+    return torch.cat([boxes, torch.cat([fixed, turned])], 1)
+
+
+def sample_gentle_views(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+    """float32 (count, 8): a crop of 35 to 100 % of each image, mirrored by a fair coin; the columns of `sample_views`."""
+    boxes = sample_crops(count, height, width, generator, GENTLE_AREA)
+    across = 1 - 2 * sample_mirrors(count, generator).float()
+    return torch.cat([boxes, across[:, None] * torch.tensor([1.0, 0, 0, 0]) + torch.tensor([0.0, 0, 0, 1])], 1)
+
+
+def sample_crops(count: int, height: int, width: int, generator: torch.Generator, area: tuple = AREA) -> Tensor:
+    """float32 (count, 4): top, left, height and width of random crops, in whole pixels.
+
+    A crop has a part of the area, 8 to 100 %, is 3/4 to 4/3 as wide as high, and lies anywhere. Of ten sampled for each
+    image the first that fits counts; where none does, the crop is the whole image.
+
+    Source: torchvision's `RandomResizedCrop.get_params`, for a whole epoch at once.
+    """
+    areas = height * width * torch.empty(count, TRIES).uniform_(*area, generator=generator)
+    ratios = torch.empty(count, TRIES).uniform_(*map(math.log, RATIO), generator=generator).exp()
+    heights, widths = (areas / ratios).sqrt().round(), (areas * ratios).sqrt().round()
+    fits = (1 <= heights) & (heights <= height) & (1 <= widths) & (widths <= width)
+    first = fits.int().argmax(1, keepdim=True)
+    heights, widths = (
+        torch.where(fits.any(1), sizes.gather(1, first)[:, 0], torch.tensor(float(side)))
+        for sizes, side in ((heights, height), (widths, width))
+    )
+    top, left = (
+        (torch.rand(count, generator=generator) * (side - sizes + 1)).floor()
+        for sizes, side in ((heights, height), (widths, width))
+    )
+    return torch.stack([top, left, heights, widths], 1)
+
+
+def render(images: Tensor, views: Tensor, image_size: int) -> Tensor:
+    """Each image through its own view: uint8 (B, 3, H, W) and (B, 8) to float32 (B, 3, image_size, image_size), 0 to 255.
+
+    Between pixels it is bilinear, and a pixel outside the crop never matters: as if the crop were cut out, resized and
+    then turned, without the rounding in between. What a turn brings in from outside the crop is black.
+    """
+    height, width = images.shape[-2:]
+    top, left, crop_height, crop_width, *matrix = views[:, :, None, None].unbind(1)
+    steps = (2 * torch.arange(image_size, device=images.device) + 1) / image_size - 1
+    y, x = steps[:, None], steps[None, :]
+    column, row = (matrix[i] * x + matrix[i + 1] * y for i in (0, 2))
+    inside = (column.abs() <= 1) & (row.abs() <= 1)
+    column = left + ((column + 1) / 2 * crop_width - 0.5).clamp_min(0).minimum(crop_width - 1)
+    row = top + ((row + 1) / 2 * crop_height - 0.5).clamp_min(0).minimum(crop_height - 1)
+    places = torch.stack([(2 * column + 1) / width - 1, (2 * row + 1) / height - 1], 3)
+    return F.grid_sample(images.float(), places, padding_mode="border", align_corners=False) * inside[:, None]
+
+
+def sample_holes(count: int, image_size: int, side: int, generator: torch.Generator) -> Tensor:
+    """int64 (count, 2): the top row and left column of a square of `side` pixels that lies wholly in each image."""
+    return torch.randint(image_size - side + 1, (count, 2), generator=generator)
+
+
+def fill_holes(images: Tensor, holes: Tensor, side: int) -> Tensor:
+    """The normalised images with a square of zeros, the mean colour, in each: cutout (DeVries and Taylor 2017)."""
+    steps = torch.arange(images.shape[-1], device=images.device)
+    rows, columns = ((start <= steps) & (steps < start + side) for start in holes[:, :, None].unbind(1))
+    return images.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
+
+
+def resize(images: Tensor, pixels: int) -> Tensor:
+    """The images `pixels` high and wide, by an antialiased bilinear resize; themselves where they are that already."""
+    if images.shape[-1] == pixels:
+        return images
+    resized = F.interpolate(images, (pixels, pixels), mode="bilinear", antialias=True)
+    return resized.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,51 @@
+"""The moving average of a model's weights and BatchNorm statistics."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class Average:
+    """The exponential moving average of a model's floating-point state; counters are those of the model.
+
+    After n steps an update keeps `decay` of the average, or (1 + n) / (10 + n) where that is less, so that the first
+    weights, which are random, are soon forgotten (Polyak and Juditsky 1992; the ramp is TensorFlow's).
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.model, self.decay, self.updates = model, decay, 0
+        self.values = {name: value.clone() for name, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the model's present state."""
+        self.updates += 1
+        kept = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        present = self.model.state_dict()
+        floating = [name for name, value in present.items() if value.is_floating_point()]
+        others = [name for name in present if name not in set(floating)]
+        torch._foreach_lerp_([self.values[name] for name in floating], [present[name] for name in floating], 1 - kept)
+        if others:
+            torch._foreach_copy_([self.values[name] for name in others], [present[name] for name in others])
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Hold the model at the average, and put its own state back bit for bit."""
+        present = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.model.load_state_dict(self.values)
+        try:
+            yield
+        finally:
+            self.model.load_state_dict(present)
+
+    def state_dict(self) -> dict[str, int | dict[str, Tensor]]:
+        """What a checkpoint keeps of it."""
+        return {"updates": self.updates, "values": self.values}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on where another average stopped."""
+        self.updates = state["updates"]
+        for name, value in state["values"].items():
+            self.values[name].copy_(value)

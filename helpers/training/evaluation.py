@@ -1,0 +1,52 @@
+"""Evaluation: a model's scores for a split, and what they are worth."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from helpers import data
+from helpers.training.recipe import Recipe
+from helpers.training.step import autocast
+
+EVALUATION_BATCH = 64
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module, split: data.Split, recipe: Recipe, batch_size: int | None = None, mirrored: bool = False
+) -> torch.Tensor:
+    """The model's logits for a split, in its order, un-augmented and in eval mode: float32 (N, num_classes) on the CPU.
+
+    Args:
+        mirrored: the logits are the mean of those of an image and of its mirror image.
+    """
+    device = next(model.parameters()).device
+    model.eval()
+    mirror = data.sample_mirrors(len(split), torch.Generator().manual_seed(0)) if recipe.flip_test else None
+    logits = []
+    with autocast(device, recipe):
+        for images, _ in data.batches(split.to(device), batch_size or EVALUATION_BATCH, mirror=mirror, **plain(recipe)):
+            scores = model(images).float()
+            logits.append((scores + model(images.flip(-1)).float()) / 2 if mirrored else scores)
+    return torch.cat(logits).cpu()
+
+
+def plain(recipe: Recipe) -> dict:
+    """The arguments of `data.batches` for images as they are, in the recipe's size and normalisation."""
+    return {"image_size": recipe.image_size, "mean": recipe.mean, "std": recipe.std}
+
+
+def evaluate(model: nn.Module, split: data.Split, recipe: Recipe) -> tuple[float, float]:
+    """The mean cross-entropy (nats) and the accuracy of the model over the images of a split."""
+    return score(predict(model, split, recipe), split.labels.cpu())
+
+
+def accuracy_at(k: int, logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """The part of the images whose label is among the `k` highest of their scores: logits (N, C), labels (N,)."""
+    return (logits.topk(k, dim=1).indices == labels[:, None]).any(1).double().mean().item()
+
+
+def score(logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy of logits (N, C) against labels (N,): both are means over images."""
+    loss = F.cross_entropy(logits.double(), labels).item()
+    return loss, (logits.argmax(1) == labels).double().mean().item()

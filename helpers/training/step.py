@@ -1,0 +1,194 @@
+"""One step of training: forward pass, gradients, optimiser; in parts where a batch does not fit into memory."""
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from helpers.runtime import UserError, autocast_dtype
+from helpers.training.average import Average
+from helpers.training.perturbation import AdversarialModelPerturbation, along_momentum, hold_statistics, step_clipped
+from helpers.training.recipe import Recipe
+
+
+@dataclass
+class Learner:
+    """A model in training, and what its steps change.
+
+    Attributes:
+        model: whose weights move.
+        optimizer, scaler: as the recipe wants them on the model's device.
+        called: what computes the forward pass: the model, or its compiled form, which shares its parameters.
+        average: the moving average of the weights, or None.
+        perturbed: whether the next step is a perturbed one, if the recipe has those.
+        parts: how many pieces a batch is taken in.
+    """
+
+    model: nn.Module
+    recipe: Recipe
+    optimizer: torch.optim.Optimizer | None = None
+    scaler: torch.amp.GradScaler | None = None
+    called: nn.Module | None = None
+    average: Average | None = None
+    perturbed: bool = True
+    parts: int = 1
+
+    def __post_init__(self):
+        self.optimizer = self.optimizer or make_optimizer(self.model, self.recipe)
+        self.scaler = self.scaler or make_scaler(self.device, self.recipe)
+        self.called = self.called or self.model
+        if self.recipe.ema is not None:
+            self.average = self.average or Average(self.model, self.recipe.ema)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    def averaged(self):
+        """The context in which the model has its averaged weights, if there are any."""
+        return self.average.applied() if self.average else nullcontext()
+
+    def weights(self) -> dict[str, Tensor]:
+        """What is evaluated and kept: the averaged weights, else the model's own."""
+        return self.average.values if self.average else self.model.state_dict()
+
+    def state_dict(self) -> dict:
+        """What a checkpoint keeps of it."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict() or None,
+            "average": self.average.state_dict() if self.average else None,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on where another learner of the same recipe stopped."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimiser over all parameters of the model."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [{"params": parameters}]
+    if recipe.decay_weights_only:
+        weights = [parameter for parameter in parameters if parameter.ndim > 1]
+        others = [parameter for parameter in parameters if parameter.ndim <= 1]
+        groups = [{"params": weights}, {"params": others, "weight_decay": 0.0}]
+    base, arguments = torch.optim.Adam, {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "foreach": True}
+    if recipe.optimizer == "sgd":
+        base, arguments = torch.optim.SGD, arguments | {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
+    if recipe.perturbation is None:
+        return base(groups, **arguments)
+    return AdversarialModelPerturbation(
+        groups,
+        epsilon=recipe.perturbation,
+        inner_lr=recipe.inner_learning_rate,
+        inner_steps=recipe.inner_steps,
+        base=base,
+        clip_norm=recipe.clip_norm,
+        **arguments,
+    )
+
+
+def make_scaler(device: torch.device, recipe: Recipe) -> torch.amp.GradScaler:
+    """A gradient scaler: at work in fp16, and one that does nothing elsewhere."""
+    half = recipe.mixed_precision and autocast_dtype(device) == torch.float16
+    return torch.amp.GradScaler(device.type, enabled=half)
+
+
+def autocast(device: torch.device, recipe: Recipe):
+    """The context of the forward pass: mixed precision where the recipe wants it and the device has it."""
+    dtype = autocast_dtype(device) if recipe.mixed_precision else None
+    return torch.autocast(device.type, dtype) if dtype else nullcontext()
+
+
+def convolutions(recipe: Recipe):
+    """The context of every step: cuDNN's choices do not change from run to run, unless the recipe leaves them to it."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=not recipe.deterministic, deterministic=recipe.deterministic)
+
+
+def train_epoch(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+    """One pass over the batches; returns the mean loss and the accuracy over images, as seen while training.
+
+    The sums stay on the device until the pass ends: reading one each step would make the host wait for the device.
+    """
+    learner.called.train()
+    count = 0
+    loss_sum = torch.zeros((), device=learner.device, dtype=torch.float64)
+    correct = torch.zeros((), device=learner.device, dtype=torch.int64)
+    with convolutions(learner.recipe):
+        for images, labels in batches:
+            while (done := _step_that_fits(learner, images, labels)) is None:
+                learner.parts *= 2
+                print(
+                    f"A batch of {len(labels)} does not fit into memory: "
+                    f"it is taken in {learner.parts} parts, their gradients added up."
+                )
+            logits, loss = done
+            count += len(labels)
+            loss_sum += loss * len(labels)
+            correct += (logits.argmax(1) == labels).sum()
+    return loss_sum.item() / count, correct.item() / count
+
+
+def _step_that_fits(learner: Learner, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor] | None:
+    """A step on the batch in the learner's parts, or None where even those do not fit into the device's memory."""
+    try:
+        return step(learner, images, labels)
+    except torch.OutOfMemoryError as error:
+        if learner.parts >= len(labels):
+            raise UserError("Not even one image fits into the device's memory; choose a smaller model or image.") from error
+        learner.optimizer.zero_grad(set_to_none=True)
+    torch.cuda.empty_cache()  # out here, where the failed step's own tensors are gone
+    return None
+
+
+def step(learner: Learner, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """One step of the optimiser; returns the logits and the loss at the weights before it.
+
+    A batch in parts gives the gradient of the whole, but for BatchNorm, which sees each part as a batch of its own.
+    """
+    optimizer, recipe, scaler = learner.optimizer, learner.recipe, learner.scaler
+    first = None
+
+    def closure() -> Tensor:
+        nonlocal first
+        optimizer.zero_grad(set_to_none=True)
+        with hold_statistics(learner.model) if first else nullcontext():
+            logits, loss = gradients(learner, images, labels)
+        first = first or (logits, loss)
+        return loss
+
+    if learner.perturbed and isinstance(optimizer, AdversarialModelPerturbation):
+        optimizer.step(closure, scaler)
+    else:
+        with along_momentum(optimizer, recipe.momentum_perturbation if learner.perturbed else None):
+            closure()
+        step_clipped(getattr(optimizer, "base", optimizer), scaler, recipe.clip_norm)
+    scaler.update()
+    if learner.average:
+        learner.average.update()
+    return first
+
+
+def gradients(learner: Learner, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Add the gradients of a batch to the parameters; returns its logits and loss."""
+    scores, losses = [], []
+    for image_part, label_part in zip(images.chunk(learner.parts), labels.chunk(learner.parts), strict=True):
+        with autocast(images.device, learner.recipe):
+            logits = learner.called(image_part)
+            loss = F.cross_entropy(logits, label_part, label_smoothing=learner.recipe.label_smoothing)
+            loss = loss * (len(label_part) / len(labels))
+        learner.scaler.scale(loss).backward()
+        scores.append(logits.detach())
+        losses.append(loss.detach())
+    return torch.cat(scores), torch.stack(losses).sum()
