@@ -1,41 +1,12 @@
 """What goes in: images with labels, in splits and batches."""
 
-from helpers.data.audit import (
-    NEAR_IDENTICAL,
-    THUMBNAIL,
-    Place,
-    duplicates,
-    leaked,
-    near_duplicates,
-)
-from helpers.data.augment import (
-    resize,
-    sample_mirrors,
-)
-from helpers.data.batching import (
-    AUGMENTS,
-    View,
-    batches,
-    images_shown,
-)
-from helpers.data.cifar import (
-    CIFAR100_SUPERCLASSES,
-    cifar100_superclasses,
-)
-from helpers.data.datasets import (
-    NAMES,
-    SAMPLE_CLASSES,
-    SAMPLE_COUNTS,
-    Dataset,
-    Split,
-    channel_statistics,
-    load,
-    names,
-    sample,
-)
-from helpers.data.photographs import (
-    decode_photograph,
-)
+from helpers.data.audit import NEAR_IDENTICAL, THUMBNAIL, Place, duplicates, leaked, near_duplicates
+from helpers.data.augment import resize, sample_mirrors
+from helpers.data.batching import AUGMENTS, View, batches, images_shown
+from helpers.data.cifar import CIFAR100_SUPERCLASSES, cifar100_superclasses
+from helpers.data.datasets import NAMES, Dataset, Split, channel_statistics, load, names, stored_size, stratified
+from helpers.data.photographs import decode_photograph
+from helpers.data.samples import SAMPLE_CLASSES, SAMPLE_COUNTS, sample
 
 __all__ = [
     "AUGMENTS",
@@ -62,4 +33,6 @@ __all__ = [
     "resize",
     "sample",
     "sample_mirrors",
+    "stored_size",
+    "stratified",
 ]

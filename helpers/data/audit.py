@@ -1,4 +1,4 @@
-"""What is there twice: byte-identical and near-identical images, within splits and across them."""
+"""Images that occur twice: byte-identical and near-identical ones, within splits and across them."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -40,11 +40,11 @@ def near_duplicates(dataset: Dataset, threshold: float = NEAR_IDENTICAL) -> list
     features = torch.cat([_thumbnails(split.images) for split in dataset.splits.values()])
     pairs = []
     for start in range(0, len(features), 1024):
-        similarity = features[start : start + 1024] @ features.T
-        for row, second in (similarity > threshold).nonzero().tolist():
-            first = start + row
-            if first < second and digests[first] != digests[second]:
-                pairs.append((places[first], places[second], similarity[row, second].item()))
+        similarity = features[start : start + 1024] @ features[start:].T
+        for row, column in (similarity > threshold).triu(1).nonzero().tolist():
+            first, second = start + row, start + column
+            if digests[first] != digests[second]:
+                pairs.append((places[first], places[second], similarity[row, column].item()))
     return sorted(pairs, key=lambda pair: -pair[2])
 
 

@@ -1,4 +1,4 @@
-"""What goes in: names, real images and generated ones, in three splits; the audit; batches on the device."""
+"""Labelled images in three splits: found by name, divided, fingerprinted, and measured."""
 
 import hashlib
 from collections.abc import Sequence
@@ -11,19 +11,11 @@ import torch
 from torch import Tensor
 
 from helpers.data import cifar, photographs
-from helpers.data.cifar import CIFAR100_SUPERCLASSES, cifar100_superclasses  # noqa: F401 (users call them here)
-from helpers.data.folders import SPLITS, is_image_folder, subfolders, unwrap
-from helpers.data.photographs import decode_photograph  # noqa: F401 (users call it here)
-from helpers.data.pools import Pool, divide, listed
+from helpers.data.folders import SPLITS, is_image_folder, place, subfolders, unwrap
+from helpers.data.pools import Pool, listed
 from helpers.runtime import UserError, data_dir
 
 NAMES = (*photographs.KAGGLE, *cifar.NAMES)
-SAMPLE_CLASSES = {
-    "pikachu": ["not_pikachu", "pikachu"],
-    **cifar.CLASSES,
-    **{part: cifar.CLASSES[whole] for part, (whole, _) in cifar.PARTS.items()},
-}
-SAMPLE_COUNTS = {2: (48, 16, 16), 10: (40, 20, 20), 100: (200, 100, 100)}  # by the number of classes
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +50,22 @@ class Split:
             digests=[self.digests[i] for i in positions] if self.digests else [],
             sizes=None if self.sizes is None else self.sizes[indices],
         )
+
+
+def stratified(split: Split, n: int, seed: int = 0) -> Split:
+    """`n` random images of a split, in its order, with the shares of its classes kept to within one image each.
+
+    The same seed gives the same images. A split of `n` images or fewer comes back whole.
+    """
+    if n < 1:
+        raise UserError(f"A subset of {n} images was asked for; ask for 1 or more.")
+    rng = np.random.default_rng(seed)
+    labels = split.labels.cpu().numpy()
+    rank = np.empty(len(labels))  # images are taken by their rank in their class as a share of the class
+    for label in np.unique(labels):
+        mine = np.flatnonzero(labels == label)
+        rank[mine] = (rng.permutation(len(mine)) + rng.random()) / len(mine)
+    return split.subset(np.sort(np.argsort(rank)[:n]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +104,11 @@ def names(folder: str | Path | None = None) -> list[str]:
     return sorted({*NAMES, *own})
 
 
+def stored_size(name: str, image_size: int) -> int:
+    """Pixels to which images are resized for inputs of `image_size`: a seventh more, as room for crops; CIFAR stays at 32."""
+    return cifar.PIXELS if name in cifar.NAMES else image_size * 8 // 7
+
+
 def load(
     name: str, folder: str | Path | None = None, *, image_size: int | None = None, seed: int = 0, resize: str = "crop"
 ) -> Dataset:
@@ -104,8 +117,7 @@ def load(
     Args:
         name: one of `names()`: a published data set, or an image folder in the data folder.
         folder: the data folder, by default `runtime.data_dir()`.
-        image_size: pixels of a model's input. Photographs, by default for 224, are stored a seventh larger (256), as
-            room for crops; CIFAR stays at its 32.
+        image_size: pixels of a model's input, by default 32 for CIFAR and 224 for photographs.
         seed: decides who goes where when the source brings no validation or test split of its own.
         resize: how photographs become square: `crop` keeps the middle, `squash` the whole without its aspect ratio.
 
@@ -124,26 +136,63 @@ def load(
         raise UserError(f"There is no data folder '{base}'; create it, or set DATA_DIR to the right one.")
     if name not in NAMES and not (base / name).is_dir():
         raise UserError(f"There is no '{name}' in the data folder; choose from {', '.join(names(base))}, or put it there.")
-    if name in cifar.NAMES:
-        dataset = _divide(*cifar.load(name, base, image_size), cifar.HELD_OUT, seed, named=False)
+    is_cifar, called = name in cifar.NAMES, name
+    if is_cifar:
+        called, pool = cifar.read_pool(name, base, image_size)
     else:
-        dataset = _divide(name, photographs.load(name, base, image_size * 8 // 7, resize), photographs.HELD_OUT, seed)
-    counts = ", ".join(f"{len(split)} {key}" for key, split in dataset.splits.items())
-    print(f"{name}: found in {dataset.source}: {counts} images, {len(dataset.classes)} classes.")
-    if dataset.skipped:
-        print(f"Left out {len(dataset.skipped)}: {listed([f'{file} ({why})' for file, why in dataset.skipped])}.")
-    return dataset
+        pool = photographs.read_pool(name, base, stored_size(name, image_size), resize)
+    classes, splits = _divide(pool, cifar.HELD_OUT if is_cifar else photographs.HELD_OUT, seed)
+    counts = ", ".join(f"{len(split)} {key}" for key, split in splits.items())
+    print(f"{name}: found in {pool.source}: {counts} images, {len(classes)} classes.")
+    if pool.skipped:
+        print(f"Left out {len(pool.skipped)}: {listed([f'{file} ({why})' for file, why in pool.skipped])}.")
+    return Dataset(called, pool.source, fingerprint(splits, named=not is_cifar), classes, **splits, skipped=pool.skipped)
 
 
-def _divide(name: str, pool: Pool, held_out: float, seed: int, named: bool = True) -> Dataset:
-    classes, labels, split_of = divide(pool, held_out, seed)
+def _divide(pool: Pool, held_out: float, seed: int) -> tuple[list[str], dict[str, Split]]:
+    """The classes, sorted, and the three splits.
+
+    Images stay in the split that they lie in. For each split that the source does not bring, the share `held_out` of
+    each class, at least one image, is taken from train at random.
+
+    Raises:
+        UserError: no image of a class can be read, or too few to hold any out.
+    """
+    places = _places(pool)
+    own, classes = (sorted(set(items)) for items in zip(*places.values(), strict=True))
+    missing = [split for split in SPLITS if split not in own]
+    inside = [places[dirname(path)] for path in pool.names]
+    label_of = {class_name: label for label, class_name in enumerate(classes)}
+    labels = np.array([label_of[class_name] for _, class_name in inside], np.int64)
+    split_of = np.array([split for split, _ in inside], dtype="<U10")
+    for label, class_name in enumerate(classes):
+        mine = np.flatnonzero((labels == label) & (split_of == "train"))
+        if missing and len(mine) <= len(missing):
+            raise UserError(
+                f"The class '{class_name}' of the {pool.source} has {len(mine)} readable images, too few to split; "
+                f"it needs {len(missing) + 1}."
+            )
+        shuffled = np.random.default_rng([seed, label]).permutation(mine)
+        count = max(1, round(held_out * len(mine)))
+        for number, split in enumerate(missing):
+            split_of[shuffled[number * count : (number + 1) * count]] = split
     images, labels, sizes = (torch.from_numpy(array) for array in (pool.images, labels, pool.sizes))
     everything = Split(images, labels, pool.names, pool.digests, sizes)
-    splits = {split: everything.subset(np.flatnonzero(split_of == split)) for split in SPLITS}
-    return Dataset(name, pool.source, _fingerprint(splits, named), classes, **splits, skipped=pool.skipped)
+    return classes, {split: everything.subset(np.flatnonzero(split_of == split)) for split in SPLITS}
 
 
-def _fingerprint(splits: dict[str, Split], named: bool = True) -> str:
+def _places(pool: Pool) -> dict[str, tuple[str, str]]:
+    """The split and the class of each folder that an image of the source lies in, readable or not."""
+    readable = {dirname(path) for path in pool.names}
+    places = {folder: place(folder) for folder in readable | {dirname(file) for file, _ in pool.skipped}}
+    if empty := sorted(places.keys() - readable):
+        lost = [f"{file} ({reason})" for file, reason in pool.skipped if dirname(file) == empty[0]]
+        class_name = places[empty[0]][1]
+        raise UserError(f"No image of class '{class_name}' of the {pool.source} can be read: {listed(lost, most=3)}.")
+    return places
+
+
+def fingerprint(splits: dict[str, Split], named: bool = True) -> str:
     """A hash of which file is in which split; unless `named`, only the file's class counts, and not what it is called."""
     hasher = hashlib.sha256()
     for name, split in splits.items():
@@ -151,56 +200,6 @@ def _fingerprint(splits: dict[str, Split], named: bool = True) -> str:
         lines = (f"{name}\0{file}\0{digest}\n" for file, digest in zip(files, split.digests, strict=True))
         hasher.update("".join(lines).encode())
     return hasher.hexdigest()[:16]
-
-
-def sample(name: str, *, image_size: int = 64, counts: Sequence[int] | None = None) -> Dataset:
-    """Generated images in the place of real ones: a disc whose colour tells the class, on coloured noise.
-
-    Of more than ten classes, the colour around the disc tells the last digit, and the disc those before it. They are
-    the same at every call, nothing is read or written, and a model learns them in a few batches. So that the audit has
-    something to find, the first test image is a copy of the first training image, and the second nearly so.
-
-    Args:
-        name: a name of `NAMES`, whose classes are taken over.
-        image_size: as in `load`: photographs are stored a seventh larger, and CIFAR at 32.
-        counts: images in train, validation and test, at least two in each; by default a few for each class.
-    """
-    if name not in SAMPLE_CLASSES:
-        raise UserError(f"There is no sample data for '{name}'; choose from {', '.join(SAMPLE_CLASSES)}.")
-    classes = SAMPLE_CLASSES[name]
-    counts = SAMPLE_COUNTS[len(classes)] if counts is None else counts
-    stored = cifar.PIXELS if name in cifar.NAMES else image_size * 8 // 7
-    rng = np.random.default_rng(0)
-    splits = {}
-    for split, count in zip(SPLITS, counts, strict=True):
-        labels = np.arange(count) % len(classes)
-        images = _draw_discs(labels, len(classes), stored, rng)
-        if split == "test":
-            copied = splits["train"].images[:2].numpy()
-            images[0], images[1] = copied[0], copied[1] // 8 * 8
-        files = [f"{split}/{classes[label]}/{index:04}.png" for index, label in enumerate(labels)]
-        digests = [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
-        images, labels, sizes = torch.from_numpy(images), torch.from_numpy(labels), torch.full((count, 2), stored)
-        splits[split] = Split(images, labels, files, digests, sizes)
-    return Dataset(name, "sample", _fingerprint(splits), list(classes), **splits)
-
-
-def _draw_discs(labels: np.ndarray, num_classes: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """uint8 (N, 3, size, size): discs with the colours of the classes spread evenly around the colour circle."""
-    count = len(labels)
-    two_colours = num_classes > 10
-    colours = _hues((labels // 10 * 10 if two_colours else labels) / num_classes)
-    rows, columns = np.mgrid[:size, :size] / size
-    centres = rng.uniform(0.4, 0.6, (2, count, 1, 1))
-    inside = np.hypot(rows - centres[0], columns - centres[1]) < rng.uniform(0.2, 0.35, (count, 1, 1))
-    noise = rng.uniform(0, 0.6, (count, 3, size, size))
-    around = 0.8 * _hues(labels % 10 / 10) + 0.2 * noise if two_colours else noise
-    return (255 * np.where(inside[:, None], 0.8 * colours + 0.2 * noise, around)).astype(np.uint8)
-
-
-def _hues(turns: np.ndarray) -> np.ndarray:
-    """float (N, 3, 1, 1): the colours at so many turns of the colour circle."""
-    return (0.55 + 0.35 * np.cos(2 * np.pi * (turns[:, None] + np.array([1, 2, 0]) / 3)))[:, :, None, None]
 
 
 def channel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:

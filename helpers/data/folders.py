@@ -1,10 +1,9 @@
-"""What lies where: image folders, and which of their files is in which split and class."""
+"""Image folders: where their splits and classes lie, and which files they hold."""
 
 import os
 from collections import Counter
 from pathlib import Path
 from posixpath import basename, dirname
-from typing import NamedTuple
 
 from helpers.runtime import UserError
 
@@ -14,18 +13,13 @@ EXTENSIONS = {".jpg", ".jpeg", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif",
 IGNORED = {"__macosx", "thumbs.db", "desktop.ini"}
 
 
-class File(NamedTuple):
-    """A file, and what gives away that it was changed."""
+File = tuple[str, int, int]  # path in the folder of the data, with '/'; bytes; nanoseconds of the last change
 
-    path: str  # relative to the folder of the data, with '/'
-    bytes: int
-    modified: int  # nanoseconds
 
-    @classmethod
-    def at(cls, path: str, entry: Path | os.DirEntry) -> "File":
-        """The file behind a directory entry, under the path it is to be known by."""
-        status = entry.stat()
-        return cls(path, status.st_size, status.st_mtime_ns)
+def stamp(path: str, entry: Path | os.DirEntry) -> File:
+    """The file behind a directory entry, under its path in the data: what gives away that it was changed."""
+    status = entry.stat()
+    return path, status.st_size, status.st_mtime_ns
 
 
 def place(folder: str) -> tuple[str, str]:
@@ -92,11 +86,11 @@ def list_files(root: Path, source: str) -> list[File]:
             raise UserError(f"The {split} split of the {source} is empty; put a folder for each class into it.")
         for folder in classes:
             inside = folder.relative_to(root).as_posix()
-            found = [File.at(f"{inside}/{entry.name}", entry) for entry in _visible(folder) if entry.is_file()]
+            found = [stamp(f"{inside}/{entry.name}", entry) for entry in _visible(folder) if entry.is_file()]
             if not found:
                 raise UserError(f"The class folder '{inside}' of the {source} is empty.")
             files += found
-    _check_classes({dirname(file.path) for file in files}, [path.name for _, path in groups], source)
+    _check_classes({dirname(path) for path, _, _ in files}, [path.name for _, path in groups], source)
     return sorted(files)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from helpers.data.folders import holds_images, is_image_folder, list_files, unwrap
-from helpers.data.pools import Pool, decode, load_pool, read_file
+from helpers.data.pools import Pool, cached, decode, read_file
 from helpers.runtime import UserError
 
 KAGGLE = {"pikachu": "hal0samuel/pikachu-classification-dataset"}
@@ -17,14 +17,14 @@ HELD_OUT = 0.2
 RESIZES = ("crop", "squash")
 
 
-def load(name: str, base: Path, size: int, resize: str = "crop") -> Pool:
+def read_pool(name: str, base: Path, size: int, resize: str = "crop") -> Pool:
     """The photographs of the image folder `name`, else of `base` itself, else of Kaggle, `size` pixels wide and high."""
     source, root = _find(name, base)
     files = list_files(root, source)
-    paths, read = [file.path for file in files], partial(read_file, root)
+    paths, read = [path for path, _, _ in files], partial(read_file, root)
     decoder = partial(decode_photograph, resize=resize) if resize != "crop" else decode_photograph
-    cached_as = Path(name).name if resize == "crop" else f"{Path(name).name}-{resize}"
-    return load_pool(base, cached_as, source, files, size, partial(decode, source, paths, read, decoder, size))
+    cache_name = Path(name).name if resize == "crop" else f"{Path(name).name}-{resize}"
+    return cached(base, cache_name, source, files, size, partial(decode, source, paths, read, decoder, size))
 
 
 def _find(name: str, base: Path) -> tuple[str, Path]:

@@ -1,22 +1,21 @@
-"""From files to pixels: every image of a source decoded once, kept in a cache file, and divided into splits."""
+"""From files to pixels: every image of a source decoded once and kept in a cache file."""
 
 import hashlib
 import json
 import os
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
-from posixpath import dirname
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from helpers.data.folders import SPLITS, File, place
-from helpers.runtime import UserError, progress
+from helpers.data.folders import File
+from helpers.runtime import progress, save_bytes
 
 CACHE_VERSION = 1
 
@@ -88,82 +87,28 @@ def decode(source: str, paths: list[str], read: Callable, decoder: Callable, siz
     return pool.take([position for position, digest in enumerate(digests) if digest]) if skipped else pool
 
 
-def load_pool(base: Path, name: str, source: str, files: list[File], size: int, read: Callable[[], Pool]) -> Pool:
-    """The pool from the data folder's cache file when it was made from these files at this size; else read, and kept."""
+def cached(base: Path, name: str, source: str, files: list[File], size: int, read: Callable[[], Pool]) -> Pool:
+    """The pool in the data folder's cache file `name` if it was made from these files at this size; else read, and kept."""
     path = base / "cache" / f"{name}-{size}.npz"
     key = hashlib.sha256(json.dumps([CACHE_VERSION, source, size, files]).encode()).hexdigest()
-    pool = _read_cache(path, key)
-    if pool is None:
-        pool = read()
-        _write_cache(path, key, pool)
-    return pool
-
-
-def _read_cache(path: Path, key: str) -> Pool | None:
     try:
         with np.load(path, allow_pickle=False) as stored:  # a zip file, so reading compares its checksums
             about = json.loads(stored["about"].tobytes())
-            if about["key"] == key:
-                skipped = [(file, reason) for file, reason in about["skipped"]]
-                return Pool(about["source"], stored["images"], stored["sizes"], about["names"], about["digests"], skipped)
+            if about.pop("key") == key:
+                about["skipped"] = [tuple(pair) for pair in about["skipped"]]
+                return Pool(images=stored["images"], sizes=stored["sizes"], **about)
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, EOFError, zipfile.BadZipFile):
         print(f"The cache file {path.name} cannot be read and is made again.")
-    return None
-
-
-def _write_cache(path: Path, key: str, pool: Pool) -> None:
-    """Keep the pool in one file; where that cannot be, print a line and leave nothing behind."""
+    pool = read()
     arrays = {"images": pool.images, "sizes": pool.sizes}
-    about = {"key": key} | {name: value for name, value in pool._asdict().items() if name not in arrays}
+    about = {"key": key} | {field: value for field, value in pool._asdict().items() if field not in arrays}
+    content = BytesIO()
+    np.savez(content, about=np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays)
     try:
         path.parent.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".part-") as folder:
-            part = Path(folder) / path.name
-            with part.open("wb") as file:
-                np.savez(file, about=np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays)
-            part.replace(path)
+        save_bytes(path, content.getbuffer())
     except OSError as error:
         print(f"No cache is kept in the data folder ({error.strerror}); the images will be decoded again next time.")
-
-
-def divide(pool: Pool, held_out: float, seed: int) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """The classes, sorted; the label of each image, int64 (N,); and the split of each, by name (N,).
-
-    Images stay in the split that they lie in. For each split that the source does not bring, the share `held_out` of
-    each class, at least one image, is drawn from train.
-
-    Raises:
-        UserError: no image of a class can be read, or too few to hold any out.
-    """
-    places = _places(pool)
-    own, classes = (sorted(set(items)) for items in zip(*places.values(), strict=True))
-    missing = [split for split in SPLITS if split not in own]
-    label_of = {folder: classes.index(class_name) for folder, (_, class_name) in places.items()}
-    folders = [dirname(path) for path in pool.names]
-    labels = np.array([label_of[folder] for folder in folders], np.int64)
-    split_of = np.array([places[folder][0] for folder in folders], dtype="<U10")
-    for label, class_name in enumerate(classes):
-        mine = np.flatnonzero((labels == label) & (split_of == "train"))
-        if missing and len(mine) <= len(missing):
-            raise UserError(
-                f"The class '{class_name}' of the {pool.source} has {len(mine)} readable images, too few to split; "
-                f"it needs {len(missing) + 1}."
-            )
-        shuffled = np.random.default_rng([seed, label]).permutation(mine)
-        count = max(1, round(held_out * len(mine)))
-        for number, split in enumerate(missing):
-            split_of[shuffled[number * count : (number + 1) * count]] = split
-    return classes, labels, split_of
-
-
-def _places(pool: Pool) -> dict[str, tuple[str, str]]:
-    """The split and the class of each folder that an image of the source lies in, readable or not."""
-    readable = {dirname(path) for path in pool.names}
-    places = {folder: place(folder) for folder in readable | {dirname(file) for file, _ in pool.skipped}}
-    if empty := sorted(places.keys() - readable):
-        lost = [f"{file} ({reason})" for file, reason in pool.skipped if dirname(file) == empty[0]]
-        class_name = places[empty[0]][1]
-        raise UserError(f"No image of class '{class_name}' of the {pool.source} can be read: {listed(lost, most=3)}.")
-    return places
+    return pool

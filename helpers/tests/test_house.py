@@ -18,7 +18,6 @@ TODAY = {
     "claims": 1849,
     "files": {
         "helpers/bench.py": 303,
-        "helpers/data/cifar.py": 315,
         "helpers/demo/classify.py": 388,
         "helpers/experiments/plan.py": 327,
         "helpers/report/claims/amp.py": 380,

@@ -4,14 +4,12 @@ import io
 import os
 import pickle
 import shutil
+import socket
 import struct
-import sys
 import tarfile
 import threading
-import urllib.error
 import warnings
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,8 +17,8 @@ import torch
 from PIL import Image
 
 from helpers import data
-from helpers.data import cifar
-from helpers.runtime import UserError
+from helpers.data import cifar, downloads
+from helpers.runtime import UserError, data_dir
 
 NAMES = ("cifar10", "cifar100")
 COUNTS = {"cifar10": {"train": 100, "test": 20}, "cifar100": {"train": 200, "test": 100}}
@@ -54,13 +52,17 @@ def name(request):
 
 @pytest.fixture
 def splits(name, monkeypatch):
-    """{split: (images, labels)}, a few for each class, shuffled; `load` expects exactly so many."""
+    """{split: (images, labels)}, a few for each class, shuffled; `load` expects exactly these."""
     monkeypatch.setattr(cifar, "COUNTS", COUNTS[name])
     rng = np.random.default_rng(0)
-    made = {}
+    made, lines = {}, []
     for split, count in COUNTS[name].items():
         labels = rng.permutation(np.arange(count) % len(cifar.CLASSES[name]))
-        made[split] = rng.integers(0, 256, (count, 3, 32, 32), np.uint8), labels
+        images = rng.integers(0, 256, (count, 3, 32, 32), np.uint8)
+        made[split] = images, labels
+        digests = [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
+        lines += [f"{split}/{cifar.CLASSES[name][label]} {digest}\n" for label, digest in zip(labels, digests, strict=True)]
+    monkeypatch.setitem(cifar.FINGERPRINTS, name, hashlib.sha256("".join(sorted(lines)).encode()).hexdigest())
     return made
 
 
@@ -123,35 +125,55 @@ def table(name, images, labels, kind="png"):
 def put_parquet(root, name, splits, folder=None, **options):
     parquet = pytest.importorskip("pyarrow.parquet")
     folder = root / (folder or {"cifar10": "plain_text", "cifar100": "cifar100"}[name])
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for split, (images, labels) in splits.items():
         parquet.write_table(table(name, images, labels, **options), folder / f"{split}-00000-of-00001.parquet")
     return folder
 
 
-def serve_hugging_face(monkeypatch, name, splits):
-    """`datasets`, with the data set in it; returns the handles it was asked for."""
-    asked = []
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder, and of each file at most `limit` bytes, though it promises them all; keeps the paths asked for."""
 
-    def load_dataset(handle):
-        asked.append(handle)
-        return {split: SimpleNamespace(to_pandas=table(name, *part).to_pandas) for split, part in splits.items()}
+    limit, asked = None, []
 
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
-    monkeypatch.setattr(cifar, "require_answer", lambda url: None)
-    return asked
+    def do_GET(self):
+        self.asked.append(self.path)
+        super().do_GET()
+
+    def copyfile(self, source, outputfile):
+        outputfile.write(source.read()[: self.limit])
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path_factory, monkeypatch):
+    """(its address, the folder it serves)"""
+    folder = tmp_path_factory.mktemp("server")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(Handler, "asked", [])
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=folder)) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}", folder
+        running.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def hugging_face(server, monkeypatch):
+    """A function that puts a data set onto a server that stands for Hugging Face."""
+    address, folder = server
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    return lambda name, splits: put_parquet(folder / "datasets" / downloads.PARQUET[name], name, splits, ".")
 
 
 @pytest.fixture
 def offline(monkeypatch):
     """Neither Hugging Face nor the original server can be reached."""
-
-    def refuse(url):
-        raise urllib.error.URLError("no route")
-
-    monkeypatch.setattr(cifar, "require_answer", refuse)
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=refuse))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     for name in NAMES:
         monkeypatch.setattr(cifar.PUBLISHED[name], "url", "http://127.0.0.1:9/cifar.tar.gz")
 
@@ -167,19 +189,19 @@ def equal(one, other):
 # Where the images come from.
 
 
-def test_every_format_gives_the_same_tensors(tmp_path, monkeypatch, name, splits):
+def test_every_format_gives_the_same_tensors(tmp_path, monkeypatch, hugging_face, name, splits):
     put_pickles(tmp_path / "pickle", name, splits, monkeypatch)
     put_folder(tmp_path / "png" / name, name, splits)
     put_parquet(tmp_path / "parquet" / name, name, splits)
     (tmp_path / "hugging_face").mkdir()
-    serve_hugging_face(monkeypatch, name, splits)
+    hugging_face(name, splits)
     sets = {kind: data.load(name, tmp_path / kind) for kind in ("pickle", "png", "parquet", "hugging_face")}
     folder = cifar.PUBLISHED[name].base_folder
     assert {kind: dataset.source for kind, dataset in sets.items()} == {
         "pickle": f"pickle folder {folder}",
         "png": f"folder {name}",
         "parquet": f"Parquet folder {name}",
-        "hugging_face": f"Hugging Face uoft-cs/{name}",
+        "hugging_face": f"Parquet folder {name}",
     }
     assert {dataset.name for dataset in sets.values()} == {name}
     assert all(equal(sets["pickle"], dataset) for dataset in sets.values())
@@ -204,11 +226,11 @@ def test_labels_are_the_published_ones_and_images_are_whole(tmp_path, monkeypatc
 
 
 @only_cifar10
-def test_sources_are_asked_in_order_and_the_line_says_which(tmp_path, monkeypatch, capsys, name, splits):
+def test_sources_are_asked_in_order_and_the_line_says_which(tmp_path, monkeypatch, capsys, server, hugging_face, name, splits):
     folder = put_pickles(tmp_path, name, splits, monkeypatch)
     put_folder(tmp_path / "cifar10", name, splits)
     put_parquet(tmp_path / "cifar10", name, splits)
-    asked = serve_hugging_face(monkeypatch, name, splits)
+    hugging_face(name, splits)
     for here in (folder, tmp_path / "cifar10/train", tmp_path / "cifar10/plain_text"):
         data.load(name, tmp_path)
         shutil.rmtree(here)
@@ -217,9 +239,12 @@ def test_sources_are_asked_in_order_and_the_line_says_which(tmp_path, monkeypatc
             put_folder(tmp_path / "cifar10", name, splits)
     data.load(name, tmp_path)
     numbers = ": 90 train, 10 validation, 20 test images, 10 classes.\n"
-    kinds = ("pickle folder cifar-10-batches-py", "folder cifar10", "Parquet folder cifar10", "Hugging Face uoft-cs/cifar10")
+    kinds = ("pickle folder cifar-10-batches-py", "folder cifar10", "Parquet folder cifar10", "Parquet folder cifar10")
     assert capsys.readouterr().out == "".join(f"cifar10: found in {kind}{numbers}" for kind in kinds)
-    assert asked == ["uoft-cs/cifar10"]
+    revision = "/datasets/uoft-cs/cifar10/resolve/0b2714987fa478483af9968de7c934580d0bb9a2/plain_text"
+    assert Handler.asked == [f"{revision}/{split}-00000-of-00001.parquet" for split in ("train", "test")]
+    data.load(name, tmp_path)
+    assert len(Handler.asked) == 2, "what was sent is kept"
 
 
 def test_the_cifar_100_superclasses_are_the_published_ones():
@@ -296,16 +321,9 @@ def test_the_second_load_decodes_nothing_and_a_change_is_noticed(tmp_path, name,
     first = data.load(name, tmp_path)
     assert len(decodings) == 120 and equal(first, data.load(name, tmp_path)) and len(decodings) == 120
     Image.new("RGB", (32, 32), "red").save(root / first.train.names[0])
-    changed = data.load(name, tmp_path)
-    assert len(decodings) == 240 and changed.fingerprint != first.fingerprint
-
-
-@only_cifar10
-def test_what_hugging_face_sent_is_kept(tmp_path, monkeypatch, name, splits):
-    serve_hugging_face(monkeypatch, name, splits)
-    first = data.load(name, tmp_path)
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    assert equal(first, data.load(name, tmp_path))
+    with pytest.raises(UserError, match="an image is not the published one"):
+        data.load(name, tmp_path)
+    assert len(decodings) == 240
 
 
 # What bad input gets.
@@ -377,6 +395,31 @@ def empty_one(root):
     sorted((root / "test/dog").iterdir())[0].write_bytes(b"")
 
 
+def add_one(root):
+    Image.new("RGB", (32, 32)).save(root / "test/cat/more.png")
+
+
+def swap_classes(root):
+    for split in ("train", "test"):
+        (root / split / "cat").rename(root / split / "old")
+        (root / split / "dog").rename(root / split / "cat")
+        (root / split / "old").rename(root / split / "dog")
+
+
+def change_one(root):
+    Image.new("RGB", (32, 32)).save(sorted((root / "train/cat").iterdir())[0])
+
+
+def swap_splits(root):
+    for one, other in zip(sorted((root / "train/cat").iterdir()), sorted((root / "test/cat").iterdir()), strict=False):
+        content = one.read_bytes()
+        one.write_bytes(other.read_bytes())
+        other.write_bytes(content)
+
+
+NOT_PUBLISHED = "as many images as cifar10, but an image is not the published one or lies in another class; unpack"
+
+
 def flatten(root):
     (root / "train").rename(root.parent / "classes")
     shutil.rmtree(root)
@@ -393,6 +436,10 @@ def flatten(root):
         (resize_one, r"cannot be used: train/cat/\d+.png \(40x32 pixels instead of 32x32\)"),
         (rename_class, "has a class 'cats'; the classes are airplane; automobile; bird; cat; deer"),
         (drop_class, "has 0 images in test/truck where cifar10 has 2"),
+        (add_one, "folder cifar10 has 3 images in test/cat where cifar10 has 2; unpack"),
+        (swap_classes, NOT_PUBLISHED),
+        (change_one, NOT_PUBLISHED),
+        (swap_splits, NOT_PUBLISHED),
         (flatten, "has 0 images in test/airplane where cifar10 has 2"),
     ],
 )
@@ -401,6 +448,14 @@ def test_a_folder_that_is_not_whole(tmp_path, name, splits, spoil, sentence):
     for _ in range(2):  # and nothing of it is kept
         with pytest.raises(UserError, match=sentence):
             data.load(name, tmp_path)
+
+
+def test_one_data_set_under_the_name_of_the_other(tmp_path, name, splits):
+    other = NAMES[1 - NAMES.index(name)]
+    put_folder(tmp_path / other, name, splits)
+    sentence = rf"folder {other} has a class '{cifar.CLASSES[name][0]}'; the classes are {cifar.CLASSES[other][0]}; "
+    with pytest.raises(UserError, match=sentence):
+        data.load(other, tmp_path)
 
 
 @only_cifar10
@@ -502,39 +557,15 @@ def test_no_network_is_one_sentence(tmp_path, capsys, offline, name):
 
 
 def test_without_the_package_hugging_face_is_left_out_with_a_line(tmp_path, monkeypatch, capsys, offline):
-    monkeypatch.setitem(sys.modules, "datasets", None)
+    monkeypatch.setattr(downloads, "find_spec", lambda package: None)
     with pytest.raises(UserError, match="Hugging Face was not asked"):
         data.load("cifar10_5k", tmp_path)
-    assert "not asked (it needs 'pip install datasets'); trying the original server" in capsys.readouterr().out
-
-
-class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder, and of each file at most `limit` bytes, though it promises them all."""
-
-    limit = None
-
-    def copyfile(self, source, outputfile):
-        outputfile.write(source.read()[: self.limit])
-
-    def log_message(self, *arguments):
-        pass
+    assert "not asked (it needs 'pip install pyarrow'); trying the original server" in capsys.readouterr().out
 
 
 @pytest.fixture
-def server(tmp_path_factory, monkeypatch):
-    """(its address, the folder it serves)"""
-    folder = tmp_path_factory.mktemp("server")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=folder)) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{running.server_port}", folder
-        running.shutdown()
-        thread.join()
-
-
-@only_cifar10
-def test_a_download_that_breaks_off_is_not_taken_for_a_whole_one(tmp_path, monkeypatch, capsys, offline, server, name, splits):
+def archive(monkeypatch, offline, server, name, splits):
+    """The archive of the pickles, which lies on the original server."""
     address, folder = server
     published = cifar.PUBLISHED[name]
     pickles = put_pickles(folder, name, splits, monkeypatch)
@@ -543,26 +574,66 @@ def test_a_download_that_breaks_off_is_not_taken_for_a_whole_one(tmp_path, monke
     content = (folder / published.filename).read_bytes()
     monkeypatch.setattr(published, "url", f"{address}/{published.filename}")
     monkeypatch.setattr(published, "tgz_md5", hashlib.md5(content).hexdigest())
+    return content
 
-    monkeypatch.setattr(Handler, "limit", len(content) // 2)
-    with pytest.raises(UserError, match=r"the original server failed \(File not found or corrupted\); try again"):
-        data.load(name, tmp_path)
+
+@only_cifar10
+@pytest.mark.parametrize(
+    ("owner", "fault", "reason"),
+    [
+        (Handler, ("limit", 1000), "it broke off"),
+        (downloads, ("LONGEST_DOWNLOAD", -3600), "it took longer than -1 hours"),
+        (cifar.PUBLISHED["cifar10"], ("tgz_md5", "0" * 32), "what it sent is not the whole archive"),
+    ],
+)
+def test_a_download_that_breaks_off_is_not_taken_for_a_whole_one(tmp_path, monkeypatch, archive, owner, fault, reason):
+    monkeypatch.setattr(owner, *fault)
+    with pytest.raises(UserError, match=rf"the original server failed \({reason}\); try again"):
+        data.load("cifar10", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
-    (tmp_path / published.filename).write_bytes(content[: len(content) // 2])  # what torchvision elsewhere may have left
-    monkeypatch.setattr(Handler, "limit", None)
-    capsys.readouterr()
+
+@only_cifar10
+def test_the_original_server_is_the_last_resort(tmp_path, monkeypatch, capsys, archive, name):
+    published = cifar.PUBLISHED[name]
+    (tmp_path / published.filename).write_bytes(archive[: len(archive) // 2])  # what torchvision elsewhere may have left
     first = data.load(name, tmp_path)
     assert first.source == "pickle folder cifar-10-batches-py"
     assert "which has sent 60 to 80 kB a second since June 2026" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", published.base_folder, published.filename]
     monkeypatch.setattr(published, "url", "http://127.0.0.1:9/")
     assert equal(first, data.load(name, tmp_path))
+    assert socket.getdefaulttimeout() is None
 
 
-def test_only_a_server_that_does_not_answer_counts_as_away(server):
-    address, _ = server
-    cifar.require_answer(address)
-    cifar.require_answer(f"{address}/not/there")
-    with pytest.raises(OSError):
-        cifar.require_answer("http://127.0.0.1:9/")
+@only_cifar10
+def test_half_a_parquet_file_is_not_kept(tmp_path, monkeypatch, offline, server, hugging_face, name, splits):
+    hugging_face(name, splits)
+    monkeypatch.setattr(Handler, "limit", 1000)
+    with pytest.raises(UserError, match=r"Hugging Face uoft-cs/cifar10 was not sent \(OSError\), and the original server"):
+        data.load(name, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not (data_dir() / "cifar100/train").is_dir(), reason="needs the real images")
+@pytest.mark.parametrize(
+    ("real", "mean", "std", "twice"),
+    [
+        ("cifar10", (0.49140, 0.48216, 0.44653), (0.24703, 0.24349, 0.26159), (0, 0, 0)),
+        ("cifar100", (0.50708, 0.48655, 0.44092), (0.26733, 0.25644, 0.27615), (14, 2, 10)),
+    ],
+)
+def test_the_real_images_are_those_of_the_readme(real, mean, std, twice):
+    """Counts, statistics of the 50,000 training images, and byte-identical images: surplus in train and test, in both."""
+    dataset = data.load(real)
+    images, labels = (
+        torch.cat([getattr(split, part) for split in (dataset.train, dataset.validation)]) for part in ("images", "labels")
+    )
+    per_class = 60_000 // len(dataset.classes)
+    assert set(torch.bincount(labels).tolist()) == {per_class * 5 // 6}
+    assert set(torch.bincount(dataset.test.labels).tolist()) == {per_class // 6}
+    found = data.channel_statistics(data.Split(images, labels, []))
+    assert [[round(value, 5) for value in part] for part in found] == [list(mean), list(std)]
+    sides = [[split == "test" for split, _ in group] for group in data.duplicates(dataset)]
+    surplus = [sum(max(0, side.count(which) - 1) for side in sides) for which in (False, True)]
+    assert (*surplus, len(data.leaked(dataset, near=False))) == twice

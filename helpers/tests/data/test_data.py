@@ -83,6 +83,21 @@ def test_subset_keeps_everything_in_step(tmp_path):
     assert part.to("cpu").names == part.names
 
 
+def test_a_stratified_subset_keeps_the_shares_of_the_classes():
+    labels = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)  # sorted, as an image folder is
+    split = data.Split(torch.arange(100, dtype=torch.uint8).view(-1, 1, 1, 1), labels, [f"{i}.png" for i in range(100)])
+    part = data.stratified(split, 20)
+    assert torch.bincount(part.labels).tolist() == [12, 6, 2]
+    assert part.names == [f"{i}.png" for i in part.images.flatten().tolist()] == sorted(part.names, key=lambda n: int(n[:-4]))
+    assert part.names == data.stratified(split, 20, seed=0).names != data.stratified(split, 20, seed=1).names
+    for n in range(1, 101):
+        counts = torch.bincount(data.stratified(split, n).labels, minlength=3)
+        assert counts.sum() == n and ((counts - torch.tensor([0.6, 0.3, 0.1]) * n).abs() < 1 + 1e-6).all()
+    assert data.stratified(split, 1000).names == split.names
+    with pytest.raises(UserError, match="A subset of 0 images"):
+        data.stratified(split, 0)
+
+
 def test_batches_in_order_cover_every_image_once():
     split = numbered(10)
     seen = list(data.batches(split, 4, image_size=6, **PLAIN))

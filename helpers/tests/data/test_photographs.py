@@ -266,11 +266,10 @@ def test_a_disk_that_cannot_be_written(tmp_path, capsys, monkeypatch):
 def test_a_full_disk_leaves_nothing_behind(tmp_path, capsys, monkeypatch):
     fill(tmp_path / "pets")
 
-    def fill_up(file, **arrays):
-        file.write(b"half of it")
+    def fill_up(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(np, "savez", fill_up)
+    monkeypatch.setattr(os, "fsync", fill_up)  # a temporary file has been written by then
     assert len(load(tmp_path).train) == 6
     assert "No space left on device" in capsys.readouterr().out
     assert list((tmp_path / "cache").iterdir()) == []

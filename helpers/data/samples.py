@@ -1,0 +1,64 @@
+"""Generated images in the place of real ones, for smoke runs and tests."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from helpers.data import cifar
+from helpers.data.datasets import SPLITS, Dataset, Split, fingerprint, stored_size
+from helpers.runtime import UserError
+
+SAMPLE_CLASSES = {"pikachu": ["not_pikachu", "pikachu"]} | {name: cifar.classes_of(name) for name in cifar.NAMES}
+SAMPLE_COUNTS = {2: (48, 16, 16), 10: (40, 20, 20), 100: (200, 100, 100)}  # by the number of classes
+
+
+def sample(name: str, *, image_size: int = 64, counts: Sequence[int] | None = None) -> Dataset:
+    """Generated images: a disc whose colour tells the class, on coloured noise.
+
+    With more than ten classes, the colour around the disc tells the last digit, and the disc those before it. The images
+    are the same at every call, nothing is read or written, and a model learns them in a few batches. So that the audit has
+    something to find, the first test image is a copy of the first training image, and the second nearly so.
+
+    Args:
+        name: a published data set, whose classes are taken over.
+        image_size: as in `load`: photographs are stored a seventh larger, and CIFAR at 32.
+        counts: images in train, validation and test, at least two in each; by default a few for each class.
+    """
+    if name not in SAMPLE_CLASSES:
+        raise UserError(f"There is no sample data for '{name}'; choose from {', '.join(SAMPLE_CLASSES)}.")
+    classes = SAMPLE_CLASSES[name]
+    counts = SAMPLE_COUNTS[len(classes)] if counts is None else counts
+    stored = stored_size(name, image_size)
+    rng = np.random.default_rng(0)
+    splits = {}
+    for split, count in zip(SPLITS, counts, strict=True):
+        labels = np.arange(count) % len(classes)
+        images = _discs(labels, len(classes), stored, rng)
+        if split == "test":
+            copied = splits["train"].images[:2].numpy()
+            images[0], images[1] = copied[0], copied[1] // 8 * 8
+        files = [f"{split}/{classes[label]}/{index:04}.png" for index, label in enumerate(labels)]
+        digests = [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
+        images, labels, sizes = torch.from_numpy(images), torch.from_numpy(labels), torch.full((count, 2), stored)
+        splits[split] = Split(images, labels, files, digests, sizes)
+    return Dataset(name, "sample", fingerprint(splits), list(classes), **splits)
+
+
+def _discs(labels: np.ndarray, num_classes: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    """uint8 (N, 3, size, size): discs with the colours of the classes spread evenly around the colour circle."""
+    count = len(labels)
+    two_colours = num_classes > 10
+    colours = _hues((labels // 10 * 10 if two_colours else labels) / num_classes)
+    rows, columns = np.mgrid[:size, :size] / size
+    centres = rng.uniform(0.4, 0.6, (2, count, 1, 1))
+    inside = np.hypot(rows - centres[0], columns - centres[1]) < rng.uniform(0.2, 0.35, (count, 1, 1))
+    noise = rng.uniform(0, 0.6, (count, 3, size, size))
+    around = 0.8 * _hues(labels % 10 / 10) + 0.2 * noise if two_colours else noise
+    return (255 * np.where(inside[:, None], 0.8 * colours + 0.2 * noise, around)).astype(np.uint8)
+
+
+def _hues(turns: np.ndarray) -> np.ndarray:
+    """float (N, 3, 1, 1): the colours at so many turns of the colour circle."""
+    return (0.55 + 0.35 * np.cos(2 * np.pi * (turns[:, None] + np.array([1, 2, 0]) / 3)))[:, :, None, None]
