@@ -117,10 +117,11 @@ def run_experiment(options) -> None:
 
 def make_tables(options) -> None:
     """Rebuild tables and figures; README's table too, when the records are the repository's own."""
-    written = tables.write_tables(options.results_dir) + figures.write(options.results_dir)
+    records = results.load_all(options.results_dir)
+    written = tables.write(records, options.results_dir) + figures.write(records, options.results_dir)
     written += claims.write(options.results_dir)
     if options.results_dir is None:
-        written += [*tables.save_tables({"memory": memory.table()}), readme.write()]
+        written += [*tables.save({"memory": memory.table()}), readme.write(records)]
     print("\n".join(path.name for path in written))
 
 

@@ -32,6 +32,13 @@ def in_colab() -> bool:
     return "google.colab" in sys.modules or "COLAB_RELEASE_TAG" in os.environ
 
 
+def install_missing() -> None:
+    """Install what a notebook needs beside torch and numpy, as far as it is not there: never torch or numpy themselves."""
+    needed = {"sklearn": "scikit-learn"} | {name: name for name in "torchsummary seaborn pandas scipy kagglehub".split()}
+    if missing := [package for name, package in needed.items() if find_spec(name) is None]:
+        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing], check=True)
+
+
 def under_test() -> bool:
     """Whether pytest or a CI service started this process: then no progress bar is drawn."""
     return bool(os.environ.get("CI") or os.environ.get("PYTEST_CURRENT_TEST"))

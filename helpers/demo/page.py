@@ -13,7 +13,7 @@ from helpers.data.datasets import Dataset, Split
 from helpers.data.pools import listed
 from helpers.demo import classify
 from helpers.demo.classify import SavedModel
-from helpers.report import plots
+from helpers.report.pictures import middle, overlay
 from helpers.runtime import UserError
 
 MOST_LIKELY = 5  # classes shown
@@ -172,8 +172,8 @@ def look(model: SavedModel, dataset: Dataset, known: Tensor, image: Tensor) -> t
     captions = [f"{name}, {similarity:.3f}" for name, similarity in zip(names, similarities, strict=True)]
     return (
         dict(likely[-MOST_LIKELY:]),
-        picture(plots.middle(image, about.image_size), about.sample),
-        picture(plots.overlay(image, heat), about.sample),
+        picture(middle(image, about.image_size), about.sample),
+        picture(overlay(image, heat), about.sample),
         list(zip(pictures, captions, strict=True)),
     )
 

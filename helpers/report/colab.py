@@ -9,30 +9,22 @@ from helpers.runtime import ROOT, UserError
 
 SETUP = """\
 # @title Setup: find the helpers, or fetch them {{ display-mode: "form" }}
-import importlib.util
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 REPO_URL = "https://github.com/{repository}"  # @param {{type: "string"}}
 REF = "{ref}"  # @param {{type: "string"}}
-REPO_URL, REF = os.environ.get("REPO_URL", REPO_URL), os.environ.get("REF", REF)
 
-here = Path.cwd()
-root = next((folder for folder in (here, *here.parents) if (folder / "helpers/runtime.py").is_file()), None)
-if root is None:
-    root = Path("/content" if Path("/content").is_dir() else here) / "resnext-notebooks"
-    if not root.is_dir():
-        subprocess.run(["git", "clone", "--quiet", "--depth", "1", "--branch", REF, REPO_URL, str(root)], check=True)
-    os.chdir(root)
-if str(root) not in sys.path:
-    sys.path.insert(0, str(root))
+places = (folder for folder in Path("here").resolve().parents if (folder / "helpers/runtime.py").is_file())
+root = next(places, Path("resnext-notebooks").resolve())
+if not root.is_dir():
+    assert "OWNER/REPO" not in (url := os.environ.get("REPO_URL", REPO_URL)), "Set REPO_URL above to the address of your copy."
+    subprocess.run(["git", "clone", "-q", "--depth", "1", "-b", os.environ.get("REF", REF), url, str(root)], check=True)
+os.chdir(root)
+from helpers import runtime
 
-needed = ["torchsummary", "seaborn", "pandas", "sklearn", "scipy", "tqdm", "kagglehub"]
-missing = [name.replace("sklearn", "scikit-learn") for name in needed if importlib.util.find_spec(name) is None]
-if missing:
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing], check=True)"""
+runtime.install_missing()"""
 
 BADGE = (
     "[![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)]"

@@ -5,39 +5,53 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
 from helpers import runtime
-from helpers.data.cifar import CIFAR100_CLASSES
+from helpers.experiments import EXPERIMENTS
 from helpers.experiments import records as results
 from helpers.report import plots, tables
+from helpers.report.reported import ELSEWHERE, REPORTS
 from helpers.runtime import UserError
 
-DPI = 300  # of a figure in print
-ALL_RUNS = (
-    "Every recorded full run of a report's experiment, a row a data set and report: the mean over seeds, and a bar over the\n"
-    "95 % Wilson intervals of all seeds. Several experiments with one network are numbered; those with about the same\n"
-    "parameters stand side by side. The minutes are those of different machines, which the table of all runs names."
+DPI = 200
+DATA = {
+    "pikachu": "Pikachu photographs",
+    "cifar10": "CIFAR-10",
+    "cifar10_5k": "5,000 images of CIFAR-10",
+    "cifar100": "CIFAR-100",
+}
+ACCURACY = (
+    "Test accuracy by experiment: a dot for each seed, their mean, the value that the report prints, and the best known\n"
+    "elsewhere for the same network. Names that end in `_fast` are short recipes of ours; where there is no dot, the\n"
+    "experiment has not been run yet."
 )
 
 
-def write(results_dir: str | Path | None = None) -> list[Path]:
-    """Rebuild `R/figures` from the full runs of `R/runs`: the PNG files, and a README that shows each with its caption.
+def write(records: list[dict], results_dir: str | Path | None = None) -> list[Path]:
+    """Rebuild `R/figures`: the PNG files, and a README that shows each with its caption; other PNG files go.
+
+    Args:
+        records: every record of `R/runs`.
 
     Raises:
-        UserError: a record is damaged, or the folder cannot be written.
+        UserError: the folder cannot be written.
     """
-    folder = Path(results_dir or results.RESULTS).expanduser()
+    folder = Path(results_dir or results.RESULTS).expanduser() / "figures"
     captions, written = {}, []
     try:
-        (folder / "figures").mkdir(exist_ok=True)
-        for name, figure, caption in draw(results.load_all(folder, "full")):
+        folder.mkdir(exist_ok=True)
+        for name, figure, caption in drawn(records):
             captions[name] = caption
-            written.append(folder / "figures" / f"{name}.png")
+            written.append(folder / f"{name}.png")
             _save(figure, written[-1])
             plt.close(figure)
-        written.append(folder / "figures" / "README.md")
+        for stale in set(folder.glob("*.png")) - set(written):
+            stale.unlink()
+        written.append(folder / "README.md")
         runtime.save_text(written[-1], readme(captions))
     except OSError as error:
         raise UserError(f"The figures could not be written ({error.strerror}); choose another --results-dir.") from error
@@ -46,44 +60,75 @@ def write(results_dir: str | Path | None = None) -> list[Path]:
 
 def _save(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG of 256 colours, for a third of the size: it has few, and the rest are shades at edges."""
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=DPI)
-    with Image.open(drawn) as image:
-        image.convert("RGB").quantize(dither=Image.Dither.NONE).save(path, optimize=True, dpi=(DPI, DPI))
+    content = io.BytesIO()
+    figure.savefig(content, dpi=DPI)
+    with Image.open(content) as image:
+        few = image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        few.save(path, optimize=True, dpi=(DPI, DPI))
 
 
-def draw(records: list[dict]) -> Iterator[tuple[str, Figure, str]]:
-    """Name, figure and caption: accuracy against cost; then, for each report and data set, curves and confusion matrices of the
-    runs with seed 0.
-    """
-    records = results.of_the_reports(records)
-    if records:
-        yield "accuracy_parameters", plots.accuracy_against_cost(records), ALL_RUNS
-    groups: dict[tuple[str, str], dict[str, dict]] = {}
-    for record in records:
-        data, name = record["experiment"].split("/")
-        if record["seed"] == 0:
-            groups.setdefault((record["report"], data), {})[name] = record
-    for (report, data), own in sorted(groups.items()):
-        what = f"Report `{report}` on `{data}`, seed 0"
-        histories = {name: record["history"] for name, record in own.items()}
-        figure = plots.curves(histories, models=[record["model"]["name"] for record in own.values()])
-        yield f"{report}_{data}_curves", figure, f"{what}: loss and accuracy by epoch, training dashed, validation solid."
-        figure, images = _confusion(own)
-        yield f"{report}_{data}_confusion", figure, f"{what}: {images}; the darker, the larger its part of its row."
+def drawn(records: list[dict]) -> Iterator[tuple[str, Figure, str]]:
+    """Name, figure and caption: all accuracies; then for each data set the cost, the curves and the best run's confusions."""
+    runs_of = tables.by_experiment(tables.on_whole_data(records))
+    if runs_of:
+        yield "accuracy", plots.accuracy_chart(_rows(runs_of)), ACCURACY
+    for data, title in DATA.items():
+        own = {name.split("/")[1]: runs for name, runs in runs_of.items() if name.split("/")[0] == data}
+        if not own:
+            continue
+        if len({runs[0]["model"]["name"] for runs in own.values()}) > 3:
+            caption = f"{title}: each network's best experiment, by validation accuracy, and what the network costs."
+            yield f"{data}_cost", plots.accuracy_against_cost(_costs(own)), caption
+        for report in REPORTS:
+            histories = {name: runs[0]["history"] for name, runs in own.items() if runs[0]["report"] == report}
+            if histories:
+                figure = plots.curves(histories, models=[own[name][0]["model"]["name"] for name in histories])
+                yield f"{data}_{report}_curves", figure, f"{title}, report `{report}`, first seed: accuracy and loss by epoch."
+        best = max(own, key=lambda name: _validated(own[name]))
+        yield f"{data}_confusion", *_confusion(best, own[best][0], title)
 
 
-def _confusion(own: dict[str, dict]) -> tuple[Figure, str]:
-    """The runs' confusion matrices, and what they show; a hundred classes are too many for a page."""
-    titles = {name: f"{name}\n{record['test']['accuracy']:.1%}" for name, record in own.items()}
-    first = next(iter(own.values()))
-    classes = first["dataset"]["classes"]
-    if classes == CIFAR100_CLASSES:
-        matrices = {titles[name]: tables.superclass_confusion(record) for name, record in own.items()}
-        images = "test images by true superclass (rows) and predicted one (columns), with the accuracy by class"
-        return plots.confusion(matrices, list(tables.superclasses(first))), images
-    matrices = {titles[name]: record["test"]["confusion"] for name, record in own.items()}
-    return plots.confusion(matrices, classes), "test images by true class (rows) and predicted one (columns)"
+def _validated(runs: list[dict]) -> float:
+    return float(np.mean([run["best"]["val_accuracy"] for run in runs]))
+
+
+def _rows(runs_of: dict[str, list[dict]]) -> dict[str, list[plots.Row]]:
+    """The rows of the accuracy chart by data set, a network's experiments side by side."""
+    groups: dict[str, list[plots.Row]] = {}
+    for name, row in sorted(EXPERIMENTS.items(), key=lambda item: item[1].model):
+        accuracies = [run["test"]["accuracy"] for run in runs_of.get(name, [])]
+        printed = row.reported.get("test_accuracy")
+        if (accuracies or printed) and row.dataset in DATA:
+            known = ELSEWHERE.get((row.dataset, row.model), (None,))[0]
+            chart = groups.setdefault(DATA[row.dataset], [])
+            chart.append(plots.Row(name.split("/")[1], row.model, accuracies, printed, known))
+    return {title: groups[title] for title in DATA.values() if title in groups}
+
+
+def _costs(own: dict[str, list[dict]]) -> pd.DataFrame:
+    """What `plots.accuracy_against_cost` draws: of each network on one data set the best experiment by validation accuracy."""
+    best = {runs[0]["model"]["name"]: name for name, runs in sorted(own.items(), key=lambda item: _validated(item[1]))}
+    own = {name: own[name] for name in best.values()}
+    first = {name: runs[0]["model"] for name, runs in own.items()}
+    return pd.DataFrame(
+        {
+            "model": [model["name"] for model in first.values()],
+            "parameters": [model["params"] for model in first.values()],
+            "million MACs": [model["macs"] / 1e6 for model in first.values()],
+            "accuracy": [tables.mean_accuracy(runs) for runs in own.values()],
+        },
+        index=list(own),
+    )
+
+
+def _confusion(name: str, record: dict, title: str) -> tuple[Figure, str]:
+    """The confusion matrix of one run, by superclass where there are a hundred classes, and its caption."""
+    few = len(record["dataset"]["classes"]) <= 10
+    classes = record["dataset"]["classes"] if few else list(tables.superclasses(record))
+    counts = record["test"]["confusion"] if few else tables.superclass_confusion(record)
+    what = "class" if few else "superclass"
+    caption = f"{title}, the run with the best validation accuracy: test images by true {what} (rows) and predicted one."
+    return plots.confusion_matrices({f"{name}: {record['test']['accuracy']:.1%}": counts}, classes), caption
 
 
 def readme(captions: dict[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""What it looks like: image grids, training curves, confusion matrices, accuracies."""
+"""What it looks like, drawn: training curves, accuracies, confusion matrices, costs, searches."""
 
 import itertools
 import math
@@ -8,206 +8,191 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import torch
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
-from torch import Tensor
+from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
+from sklearn.isotonic import isotonic_regression
 
-from helpers.report.claims import verdicts
+from helpers.report.pictures import stamp
 
 # Okabe and Ito (2008), with a grey in the place of their yellow, which is hard to see on white paper.
 PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#888888"]
-_BLUE, _ORANGE, _GREEN, _PINK, _SKY, _VERMILION, _BLACK, _GREY = PALETTE
-COLOURS = {  # a colour a family, told apart by colour-blind readers; in grey, markers tell all of them apart
-    "resnext50_32x4d": _BLUE,
-    "torchvision/resnext50_32x4d": _ORANGE,
-    "torchvision/resnet18": _GREEN,
-    "torchvision/resnet50": _GREEN,
-    "resnext29_32x4d": _SKY,
-    "resnext29_under5m": _SKY,
-    "slim_resnet": _PINK,
-    "slim_resnet_trial1": _PINK,
-    "slim_resnet_trial2": _PINK,
-    "slim_resnet_trial3": _PINK,
-    "slim_resnet_strong": _PINK,
-    "simplenet": _GREY,
-    "res2next29_6c24w4s": _GREY,
-    "zoo_resnext1": _VERMILION,
-    "zoo_resnext2": _VERMILION,
-    "zoo_resnext3": _VERMILION,
-    "zoo_resnext1_rectified": _VERMILION,
-    "zoo_resnext1_doubling": _VERMILION,
-    "zoo_resnext1_doubling_wide": _VERMILION,
-    "wrn16_2": _BLACK,
-    "wrn16_4": _BLACK,
-    "wrn16_8": _BLACK,
-    "wrn16_16": _BLACK,
-    "wrn28_2": _BLACK,
-    "wrn28_4": _BLACK,
-    "slim_resnet_max_pool": _PINK,
-    "slim_resnet_stride_second": _PINK,
+FAMILIES = {  # what a model's name begins with: its colour, and its marker, which tells it apart in grey
+    "resnext50": ("#0072B2", "o"),
+    "torchvision/resnext50": ("#E69F00", "s"),
+    "torchvision/resnet": ("#009E73", "^"),
+    "resnet18": ("#009E73", "^"),
+    "resnext29": ("#56B4E9", "D"),
+    "pikachu_resnext29": ("#56B4E9", "d"),
+    "slim_resnet": ("#CC79A7", "v"),
+    "simplenet": ("#888888", "P"),
+    "res2next29": ("#888888", "X"),
+    "zoo_resnext": ("#D55E00", "h"),
+    "wrn": ("#000000", "p"),
 }
-MARKERS = dict(zip(COLOURS, itertools.product(("full", "none"), "os^DvPX*h<>pd8"), strict=False))  # fill and shape
-LINES = ("-", "--", "-.", ":")
 HATCHES = ("", "///", "...", "xxx")
+LINES = ("-", "--", "-.", ":")
 
 
-def colour(model: str) -> str:
-    """The colour of a model's family, the same in every figure; dark grey for a model without one."""
-    return COLOURS.get(model, "#666666")
+def model_style(model: str) -> dict:
+    """Colour and marker of a model's family, the same in every figure, as arguments of `plot`; grey for a model without one."""
+    ink, marker = next((style for start, style in FAMILIES.items() if model.startswith(start)), ("#666666", "."))
+    return {"color": ink, "marker": marker}
 
 
-def look(model: str) -> dict:
-    """Colour, marker and fill of a model, the same in every figure, as arguments of `plot`."""
-    fill, shape = MARKERS.get(model, ("full", "."))
-    ink = colour(model)
-    return {"color": ink, "marker": shape, "fillstyle": fill, "markeredgecolor": "0.15" if fill == "full" else ink}
+def inks(models: Sequence[str]) -> list:
+    """A colour for each line of a figure: its family's, the paler the later it comes among those of its family."""
+    own = [model_style(model)["color"] for model in models]
+    pale = [own[:index].count(ink) / max(2, own.count(ink)) for index, ink in enumerate(own)]
+    return [tuple(part + 0.75 * share * (1 - part) for part in to_rgb(ink)) for ink, share in zip(own, pale, strict=True)]
 
 
-def stamp(figure: Figure) -> Figure:
-    """Write SAMPLE across a figure made from generated data, so that it is never taken for a result."""
-    figure.text(0.5, 0.5, "SAMPLE", fontsize=56, color="0.5", alpha=0.35, rotation=25, ha="center", va="center")
-    return figure
+def _label(axis, points: Mapping[str, tuple], at_edge: bool) -> None:
+    """A label for each (x, y, colour), beside its point or at the right edge, moved up or down so that no two overlap."""
+    axis.get_ylim()  # brings the limits up to date
+    to_fraction = (axis.transData + axis.transAxes.inverted()).transform
+    places = {label: to_fraction(point[:2])[1] for label, point in points.items()}
+    order = sorted(places, key=places.get)
+    height = 9 / (72 * 0.75 * axis.figure.get_size_inches()[1])  # of a line of text, as a fraction of the axis
+    steps = height * np.arange(len(order))
+    for label, place in zip(order, isotonic_regression([places[label] for label in order] - steps) + steps, strict=True):
+        x, y, ink = points[label]
+        axis.annotate(
+            label,
+            (x, y),
+            (1.03 if at_edge else x * 1.12, place),
+            textcoords=("axes fraction" if at_edge else "data", "axes fraction"),
+            va="center",
+            fontsize=7.5,
+            arrowprops={"arrowstyle": "-", "color": ink, "linewidth": 0.7, "relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 2},
+        )
 
 
-def image_grid(
-    images, titles: Sequence[str] | None = None, columns: int = 8, sample: bool = False, inches: float = 1.25
-) -> Figure:
-    """A grid of images, uint8 (N, 3, H, W), so many inches wide, each under its title."""
-    columns = min(columns, len(images))
-    rows = math.ceil(len(images) / columns)
-    size = (inches * columns, (inches if titles is None else inches + 0.3) * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
-    for axis in axes.flat:
-        axis.axis("off")
-    for index, image in enumerate(images):
-        axes.flat[index].imshow(image.permute(1, 2, 0).cpu().numpy())
-        if titles is not None:
-            axes.flat[index].set_title(titles[index], fontsize=8)
-    return stamp(figure) if sample else figure
-
-
-def middle(image: Tensor, size: int) -> Tensor:
-    """What a network with inputs of `size` pixels sees of an image (3, H, W): its middle, (3, size, size)."""
-    top, left = ((side - size) // 2 for side in image.shape[-2:])
-    return image[:, top : top + size, left : left + size]
-
-
-def overlay(image: Tensor, heat: Tensor) -> Tensor:
-    """A heat map (S, S), from 0 to 1, over the middle of an image, uint8 (3, H, W): uint8 (3, S, S).
-
-    The image turns grey, so that its own colours are not taken for heat.
-    """
-    grey = middle(image, len(heat)).float().mean(0)
-    colours = 255 * torch.from_numpy(plt.get_cmap("inferno")(heat.numpy())[..., :3]).permute(2, 0, 1)
-    return (0.4 * grey + 0.6 * colours).round().to(torch.uint8)
-
-
-def probability_bars(
-    images: Sequence[Tensor], titles: Sequence[str], shares: Tensor, classes: Sequence[str], sample: bool = False
-) -> Figure:
-    """Images, each uint8 (3, H, W), under their titles and over the probabilities of their five most likely classes.
-
-    Args:
-        shares: the probability of each class, (N, C).
-    """
-    count = min(5, len(classes))
-    size, heights = (2.3 * len(images), 2.5 + 0.36 * count), (2.4, 0.36 * count)
-    figure, axes = plt.subplots(2, len(images), figsize=size, height_ratios=heights, squeeze=False, layout="constrained")
-    figure.get_layout_engine().set(wspace=0.06)
-    for (photograph, bars), image, title, share in zip(axes.T, images, titles, shares, strict=True):
-        photograph.imshow(image.permute(1, 2, 0).cpu().numpy())
-        photograph.set_title(title, fontsize=9)
-        values, labels = share.topk(count)
-        bars.barh(range(count), 1, 0.25, color="0.9")
-        bars.barh(range(count), values, 0.25, color=PALETTE[0])
-        for place, (value, label) in enumerate(zip(values.tolist(), labels.tolist(), strict=True)):
-            bars.text(0, place - 0.2, classes[label], va="bottom", fontsize=8)
-            bars.text(1, place - 0.2, f"{value:.1%}", va="bottom", ha="right", fontsize=8)
-        bars.set(xlim=(0, 1), ylim=(count - 0.8, -0.8))
-        for axis in (photograph, bars):
-            axis.axis("off")
-    return stamp(figure) if sample else figure
+def _plain_numbers(axis) -> None:
+    """Ticks at 1, 2, 5, 10, 20 … on a logarithmic axis, an `xaxis` or a `yaxis`."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def curves(
     histories: Mapping[str, Sequence[Mapping]], sample: bool = False, models: Sequence[str] = (), minutes: bool = False
 ) -> Figure:
-    """Loss and accuracy by epoch, training dashed and validation solid.
-
-    Up to four runs share two panels, each in its own model's colour and marker. More, or several of one colour, have two panels
-    each, over the validation curves of the others in light grey.
+    """Validation accuracy on one axis, and the losses on a logarithmic one, with a label on each line.
 
     Args:
         histories: a label for each run's history, as a run record keeps it.
-        models: the runs' models; without them, colours are given in turn.
+        models: the runs' models, for their colours; without them, colours are given in turn.
         minutes: over the minutes that a run has trained and validated, instead of its epochs.
     """
-    looks = [look(model) for model in models] or [{"color": ink, "marker": "."} for ink in PALETTE]
-    own = {style["color"] for style in looks[: len(histories)]}
-    together = len(histories) <= 4 and len(own) == len(histories)
-    figure = (_curves_together if together else _curves_apart)(histories, looks, minutes)
+    colours = inks(models) if models else list(itertools.islice(itertools.cycle(PALETTE), len(histories)))
+    figure, axes = plt.subplots(1, 2, figsize=(12, max(3.6, 0.2 * len(histories) + 1)), layout="constrained")
+    axes[1].set_yscale("log")
+    ends: tuple[dict, dict] = ({}, {})
+    for (run, history), ink in zip(histories.items(), colours, strict=True):
+        spent = itertools.accumulate(row["seconds"] / 60 for row in history)
+        times = list(spent) if minutes else [row["epoch"] for row in history]
+        marker = "o" if len(times) == 1 else ""
+        for axis, name, line, width in (
+            (axes[0], "val_accuracy", "-", 1.8),
+            (axes[1], "train_loss", "--", 1),
+            (axes[1], "val_loss", "-", 1.8),
+        ):
+            axis.plot(times, [row[name] for row in history], line, color=ink, linewidth=width, marker=marker, markersize=4)
+        for end, name in zip(ends, ("val_accuracy", "val_loss"), strict=True):
+            end[run] = (times[-1], history[-1][name], ink)
+    titles = ("Validation accuracy", "Cross-entropy (nats per image): validation solid, training dashed")
+    for axis, end, title in zip(axes, ends, titles, strict=True):
+        axis.set_title(title, loc="left", fontsize=10)
+        axis.set_xlabel("minutes of training" if minutes else "epoch")
+        axis.xaxis.get_major_locator().set_params(integer=not minutes)
+        axis.grid(alpha=0.3)
+        _label(axis, end, at_edge=True)
+    axes[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    _plain_numbers(axes[1].yaxis)
     return stamp(figure) if sample else figure
 
 
-CURVES = {"loss": "cross-entropy (nats per image)", "accuracy": "accuracy (fraction)"}
-TIMES = ("epoch", "minutes of training")  # over epochs, over minutes
+HOLLOW = {"marker": "D", "fillstyle": "none", "markeredgecolor": "black", "markersize": 6}
+TICK = {"marker": "|", "color": "black", "markersize": 12, "markeredgewidth": 1, "linestyle": ""}
 
 
-def _curves_together(histories: Mapping[str, Sequence[Mapping]], looks: Sequence[dict], minutes: bool) -> Figure:
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    for axis, (name, label) in zip(axes, CURVES.items(), strict=True):
-        for (run, history), style in zip(histories.items(), looks, strict=False):
-            _draw_history(axis, _times(history, minutes), history, name, style, 25, f"{run}, ")
-        axis.xaxis.get_major_locator().set_params(integer=not minutes)
-        axis.set(xlabel=TIMES[minutes], ylabel=label)
-    axes[0].set_ylim(0, None)
-    axes[1].set_ylim(None, 1)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=max(2, len(histories)), fontsize=8)
+class Row(NamedTuple):
+    """A row of the accuracy chart: one experiment, run or not."""
+
+    label: str
+    model: str
+    accuracies: Sequence[float]  # one per seed
+    reported: float | tuple[float, float] | None = None
+    elsewhere: float | None = None
+
+
+def accuracy_chart(groups: Mapping[str, Sequence[Row]]) -> Figure:
+    """Test accuracies as dots, one row per experiment, grouped under titles on one scale.
+
+    A dot is a seed, a coloured line their mean, a hollow diamond the report's value (two and a line: a range), a black tick the
+    best that is known elsewhere for the network on this data set.
+    """
+    heights = [len(rows) + 0.2 for rows in groups.values()]
+    size = (9, 0.21 * sum(heights) + 0.35 * len(groups) + 0.6)
+    figure, axes = plt.subplots(
+        len(groups), sharex=True, squeeze=False, height_ratios=heights, figsize=size, layout="constrained"
+    )
+    for axis, (title, rows) in zip(axes.flat, groups.items(), strict=True):
+        for place, row in enumerate(rows):
+            style = model_style(row.model) | {"marker": "o"}
+            axis.axhline(place, color="0.93", zorder=0)
+            if row.accuracies:
+                axis.plot(row.accuracies, [place] * len(row.accuracies), linestyle="", markersize=5, alpha=0.6, **style)
+                axis.plot(np.mean(row.accuracies), place, "|", markersize=12, markeredgewidth=2.4, color=style["color"])
+            if row.reported:
+                axis.plot(np.broadcast_to(row.reported, 2), [place] * 2, color="black", linewidth=0.8, **HOLLOW)
+            if row.elsewhere:
+                axis.plot(row.elsewhere, place, **TICK)
+        axis.set_yticks(range(len(rows)), [row.label for row in rows], fontsize=8)
+        axis.set_ylim(len(rows) - 0.4, -0.6)
+        axis.set_title(title, loc="left", fontsize=10, fontweight="bold")
+        axis.tick_params(length=0)
+        axis.grid(axis="x", alpha=0.3)
+        axis.spines[["top", "right", "left"]].set_visible(False)
+        axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.set_xlabel("test accuracy")
+    marks = [{"marker": "o", "color": "0.4", "linestyle": "", "alpha": 0.6}, {**TICK, "color": "0.4", "markeredgewidth": 2.4}]
+    handles = [plt.Line2D([], [], **mark) for mark in (*marks, HOLLOW | {"linestyle": ""}, TICK)]
+    names = ("one seed", "mean over seeds", "the report's value", "best known elsewhere")
+    figure.legend(handles, names, loc="outside upper center", ncols=4, fontsize=8, frameon=False)
     return figure
 
 
-def _curves_apart(histories: Mapping[str, Sequence[Mapping]], looks: Sequence[dict], minutes: bool) -> Figure:
-    """A column a run, at most five in a row: its loss, and below it its accuracy."""
-    bands = math.ceil(len(histories) / 5)
-    columns = math.ceil(len(histories) / bands)
-    size = (2.2 * columns + 0.5, 4 * bands + 0.4)
-    figure, axes = plt.subplots(2 * bands, columns, figsize=size, sharex=True, squeeze=False, layout="constrained")
-    panels = [axes[2 * (index // columns) :, index % columns][:2] for index in range(bands * columns)]
-    for pair in panels[len(histories) :]:
-        for axis in pair:
-            axis.remove()
-    for index, ((run, history), style) in enumerate(zip(histories.items(), itertools.cycle(looks), strict=False)):
-        for axis, shared, (name, label) in zip(panels[index], panels[0], CURVES.items(), strict=True):
-            for other in histories.values():
-                axis.plot(_times(other, minutes), [row[f"val_{name}"] for row in other], color="0.85", linewidth=1)
-            _draw_history(axis, _times(history, minutes), history, name, style, 10)
-            if index:
-                axis.sharey(shared)
-            first = index % columns == 0
-            axis.tick_params(labelleft=first, labelbottom=name == "accuracy", labelsize=8)
-            axis.set_ylabel(label if first else "", fontsize=7.5)
-        panels[index][0].set_title(run, fontsize=8)
-        panels[index][1].set_xlabel(TIMES[minutes], fontsize=8)
-        panels[index][1].xaxis.get_major_locator().set_params(integer=not minutes)
-    panels[0][0].set_ylim(0, None)
-    lines = [plt.Line2D([], [], color=ink, linestyle=line) for ink, line in (("0.15", "--"), ("0.15", "-"), ("0.85", "-"))]
-    names = ("training", "validation", "validation of the other runs")
-    figure.legend(lines, names, loc="outside lower center", ncols=3, fontsize=8)
-    return figure
+def accuracy_against_cost(
+    table: pd.DataFrame, joined: Mapping[str, Sequence[str]] | None = None, sample: bool = False
+) -> Figure:
+    """Accuracy against parameters and against multiply–adds, each on a logarithmic axis, with a label on each point.
 
-
-def _times(history: Sequence[Mapping], minutes: bool) -> list[float]:
-    return list(itertools.accumulate(row["seconds"] / 60 for row in history) if minutes else (row["epoch"] for row in history))
-
-
-def _draw_history(axis, times: list[float], history: Sequence[Mapping], name: str, style: dict, markers: int, label: str = ""):
-    """One run's loss or accuracy, with so many markers on each line at most."""
-    drawn = {"markersize": 5, "markeredgewidth": 0.5, "markevery": math.ceil(len(times) / markers), **style}
-    for split, words, line, width in (("train", "training", "--", 1), ("val", "validation", "-", 1.5)):
-        values = [row[f"{split}_{name}"] for row in history]
-        axis.plot(times, values, line, linewidth=width, label=f"{label}{words}", **drawn)
-    axis.grid(alpha=0.3)
+    Args:
+        table: a label as its index, and the columns `model`, `parameters`, `million MACs` and `accuracy` (a fraction).
+        joined: labels whose points a grey line joins, as far as the table has them.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(12, max(4, 0.2 * len(table) + 1.5)), sharey=True, layout="constrained")
+    costs = {"parameters": table["parameters"] / 1e6, "multiply–adds per image": table["million MACs"]}
+    for axis, (name, cost) in zip(axes, costs.items(), strict=True):
+        axis.set_xscale("log")
+        for line, labels in zip(LINES, (joined or {}).values(), strict=False):
+            there = [label for label in labels if label in table.index]
+            axis.plot(cost[there], table["accuracy"][there], line, color="0.7", zorder=0)
+        points = {}
+        for label, model, x, y in zip(table.index, table["model"], cost, table["accuracy"], strict=True):
+            style = model_style(model)
+            axis.plot(x, y, linestyle="", markersize=7, markeredgecolor="0.2", markeredgewidth=0.6, **style)
+            points[label] = (x, y, style["color"])
+        axis.margins(x=0.1, y=0.12)
+        axis.set_xlabel("millions (logarithmic axis)")
+        axis.grid(alpha=0.3)
+        axis.set_title(f"Test accuracy against {name}", loc="left", fontsize=10)
+        _plain_numbers(axis.xaxis)
+        _label(axis, points, at_edge=False)
+    axes[0].yaxis.set_major_formatter(PercentFormatter(1))
+    return stamp(figure) if sample else figure
 
 
 def loss_around(radii: Sequence[float], losses: Mapping[str, np.ndarray], sample: bool = False) -> Figure:
@@ -222,18 +207,18 @@ def loss_around(radii: Sequence[float], losses: Mapping[str, np.ndarray], sample
         axis.plot(radii, curves_around.T, line, color=ink, linewidth=0.8, alpha=0.5)
         axis.plot(radii, curves_around.mean(0), line, color=ink, linewidth=2.4, label=label)
     axis.set(xlabel="distance from the trained weights (1: as long as the weights)", ylabel="cross-entropy (nats per image)")
-    centre = max(around.mean(0).min() for around in losses.values())
-    axis.set(ylim=(0, 4 * centre))  # far out it may rise a hundredfold, and hide the bottom of the valley
+    axis.set_yscale("log")
+    _plain_numbers(axis.yaxis)
     axis.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=len(losses), fontsize=8)
     return stamp(figure) if sample else figure
 
 
-def confusion(matrices: Mapping[str, Sequence[Sequence[int]]], classes: Sequence[str], sample: bool = False) -> Figure:
+def confusion_matrices(matrices: Mapping[str, Sequence[Sequence[int]]], classes: Sequence[str], sample: bool = False) -> Figure:
     """Confusion matrices, at most four side by side: rows are the true class, columns the predicted one.
 
-    A cell is the darker, the larger its part of its row, and has its count in it, but where there is no room: in more than four
-    matrices of more than ten classes.
+    The darker a cell, the larger its share of its row. Counts other than zero are in the cells where there is room: in up to
+    four matrices, or up to ten classes.
 
     Args:
         matrices: a title for each (C, C) matrix of counts.
@@ -244,8 +229,7 @@ def confusion(matrices: Mapping[str, Sequence[Sequence[int]]], classes: Sequence
     columns = math.ceil(len(matrices) / bands)
     size = (side * columns + 1.1, (side + 0.45) * bands + 0.9)
     figure, axes = plt.subplots(bands, columns, figsize=size, squeeze=False, layout="compressed")
-    ticks, few = range(len(classes)), len(classes) < 4
-    baseline = "center" if few else "center_baseline"  # names with and without an underscore on one line
+    ticks, few, names = range(len(classes)), len(classes) < 4, [name.replace("_", " ") for name in classes]
     for axis in axes.flat[len(matrices) :]:
         axis.remove()
     for index, (axis, (title, matrix)) in enumerate(zip(axes.flat, matrices.items(), strict=False)):
@@ -254,17 +238,17 @@ def confusion(matrices: Mapping[str, Sequence[Sequence[int]]], classes: Sequence
         axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
         for (row, column), count in np.ndenumerate(matrix) if counted else ():
             ink = "white" if share[row, column] > 0.6 else "black"
-            axis.text(column, row, str(count), ha="center", va="center", color=ink, fontsize=10 if few else 7.5)
+            axis.text(column, row, str(count or ""), ha="center", va="center", color=ink, fontsize=10 if few else 7.5)
         first, last = index % columns == 0, index + columns >= len(matrices)
-        axis.set_xticks(ticks if last else [], classes if last else [], rotation=0 if few else 90, fontsize=8)
-        axis.set_yticks(ticks if first else [], classes if first else [], rotation=90 if few else 0, va=baseline, fontsize=8)
+        axis.set_xticks(ticks if last else [], names if last else [], rotation=0 if few else 90, fontsize=8)
+        axis.set_yticks(ticks if first else [], names if first else [], rotation=90 if few else 0, va="center", fontsize=8)
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("predicted" if last else "", fontsize=9)
         axis.set_ylabel("true" if first else "", fontsize=9)
     return stamp(figure) if sample else figure
 
 
-def budget_bars(tables: Mapping[str, pd.DataFrame], models: Sequence[str]) -> Figure:
+def stage_bars(tables: Mapping[str, pd.DataFrame], models: Sequence[str]) -> Figure:
     """Parameters and multiply–adds of each stage, in the colours of the models, with the totals in the legend.
 
     Args:
@@ -279,7 +263,8 @@ def budget_bars(tables: Mapping[str, pd.DataFrame], models: Sequence[str]) -> Fi
             places = [stages.index(stage) + (index + 0.5) * width - 0.4 for stage in table["stage"]]
             text = f"{label}: {table['parameters'].sum():,} parameters, {table['MACs'].sum() / 1e6:,.1f} million MACs"
             hatch = HATCHES[index % len(HATCHES)]
-            axis.bar(places, table[name] / 1e6, width, color=colour(model), edgecolor="white", hatch=hatch, label=text)
+            ink = model_style(model)["color"]
+            axis.bar(places, table[name] / 1e6, width, color=ink, edgecolor="white", hatch=hatch, label=text)
         axis.set_xticks(range(len(stages)), stages)
         axis.set(ylabel=f"{name} (million)")
         axis.grid(alpha=0.3, axis="y")
@@ -315,103 +300,3 @@ def search_heat_map(table: pd.DataFrame, sample: bool = False) -> Figure:
         axis.set_yticks(range(len(decays)), [f"{decay:g}" for decay in decays])
         axis.set(title=f"batch {batch_size}", xlabel="learning rate", ylabel="weight decay")
     return stamp(figure) if sample else figure
-
-
-class Point(NamedTuple):
-    """An accuracy in a picture: where it stands, and the ends of its interval."""
-
-    x: float
-    accuracy: float
-    low: float
-    high: float
-
-
-def accuracies(
-    panels: Mapping[str, Mapping[str, Point]],
-    xlabel: str,
-    joined: Mapping[str, Sequence[str]] | None = None,
-    sample: bool = False,
-) -> Figure:
-    """Accuracies with their intervals, a panel a title, a point a model, over what each of them costs, on a log scale.
-
-    Args:
-        panels: a title for each panel's points; a model's name for each point.
-        joined: a label for each row of models whose points are joined by a line, as far as a panel has them.
-    """
-    figure, axes = plt.subplots(1, len(panels), figsize=(1 + 4.5 * len(panels), 4.4), squeeze=False, layout="constrained")
-    handles = {}
-    for axis, (title, points) in zip(axes.flat, panels.items(), strict=True):
-        for line, (label, names) in zip(("-", "--", ":"), (joined or {}).items(), strict=False):
-            there = [points[name] for name in names if name in points]
-            (handles[label],) = axis.plot([point.x for point in there], [point.accuracy for point in there], line, color="0.6")
-        for model, point in points.items():
-            axis.vlines(point.x, point.low, point.high, color=colour(model), linewidth=1)
-            (handles[model],) = axis.plot(point.x, point.accuracy, linestyle="", markersize=8, **look(model))
-        axis.set(title=title, xlabel=xlabel, xscale="log")
-        axis.margins(x=0.15, y=0.1)
-        axis.grid(alpha=0.3)
-        _plain_numbers(axis)
-    axes.flat[0].set_ylabel("test accuracy (fraction)")
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8)
-    return stamp(figure) if sample else figure
-
-
-def accuracy_against_cost(records: Sequence[Mapping]) -> Figure:
-    """Test accuracy against parameters, and against minutes of training: a row a data set and report, a point an experiment.
-
-    A point is the mean over seeds, in its model's colour and marker; its bar reaches over the 95 % Wilson intervals of all
-    seeds. Several experiments with one model are numbered; those with about the same parameters stand side by side. The minutes
-    are those of each run's own machine.
-
-    Raises:
-        ValueError: there is no record.
-    """
-    groups: dict[tuple, dict[str, list]] = {}
-    for record in records:
-        data, name = record["experiment"].split("/")
-        groups.setdefault((data, record["report"]), {}).setdefault(name, []).append(record)
-    if not groups:
-        raise ValueError("There is no run to draw.")
-    size = (10, 2.2 * len(groups) + 0.4)
-    figure, axes = plt.subplots(len(groups), 2, figsize=size, squeeze=False, sharex="col", sharey="row", layout="constrained")
-    sizes = [record["model"]["params"] / 1e6 for record in records]
-    step = max(4, max(sizes) / min(sizes)) ** 0.033  # a thirtieth of the axis, so that bars do not hide one another
-    for row, ((data, report), experiments) in zip(axes, sorted(groups.items()), strict=True):
-        names = [runs[0]["model"]["name"] for runs in experiments.values()]
-        places = _side_by_side([runs[0]["model"]["params"] / 1e6 for runs in experiments.values()], step)
-        for index, (experiment, runs) in enumerate(experiments.items()):
-            number = f"{names[:index].count(names[index]) + 1} " if names.count(names[index]) > 1 else ""
-            style = look(names[index]) | {"linestyle": "", "markersize": 7, "label": number + experiment}
-            accuracies = [run["test"]["accuracy"] for run in runs]
-            for axis, x in zip(row, (places[index], np.mean([run["seconds"] / 60 for run in runs])), strict=True):
-                axis.vlines(x, *verdicts.accuracy_interval(accuracies, runs[0]["test"]["n"]), color=style["color"], linewidth=1)
-                axis.plot(x, np.mean(accuracies), **style)
-                axis.annotate(number, (x, np.mean(accuracies)), (4, 3), textcoords="offset points", fontsize=7)
-        row[0].set_title(f"{data}, report {report}", loc="left", fontsize=10)
-        row[0].set_ylabel("test accuracy (fraction)", fontsize=9)
-        row[1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=7, labelspacing=0.3, frameon=False)
-        for axis in row:
-            axis.set_xscale("log")
-            axis.margins(x=0.1, y=0.1)
-            axis.grid(alpha=0.3)
-    for axis, label in zip(axes[-1], ("parameters (millions)", "minutes of training, each on its own machine"), strict=True):
-        axis.set_xlabel(label, fontsize=9)
-        _plain_numbers(axis)
-    figure.align_ylabels(axes[:, 0])
-    return figure
-
-
-def _plain_numbers(axis) -> None:
-    """Ticks at 1, 2, 5, 10, 20 … on a logarithmic axis."""
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.xaxis.set_minor_formatter(NullFormatter())
-
-
-def _side_by_side(values: Sequence[float], step: float) -> list[float]:
-    """Places on a logarithmic axis: values within 5 % of one another are set apart by the factor `step`."""
-    places = []
-    for index, value in enumerate(values):
-        near = [other for other, size in enumerate(values) if abs(size / value - 1) < 0.05]
-        places.append(value * step ** (near.index(index) - (len(near) - 1) / 2))
-    return places

@@ -1,119 +1,127 @@
-"""What the run records say, as tables: runs, comparisons, paired tests, time budgets, confusions; as text, Markdown, CSV."""
+"""What the run records say, as tables: one function per table, each a DataFrame of at most nine columns."""
 
 import itertools
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from pandas.io.formats.style import Styler
 
 from helpers import experiments, models, runtime
 from helpers.data.cifar import CIFAR10_GROUPS, CIFAR100_SUPERCLASSES
 from helpers.experiments import records as results
 from helpers.models import inspect as anatomy
-from helpers.report import statistics as intervals
+from helpers.report import statistics
 from helpers.report.claims import verdicts
 from helpers.runtime import UserError
 
+NOT_YET = "not yet run"
+
+
+def on_whole_data(records: Iterable[dict]) -> list[dict]:
+    """The full runs of the reports' experiments on a whole data set without loss: not on a tenth of it, nor on JPEG copies."""
+    return [
+        record
+        for record in results.of_the_reports(records)
+        if record["profile"] == "full"
+        and not record["experiment"].startswith("cifar10_tenth/")
+        and "JPEG" not in record["dataset"]["source"]
+    ]
+
+
+def by_experiment(records: Iterable[dict]) -> dict[str, list[dict]]:
+    """The records of each experiment, by seed."""
+    groups: dict[str, list[dict]] = {}
+    for record in sorted(records, key=lambda record: record["seed"]):
+        groups.setdefault(record["experiment"], []).append(record)
+    return groups
+
+
+def mean_accuracy(runs: list[dict]) -> float:
+    """The mean test accuracy over the seeds of one experiment, as a fraction."""
+    return float(np.mean([run["test"]["accuracy"] for run in runs]))
+
+
+def interval(runs: list[dict]) -> tuple[float, float]:
+    """The 95 % Wilson interval around the mean accuracy of one experiment, for its number of test images."""
+    n = runs[0]["test"]["n"]
+    return statistics.wilson(round(mean_accuracy(runs) * n), n)
+
 
 def runs_table(records: list[dict]) -> pd.DataFrame:
-    """A row a run: what was trained on what, for how long, and what came out, beside what the report printed."""
-    rows = []
-    for record in records:
-        test = record["test"]
-        low, high = intervals.wilson(round(test["accuracy"] * test["n"]), test["n"])
-        rows.append(
-            {
-                "experiment": record["experiment"],
-                "profile": record["profile"],
-                "seed": record["seed"],
-                "data": record["dataset"]["source"],
-                "parameters": record["model"]["params"],
-                "epochs": len(record["history"]),
-                "best epoch": record["best"]["epoch"],
-                "val loss": record["best"]["val_loss"],
-                "test accuracy": test["accuracy"],
-                "low": low,
-                "high": high,
-                "report": _reported(record["experiment"]).get("test_accuracy"),
-                "minutes": record["seconds"] / 60,
-                "device": record["environment"]["device"],
-                "stopped early": record["stopped_early"] or "",
-            }
-        )
-    return pd.DataFrame(rows)
+    """One row per run: what was trained on which images, for how long, and what came out."""
+    return pd.DataFrame(
+        {
+            "experiment": record["experiment"],
+            "profile": record["profile"],
+            "seed": record["seed"],
+            "images": record["dataset"]["source"],
+            "epochs": f"{len(record['history'])}{', stopped early' if record['stopped_early'] else ''}",
+            "test accuracy": record["test"]["accuracy"],
+            "report": reported(record["experiment"]),
+            "minutes": record["seconds"] / 60,
+            "device": record["environment"]["device"],
+        }
+        for record in records
+    )
 
 
-def _reported(name: str) -> dict:
+def reported(name: str) -> float | tuple[float, float] | None:
+    """The test accuracy that a report prints for an experiment: a fraction, a range, or None where it prints none."""
     row = experiments.EXPERIMENTS.get(name)
-    return row.reported if row else {}
+    return row.reported.get("test_accuracy") if row else None
 
 
 def comparison_table(records: list[dict]) -> pd.DataFrame:
-    """A row an experiment, over its seeds: mean and standard deviation, and the first seed's Wilson interval.
+    """One row per experiment: means over its seeds, and the standard deviation of its accuracy over them.
 
-    The standard deviation is that of a sample (n − 1), empty for one seed. Seconds an epoch are a median, for the device named.
+    The standard deviation is that of a sample (n − 1), empty for one seed. `low` to `high` is the 95 % Wilson interval around
+    the mean: how far other test images might move it.
     """
     rows = []
-    for name in dict.fromkeys(record["experiment"] for record in records):
-        group = sorted((record for record in records if record["experiment"] == name), key=lambda record: record["seed"])
-        first, reported = group[0], _reported(name)
-        accuracies = [record["test"]["accuracy"] for record in group]
-        low, high = intervals.wilson(round(accuracies[0] * first["test"]["n"]), first["test"]["n"])
+    for name, runs in by_experiment(records).items():
+        low, high = interval(runs)
         rows.append(
             {
                 "experiment": name,
-                "parameters": first["model"]["params"],
-                "seeds": len(group),
-                "val loss": np.mean([record["best"]["val_loss"] for record in group]),
-                "val loss, report": reported.get("val_loss"),
-                "test accuracy": np.mean(accuracies),
-                "sd": np.std(accuracies, ddof=1) if len(group) > 1 else None,
+                "parameters": runs[0]["model"]["params"],
+                "seeds": len(runs),
+                "val loss": np.mean([run["best"]["val_loss"] for run in runs]),
+                "test accuracy": mean_accuracy(runs),
+                "sd": np.std([run["test"]["accuracy"] for run in runs], ddof=1) if len(runs) > 1 else None,
                 "low": low,
                 "high": high,
-                "accuracy, report": reported.get("test_accuracy"),
-                "s per epoch": np.median([row["seconds"] for record in group for row in record["history"]]),
-                "device": first["environment"]["device"],
+                "report": reported(name),
             }
         )
     return pd.DataFrame(rows)
 
 
 def mcnemar_table(records: list[dict], results_dir: str | Path | None = None) -> pd.DataFrame:
-    """A row a pair of experiments with a run of the same seed on the same data: exact McNemar tests, pair by pair."""
+    """One row per pair of experiments run with the same seed on the same images: McNemar's exact test."""
+    loaded = [(record, results.predictions(record, results_dir)) for record in records]
     rows = []
-    for index, first in enumerate(records):
-        for second in records[index + 1 :]:
-            same = first["seed"] == second["seed"] and first["dataset"]["fingerprint"] == second["dataset"]["fingerprint"]
-            if first["experiment"] == second["experiment"] or not same:
-                continue
-            only_first, only_second, p = intervals.mcnemar(
-                results.predictions(first, results_dir), results.predictions(second, results_dir)
-            )
-            rows.append(
-                {
-                    "first": first["experiment"],
-                    "second": second["experiment"],
-                    "seed": first["seed"],
-                    "only first right": only_first,
-                    "only second right": only_second,
-                    "p": p,
-                }
-            )
+    for (first, ours), (second, theirs) in itertools.combinations(loaded, 2):
+        same = first["seed"] == second["seed"] and first["dataset"]["fingerprint"] == second["dataset"]["fingerprint"]
+        if same and first["experiment"] != second["experiment"]:
+            only_first, only_second, p = statistics.mcnemar(ours, theirs)
+            names = {"first": first["experiment"], "second": second["experiment"], "seed": first["seed"]}
+            rows.append(names | {"only first right": only_first, "only second right": only_second, "p": p})
     return pd.DataFrame(rows)
 
 
-TIME_COLUMNS = "network,parameters,million MACs,seeds,images/s,minutes,epochs,estimated,at 1,low,high,at 5".split(",")
+TIME_COLUMNS = "network,parameters,million MACs,seeds,images/s,epochs,estimated,at 1,at 5".split(",")
 
 
 def time_table(names: Iterable[str], records: Iterable[dict], num_classes: int) -> pd.DataFrame:
-    """A row an experiment with a time budget, run or not: what its network costs, what its time has bought, what came out.
+    """One row per experiment with a time budget, run or not: what its network costs, and what its time bought.
 
-    The costs are those with `num_classes` outputs, for one image. The rest is empty where there is no record; else it is the
-    mean over seeds, but for `low` to `high`, which reaches over the 95 % Wilson intervals of all seeds. `estimated` is how
-    many epochs the first ones let expect within the budget.
+    The costs are those of one image, with `num_classes` outputs. The rest is a mean over seeds, empty where there is no record;
+    `estimated` is how many epochs its first ones let expect within the budget, `at 1` and `at 5` are test accuracies.
     """
-    records, rows = list(records), []
+    runs_of, rows = by_experiment(records), []
     for name in names:
         experiment = experiments.find(name)
         network, size = anatomy.network(experiment.model, num_classes), experiment.recipe.image_size
@@ -122,18 +130,13 @@ def time_table(names: Iterable[str], records: Iterable[dict], num_classes: int) 
             "parameters": models.count_parameters(network),
             "million MACs": models.count_macs(network, (1, 3, size, size)) / 1e6,
         }
-        if runs := [record for record in records if record["experiment"] == name]:
-            accuracies = [run["test"]["accuracy"] for run in runs]
-            low, high = verdicts.accuracy_interval(accuracies, runs[0]["test"]["n"])
+        if runs := runs_of.get(name):
             row |= {
                 "seeds": len(runs),
                 "images/s": np.mean([run["images_per_second"] for run in runs]),
-                "minutes": np.mean([run["seconds"] / 60 for run in runs]),
                 "epochs": np.mean([len(run["history"]) for run in runs]),
                 "estimated": np.mean([run["limits"]["estimated_epochs"] for run in runs]),
-                "at 1": np.mean(accuracies),
-                "low": low,
-                "high": high,
+                "at 1": mean_accuracy(runs),
                 "at 5": np.mean([run["test"]["accuracy_at_5"] for run in runs]),
             }
         rows.append(row)
@@ -143,10 +146,10 @@ def time_table(names: Iterable[str], records: Iterable[dict], num_classes: int) 
 def paired_table(
     pairs: Iterable[tuple[str, str]], records: Iterable[dict], results_dir: str | Path | None = None
 ) -> pd.DataFrame:
-    """A row a pair of experiments: by how many points of test accuracy the second is better, image by image.
+    """One row per pair of experiments: by how many points of test accuracy the second is better, image by image.
 
-    Over the seeds that both were run with, `from` to `to` is the 95 % interval, and with p as in `verdicts.Paired`. Empty where
-    there is none.
+    Over the seeds that both were run with: `from` to `to` is the 95 % interval, `p` that of `verdicts.Paired`. Empty where
+    there are none.
     """
     runs = {(record["experiment"], record["seed"]): record for record in records}
     rows = []
@@ -164,10 +167,7 @@ def paired_table(
 
 
 def most_confused(record: dict, most: int = 10) -> pd.DataFrame:
-    """A row a pair of classes that a run confuses, those with the most images first, of equals the first by label.
-
-    `share` is the part of the true class's images.
-    """
+    """One row per pair of classes that a run confuses, the most images first; `share` is of the true class's images."""
     classes, counts = record["dataset"]["classes"], np.array(record["test"]["confusion"])
     wrong = counts - np.diag(np.diag(counts))
     rows = []
@@ -180,7 +180,7 @@ def most_confused(record: dict, most: int = 10) -> pd.DataFrame:
 
 
 def superclasses(record: dict) -> dict[str, list[str]]:
-    """The superclasses of a run's classes, each with its own: the published ones of CIFAR-100, and our two of CIFAR-10.
+    """The superclasses of a run's classes, each with its own: the published ones of CIFAR-100, and two of ours for CIFAR-10.
 
     Raises:
         UserError: the record is of other classes.
@@ -208,7 +208,7 @@ def superclass_confusion(record: dict) -> np.ndarray:
 
 
 def superclass_table(record: dict) -> pd.DataFrame:
-    """A row a superclass and a last one for all: its test images, and the part of them that is right.
+    """One row per superclass and a last one for all: its test images, and the share of them that is right.
 
     `accuracy` asks for the very class, `superclass accuracy` for any class of the right superclass.
     """
@@ -221,43 +221,48 @@ def superclass_table(record: dict) -> pd.DataFrame:
     return table
 
 
+_PERCENT = ("val accuracy", "test accuracy", "sd", "low", "high", "report", "accuracy", "superclass accuracy", "at 1", "at 5")
 _FORMATS = {
-    "parameters": "{:,}",
+    **dict.fromkeys(_PERCENT, "{:.2%}"),
+    **dict.fromkeys(("points", "from", "to"), "{:+.2f}"),
+    **dict.fromkeys(("seeds", "epochs", "estimated"), "{:.0f}"),
+    **dict.fromkeys(("parameters", "images/s"), "{:,.0f}"),
     "val loss": "{:.4f}",
-    "val loss, report": "{:.4f}",
-    "val accuracy": "{:.2%}",
-    "test accuracy": "{:.2%}",
-    "sd": "{:.2%}",
-    "low": "{:.2%}",
-    "high": "{:.2%}",
-    "report": "{:.2%}",
-    "accuracy, report": "{:.2%}",
     "minutes": "{:.1f}",
-    "s per epoch": "{:.0f}",
     "p": "{:.3f}",
-    "accuracy": "{:.2%}",
-    "superclass accuracy": "{:.2%}",
     "share": "{:.1%}",
     "million MACs": "{:,.1f}",
-    "seeds": "{:.0f}",
-    "images/s": "{:,.0f}",
-    "epochs": "{:.0f}",
-    "estimated": "{:.0f}",
-    "at 1": "{:.2%}",
-    "at 5": "{:.2%}",
-    **dict.fromkeys(("points", "from", "to"), "{:+.2f}"),
 }
+
+
+def _cell(column: str, value) -> str:
+    if isinstance(value, tuple):
+        return " to ".join(_cell(column, part) for part in value)
+    if isinstance(value, str):
+        return value
+    return "" if pd.isna(value) else _FORMATS.get(column, "{}").format(value)
 
 
 def as_text(table: pd.DataFrame) -> pd.DataFrame:
     """The table with every number as a reader wants it; an empty cell where there is none."""
+    return pd.DataFrame({name: [_cell(name, value) for value in table[name]] for name in table.columns})
 
-    def cell(column: str, value) -> str:
-        if isinstance(value, tuple):
-            return " to ".join(cell(column, part) for part in value)
-        return "" if pd.isna(value) else _FORMATS.get(column, "{}").format(value)
 
-    return pd.DataFrame({name: [cell(name, value) for value in table[name]] for name in table.columns})
+def styled(table: pd.DataFrame, caption: str, best: str | dict[str, str] = ()) -> Styler:
+    """The table for a notebook: a caption, numbers as in `as_text`, and the best value of a column in bold.
+
+    Args:
+        best: the column whose largest value is best, or `"max"` or `"min"` for each of several columns.
+    """
+    bold = pd.DataFrame("", index=table.index, columns=table.columns)
+    for column, which in ({best: "max"} if isinstance(best, str) else dict(best)).items():
+        numbers = pd.to_numeric(table[column], errors="coerce")
+        bold.loc[numbers == numbers.agg(which), column] = "font-weight: bold"
+    formats = {name: lambda value, name=name: _cell(name, value) for name in table.columns}
+    style = table.style.format(formats).apply(lambda _: bold, axis=None).hide(axis="index").set_caption(caption)
+    return style.set_uuid(
+        f"{zlib.crc32(caption.encode()):x}"
+    )  # by default it is random, and no two runs of a notebook are equal
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -266,37 +271,37 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 
 
-def write_tables(results_dir: str | Path | None = None) -> list[Path]:
-    """Rebuild `R/tables` from `R/runs`: every run, the comparison over seeds and the paired tests, as CSV and Markdown.
+def write(records: list[dict], results_dir: str | Path | None = None) -> list[Path]:
+    """Rebuild `R/tables`: every run, each report's comparison over seeds, and its paired tests.
+
+    Args:
+        records: every record of `R/runs`.
 
     Raises:
-        UserError: there is no record, a record is damaged, or the folder cannot be written.
+        UserError: there is no record, or the folder cannot be written.
     """
     folder = Path(results_dir or results.RESULTS).expanduser()
-    records = results.load_all(folder)
     if not records:
         raise UserError(f"There is no run record under {folder.name}/runs; make one with python -m helpers run EXPERIMENT.")
-    full = [record for record in records if record["profile"] == "full"]
     tables = {"runs": runs_table(records)}
-    for report in dict.fromkeys(record["report"] for record in full):
-        own = [record for record in full if record["report"] == report]
+    for report in dict.fromkeys(record["report"] for record in records):
+        own = [record for record in records if record["report"] == report and record["profile"] == "full"]
         tables |= {f"{report}_comparison": comparison_table(own), f"{report}_mcnemar": mcnemar_table(own, folder)}
-    return save_tables({name: table for name, table in tables.items() if not table.empty}, folder)
+    return save(tables, folder)
 
 
-def save_tables(tables: dict[str, pd.DataFrame], results_dir: str | Path | None = None) -> list[Path]:
-    """Write each table into `R/tables`, as CSV and as Markdown.
+def save(tables: dict[str, pd.DataFrame], results_dir: str | Path | None = None) -> list[Path]:
+    """Write each table that has a row into `R/tables`, as CSV and as Markdown.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    folder = Path(results_dir or results.RESULTS).expanduser()
-    written = []
+    folder, written = Path(results_dir or results.RESULTS).expanduser() / "tables", []
     try:
-        (folder / "tables").mkdir(exist_ok=True)
+        folder.mkdir(exist_ok=True)
         for name, table in tables.items():
-            for suffix, text in ((".csv", table.to_csv(index=False)), (".md", markdown(table))):
-                written.append(folder / "tables" / f"{name}{suffix}")
+            for suffix, text in ((".csv", table.to_csv(index=False)), (".md", markdown(table))) if len(table) else ():
+                written.append(folder / f"{name}{suffix}")
                 runtime.save_text(written[-1], text)
     except OSError as error:
         raise UserError(f"The tables could not be written ({error.strerror}); choose another --results-dir.") from error

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from math import log
 from urllib.parse import urlsplit
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -18,7 +19,6 @@ from torch import nn
 
 from helpers.data.datasets import Dataset, Split
 from helpers.demo import classify, page
-from helpers.report import plots
 from helpers.runtime import UserError
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -61,7 +61,7 @@ def test_an_image_and_what_its_label_rests_on_by_hand(dataset):
     assert [caption for _, caption in nearest] == ["red, 1.000", "red, 0.707", "blue, 0.000"]
     assert all(picture.shape == (224, 224, 3) for picture in (seen, heat, *(picture for picture, _ in nearest)))
     assert (seen[:, :112] == RED).all() and (seen[:, 112:] == 0).all()
-    hot, cold = (255 * np.array(plots.plt.get_cmap("inferno")(value)[:3]) for value in (1.0, 0.0))
+    hot, cold = (255 * np.array(plt.get_cmap("inferno")(value)[:3]) for value in (1.0, 0.0))
     assert np.abs(heat[0, 0] - (0.6 * hot + 0.4 * 85)).max() <= 0.51 and np.abs(heat[0, -1] - 0.6 * cold).max() <= 0.51
 
 

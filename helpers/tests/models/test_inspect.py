@@ -175,7 +175,7 @@ def test_the_width_of_a_bottleneck_grows_with_the_rest():
 
 def test_bars_show_every_stage_of_every_network_in_millions():
     tables = {name: anatomy.stage_table(models.build(name, 10)) for name in ("slim_resnet", "slim_resnet_strong")}
-    figure = plots.budget_bars(tables, list(tables))
+    figure = plots.stage_bars(tables, list(tables))
     parameters, macs = figure.axes
     heights = [[bar.get_height() for bar in group] for group in parameters.containers]
     places = [[bar.get_x() + bar.get_width() / 2 for bar in group] for group in parameters.containers]

@@ -408,7 +408,7 @@ def test_the_committed_table_is_recomputed_and_the_same():
 
 
 def test_the_table_command_writes_the_claims(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(tables, "write_tables", lambda folder: [])
+    monkeypatch.setattr(tables, "write", lambda records, folder: [])
     assert main(["table", "--results-dir", str(tmp_path)]) == 0
     assert capsys.readouterr().out.split() == ["README.md", "claims.csv", "claims_key.md"]
     rows = (tmp_path / "claims.csv").read_text().splitlines()

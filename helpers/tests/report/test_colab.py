@@ -1,14 +1,19 @@
 """What a Colab user meets: badges, the setup cell, and one notebook alone in an empty folder."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from helpers import runtime
 from helpers.report import colab
 from helpers.runtime import ROOT, UserError
 
@@ -31,6 +36,15 @@ def test_readme_and_every_notebook_agree_on_the_repository():
         assert badge in readme
         assert badge in "".join(cells(path)[0]["source"])
         assert "".join(cells(path)[1]["source"]) == colab.setup_source(repository, ref)
+
+
+def git(folder, *arguments):
+    return subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+def commit(folder):
+    git(folder, "add", ".")
+    git(folder, "-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "-q", "-m", "the suite")
 
 
 @pytest.fixture
@@ -64,21 +78,21 @@ def test_a_notebook_without_its_setup_cell_stops_before_anything_is_written(copy
     assert (copy / "README.md").read_text(encoding="utf-8") == before
 
 
-def test_one_notebook_alone_in_an_empty_folder_fetches_the_rest_and_runs(tmp_path, monkeypatch):
+def test_a_notebook_alone_in_an_empty_folder_fetches_the_rest(tmp_path, monkeypatch):
     """What a Colab user does: nothing but the notebook is there, and *Run all*."""
     origin, alone = tmp_path / "origin", tmp_path / "alone"
     shutil.copytree(ROOT / "helpers", origin / "helpers", ignore=shutil.ignore_patterns("__pycache__"))
-    identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
-    for command in (["init", "-q", "-b", "main"], ["add", "."], ["commit", "-q", "-m", "the suite"]):
-        subprocess.run(["git", *identity, *command], cwd=origin, check=True)
+    git(origin, "init", "-q", "-b", "main")
+    commit(origin)
     alone.mkdir()
-    for name, value in {"REPO_URL": origin.as_uri(), "REF": "main", "PROFILE": "smoke", "CI": "true"}.items():
+    for name, value in {"REPO_URL": origin.as_uri(), "REF": "main", "CI": "true"}.items():
         monkeypatch.setenv(name, value)
-    notebook = nbformat.read(ROOT / "notebooks" / "03_train_pikachu.ipynb", as_version=4)
+    story = "from helpers import data, experiments, models, report, training\n\nprint(report.__file__)"
+    cells = [nbformat.v4.new_code_cell(source) for source in (colab.setup_source(), colab.setup_source(), story)]
+    notebook = nbformat.v4.new_notebook(cells=cells)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(alone)}}).execute()
-    assert (alone / "resnext-notebooks" / "helpers" / "runtime.py").is_file()
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert [path.name for path in alone.iterdir()] == ["resnext-notebooks"], "run again, it fetches nothing"
+    assert notebook.cells[-1].outputs[0].text.strip() == str(alone / "resnext-notebooks/helpers/report/__init__.py")
 
 
 def test_notebooks_are_committed_executed_and_clean():
@@ -92,6 +106,54 @@ def test_notebooks_are_committed_executed_and_clean():
         text = json.dumps([cell["outputs"] for cell in code])
         assert not re.search(r"Warning|Traceback|/(home|root|tmp|content|Users)/", text), path.name
         assert "SAMPLE" not in text and "'smoke'" not in text, f"{path.name} was stored on sample data"
+
+
+def test_the_setup_cell_is_under_fifteen_lines_and_installs_neither_torch_nor_numpy(monkeypatch):
+    lines = [line for line in colab.setup_source().splitlines() if line]
+    assert len(lines) < 15 and not any(line.lstrip().startswith(("!", "%", "except")) for line in lines)
+    called = []
+    monkeypatch.setattr(runtime, "find_spec", lambda name: None)
+    monkeypatch.setattr(runtime.subprocess, "run", lambda command, check: called.extend(command))
+    runtime.install_missing()
+    assert {"torchsummary", "scikit-learn"} <= set(called) and not {"torch", "torchvision", "numpy"} & set(called)
+
+
+def test_a_setup_cell_that_knows_no_repository_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.delenv("REPO_URL", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AssertionError, match="Set REPO_URL above to the address of your copy"):
+        exec(colab.setup_source(), {})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("repository", ["some-body/some.repo", "OWNER/REPO"])
+def test_the_workflow_points_a_fork_to_itself_and_leaves_others_alone(tmp_path, repository, monkeypatch):
+    """Its steps, without the installation, in a clone whose origin is a bare repository."""
+    origin, clone = tmp_path / "origin.git", tmp_path / "clone"
+    clone.mkdir()
+    for name in ("README.md", "helpers", "notebooks", ".github"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, clone / name)
+    git(tmp_path, "init", "-q", "--bare", "-b", "main", str(origin))
+    git(clone, "init", "-q", "-b", "main")
+    commit(clone)
+    git(clone, "remote", "add", "origin", str(origin))
+    git(clone, "push", "-q", "-u", "origin", "main")
+    output = tmp_path / "output"
+    output.touch()
+    around = {"GITHUB_REPOSITORY": repository, "GITHUB_REF_NAME": "main", "GITHUB_OUTPUT": str(output), "CI": "true"}
+    around |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for name, value in around.items():
+        monkeypatch.setenv(name, value)
+    workflow = (clone / ".github/workflows/links.yml").read_text(encoding="utf-8")
+    check, rewrite = (textwrap.dedent(step) for step in re.findall(r"run: \|\n((?: {10}.*\n)+)", workflow))
+    subprocess.run(["bash", "-e", "-c", check], cwd=clone, check=True)
+    assert output.read_text() == ("elsewhere=true\n" if repository != "OWNER/REPO" else "")
+    if output.read_text():
+        subprocess.run(["bash", "-e", "-c", rewrite], cwd=clone, check=True)
+    subjects = git(origin, "log", "--format=%s", "main").splitlines()
+    assert subjects[:-1] == ([f"Point badges and setup cells to {repository}"] if repository != "OWNER/REPO" else [])
+    assert f"google.com/github/{repository}/" in git(origin, "show", "main:README.md")
 
 
 def test_the_ci_runs_the_readmes_test_command():

@@ -11,57 +11,70 @@ from helpers.tests.experiments.test_results import make_run
 
 
 def test_figures_are_rebuilt_from_the_records_alone_fit_for_print_and_the_same_twice(tmp_path):
-    results.save(*make_run(), tmp_path)
-    results.save(*make_run(name="pikachu/resnet18_torchvision", predicted=(1, 1, 1, 1, 0)), tmp_path)
-    written = figures.write(tmp_path)
-    names = ["accuracy_parameters.png", "pikachu_pikachu_curves.png", "pikachu_pikachu_confusion.png", "README.md"]
-    assert [path.name for path in written] == names
+    records = [make_run()[0], make_run(name="pikachu/resnet18_torchvision", predicted=(1, 1, 1, 1, 0))[0]]
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "stale.png").touch()
+    written = figures.write(records, tmp_path)
+    assert [path.name for path in written] == [
+        "accuracy.png",
+        "pikachu_pikachu_curves.png",
+        "pikachu_confusion.png",
+        "README.md",
+    ]
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {path.name for path in written}
     for path in written[:-1]:
         with Image.open(path) as image:
-            assert [round(dots) for dots in image.info["dpi"]] == [300, 300], path.name
+            assert [round(dots) for dots in image.info["dpi"]] == [200, 200], path.name
             assert image.mode == "P" and len(image.palette.colors) <= 256, path.name
     before = [path.read_bytes() for path in written]
-    assert [path.read_bytes() for path in figures.write(tmp_path)] == before
+    assert [path.read_bytes() for path in figures.write(records, tmp_path)] == before
 
 
-def test_each_report_on_a_data_set_has_its_own_figures_with_captions():
-    records = [make_run(f"cifar10_tenth/{name}", seed)[0] for name in ("a", "b") for seed in (0, 1)]
-    records[2]["report"] = "slim"
-    drawn = list(figures.draw(records))
+def test_each_data_set_has_its_own_figures_with_captions():
+    records = [make_run(f"cifar10/{name}", seed)[0] for name in "abcd" for seed in (0, 1)]
+    for record, name in zip(records[::2], ("wrn16_2", "wrn16_4", "simplenet", "slim_resnet"), strict=True):
+        record["model"] = record["model"] | {"name": name}
+    records[2]["report"] = records[3]["report"] = "slim"
+    drawn = list(figures.drawn(records))
     assert [name for name, *_ in drawn] == [
-        "accuracy_parameters",
-        "pikachu_cifar10_tenth_curves",
-        "pikachu_cifar10_tenth_confusion",
-        "slim_cifar10_tenth_curves",
-        "slim_cifar10_tenth_confusion",
+        "accuracy",
+        "cifar10_cost",
+        "cifar10_pikachu_curves",
+        "cifar10_slim_curves",
+        "cifar10_confusion",
     ]
     assert all(caption.endswith(".") for _, _, caption in drawn)
-    [title] = [axis.get_title() for axis in drawn[2][1].axes]
-    assert title == "a\n80.0%"
-    for _, figure, _ in drawn:
-        figures.plt.close(figure)
+    [title] = [axis.get_title() for axis in drawn[-1][1].axes]
+    assert title == "a: 80.0%"
+    figures.plt.close("all")
+
+
+def test_a_tenth_of_the_data_and_jpeg_copies_are_in_no_figure():
+    tenth, copies = make_run("cifar10_tenth/wrn16_2")[0], make_run("cifar10_5k/resnext29_32x4d")[0]
+    copies["dataset"] = copies["dataset"] | {"source": "folder cifar10 (JPEG)"}
+    assert list(figures.drawn([tenth, copies])) == []
 
 
 def test_a_hundred_classes_are_shown_as_superclasses():
     record = make_run("cifar100/a")[0]
     record["dataset"]["classes"] = list(CIFAR100_CLASSES)
     record["test"]["confusion"] = [[int(true == predicted) for predicted in range(100)] for true in range(100)]
-    *_, (_, figure, caption) = figures.draw([record])
+    *_, (_, figure, caption) = figures.drawn([record])
     assert len(figure.axes[0].get_yticklabels()) == 20 and "superclass" in caption
     figures.plt.close("all")
 
 
 def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path):
-    results.save(*make_run(), tmp_path)
     (tmp_path / "figures").write_text("in the way")
     with pytest.raises(UserError, match="figures could not be written"):
-        figures.write(tmp_path)
+        figures.write([make_run()[0]], tmp_path)
 
 
 def test_the_committed_figures_and_captions_are_those_of_the_committed_records():
     """By name: another release of matplotlib may draw other pixels."""
-    captions = {name: caption for name, _, caption in figures.draw(results.load_all(profile="full"))}
+    captions = {name: caption for name, _, caption in figures.drawn(results.load_all())}
     figures.plt.close("all")
     folder = results.RESULTS / "figures"
+    assert all(path.stat().st_size <= 200_000 for path in folder.glob("*.png"))
     assert {path.stem for path in folder.glob("*.png")} == captions.keys(), "run python -m helpers table"
     assert (folder / "README.md").read_text(encoding="utf-8") == figures.readme(captions)

@@ -1,12 +1,14 @@
 """Tables made from run records, pinned to hand-computed rows and to what is committed."""
 
+import re
+
 import numpy as np
+import pandas as pd
 import pytest
 
 from helpers.data.cifar import CIFAR10_CLASSES, CIFAR100_CLASSES, CIFAR100_SUPERCLASSES
 from helpers.experiments import records as results
-from helpers.report import statistics as intervals
-from helpers.report import tables
+from helpers.report import statistics, tables
 from helpers.runtime import UserError
 from helpers.tests.experiments.test_results import make_run
 
@@ -14,26 +16,30 @@ from helpers.tests.experiments.test_results import make_run
 def test_comparison_over_seeds_in_closed_form(tmp_path):
     for seed, predicted in enumerate([(0, 0, 1, 1, 1), (0, 0, 0, 1, 1), (0, 1, 1, 1, 1)]):
         results.save(*make_run(seed=seed, predicted=predicted), tmp_path)
-    row = tables.comparison_table(results.load_all(tmp_path)).iloc[0]
+    table = tables.comparison_table(results.load_all(tmp_path))
+    row = table.iloc[0]
     assert row["seeds"] == 3
     assert row["test accuracy"] == pytest.approx(0.8)
     assert row["sd"] == pytest.approx(0.2), "sample standard deviation of 0.8, 1.0, 0.6"
-    assert row["accuracy, report"] == 0.7946
+    assert row["report"] == 0.7946
+    assert (row["low"], row["high"]) == statistics.wilson(4, 5) and row["low"] < row["test accuracy"] < row["high"]
+    assert len(table.columns) == 9
 
 
 def test_tables_are_rebuilt_from_the_records_alone(tmp_path):
     results.save(*make_run(), tmp_path)
     results.save(*make_run(name="pikachu/resnet18_torchvision", predicted=(1, 1, 1, 1, 0)), tmp_path)
-    names = {path.name for path in tables.write_tables(tmp_path)}
+    records = results.load_all(tmp_path)
+    names = {path.name for path in tables.write(records, tmp_path)}
     assert {"runs.csv", "pikachu_comparison.md", "pikachu_mcnemar.csv"} <= names
-    pair = tables.mcnemar_table(results.load_all(tmp_path), tmp_path).iloc[0]
+    pair = tables.mcnemar_table(records, tmp_path).iloc[0]
     assert (pair["only first right"], pair["only second right"]) == (0, 3)
     assert "| 80.00% |" in (tmp_path / "tables/runs.md").read_text()
 
 
 def test_no_records_is_a_sentence(tmp_path):
     with pytest.raises(UserError, match="no run record under .*; make one with python -m helpers run"):
-        tables.write_tables(tmp_path)
+        tables.write([], tmp_path)
 
 
 def hundred_classes() -> dict:
@@ -112,11 +118,10 @@ def test_what_time_has_bought_in_a_table():
         record["test"]["accuracy_at_5"] = 1.0
         records.append(record)
     table = tables.time_table(["cifar10_tenth/wrn16_2", "cifar10_tenth/simplenet"], records, 100)
-    low, high = intervals.wilson(4, 5)[0], intervals.wilson(5, 5)[1]
-    expected = ["wrn16_2", 703_284, pytest.approx(101.118464), 2, 100.5, 1.5, 2.5, 4, pytest.approx(0.9), low, high, 1]
+    expected = ["wrn16_2", 703_284, pytest.approx(101.118464), 2, 100.5, 2.5, 4, pytest.approx(0.9), 1]
     assert table.iloc[0].tolist() == expected
     text = tables.as_text(table).iloc[1].tolist()
-    assert text == ["simplenet", "5,521,508", "652.2", *[""] * 9], "not run, and nothing made up"
+    assert text == ["simplenet", "5,521,508", "652.2", *[""] * 6], "not run, and nothing made up"
 
 
 def test_the_committed_table_is_that_of_the_committed_records():
@@ -134,3 +139,18 @@ def test_pairs_of_experiments_image_by_image_over_their_common_seeds(tmp_path):
     assert table.iloc[1]["points"] == pytest.approx(-20)
     assert tables.as_text(table).iloc[2].tolist() == [one, "pikachu/none", *[""] * 5]
     assert tables.as_text(table).iloc[0]["points"] == "+20.00"
+
+
+def test_a_styled_table_has_a_caption_its_best_value_in_bold_and_the_same_text_twice():
+    table = pd.DataFrame({"experiment": ["a", "b", "c"], "test accuracy": [0.5, 0.75, None], "val loss": [0.3, 0.4, 0.5]})
+    html = tables.styled(table, "Two networks", best={"test accuracy": "max", "val loss": "min"}).to_html()
+    assert "<caption>Two networks</caption>" in html and ">75.00%</td>" in html and "None" not in html
+    bold = re.search(r"((?:#\S+, )*#\S+) \{\s*font-weight: bold", html)[1]
+    assert [cell.split("_row")[1] for cell in bold.split(", ")] == ["0_col2", "1_col1"]
+    assert html == tables.styled(table, "Two networks", best={"test accuracy": "max", "val loss": "min"}).to_html()
+
+
+def test_no_table_of_runs_has_more_than_nine_columns():
+    records = results.load_all()
+    for table in (tables.runs_table(records), tables.comparison_table(records), tables.mcnemar_table(records[:2])):
+        assert 0 < len(table.columns) <= 9

@@ -1,0 +1,75 @@
+"""What it looks like, as images: grids, heat maps over images, probabilities under them."""
+
+import math
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+
+def stamp(figure: Figure) -> Figure:
+    """Write SAMPLE across a figure made from generated data, so that it is never taken for a result."""
+    figure.text(0.5, 0.5, "SAMPLE", fontsize=56, color="0.5", alpha=0.35, rotation=25, ha="center", va="center")
+    return figure
+
+
+def image_grid(
+    images, titles: Sequence[str] | None = None, columns: int = 8, sample: bool = False, inches: float = 1.25
+) -> Figure:
+    """A grid of images, uint8 (N, 3, H, W), so many inches wide, each under its title."""
+    columns = min(columns, len(images))
+    rows = math.ceil(len(images) / columns)
+    size = (inches * columns, (inches if titles is None else inches + 0.3) * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat:
+        axis.axis("off")
+    for index, image in enumerate(images):
+        axes.flat[index].imshow(image.permute(1, 2, 0).cpu().numpy())
+        if titles is not None:
+            axes.flat[index].set_title(titles[index], fontsize=8)
+    return stamp(figure) if sample else figure
+
+
+def middle(image: Tensor, size: int) -> Tensor:
+    """What a network with inputs of `size` pixels sees of an image (3, H, W): its middle, (3, size, size)."""
+    top, left = ((side - size) // 2 for side in image.shape[-2:])
+    return image[:, top : top + size, left : left + size]
+
+
+def overlay(image: Tensor, heat: Tensor) -> Tensor:
+    """A heat map (S, S), from 0 to 1, over the middle of an image, uint8 (3, H, W): uint8 (3, S, S).
+
+    The image turns grey, so that its own colours are not taken for heat.
+    """
+    grey = middle(image, len(heat)).float().mean(0)
+    colours = 255 * torch.from_numpy(plt.get_cmap("inferno")(heat.numpy())[..., :3]).permute(2, 0, 1)
+    return (0.4 * grey + 0.6 * colours).round().to(torch.uint8)
+
+
+def probability_bars(
+    images: Sequence[Tensor], titles: Sequence[str], shares: Tensor, classes: Sequence[str], sample: bool = False
+) -> Figure:
+    """Images, each uint8 (3, H, W), under their titles and over the probabilities of their five most likely classes.
+
+    Args:
+        shares: the probability of each class, (N, C).
+    """
+    count = min(5, len(classes))
+    size, heights = (2.3 * len(images), 2.5 + 0.36 * count), (2.4, 0.36 * count)
+    figure, axes = plt.subplots(2, len(images), figsize=size, height_ratios=heights, squeeze=False, layout="constrained")
+    figure.get_layout_engine().set(wspace=0.06)
+    for (photograph, bars), image, title, share in zip(axes.T, images, titles, shares, strict=True):
+        photograph.imshow(image.permute(1, 2, 0).cpu().numpy())
+        photograph.set_title(title, fontsize=9)
+        values, labels = share.topk(count)
+        bars.barh(range(count), 1, 0.25, color="0.9")
+        bars.barh(range(count), values, 0.25, color="#0072B2")
+        for place, (value, label) in enumerate(zip(values.tolist(), labels.tolist(), strict=True)):
+            bars.text(0, place - 0.2, classes[label], va="bottom", fontsize=8)
+            bars.text(1, place - 0.2, f"{value:.1%}", va="bottom", ha="right", fontsize=8)
+        bars.set(xlim=(0, 1), ylim=(count - 0.8, -0.8))
+        for axis in (photograph, bars):
+            axis.axis("off")
+    return stamp(figure) if sample else figure

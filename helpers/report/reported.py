@@ -1,0 +1,125 @@
+"""What the reports print beside what came out: number by number, and the best of each report in one row."""
+
+import re
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+from helpers.experiments import EXPERIMENTS
+from helpers.report import tables
+
+# The best accuracy known elsewhere for a network on a data set, without images from anywhere else, and where it is printed.
+ELSEWHERE = {
+    ("cifar10", "resnext29_32x4d"): (0.9685, "github.com/osmr/imgclsmob"),
+    ("cifar10", "resnext29_under5m"): (0.9473, "github.com/kuangliu/pytorch-cifar: ResNeXt-29 32×4d, 350 epochs"),
+    ("cifar10", "slim_resnet"): (0.9604, "arXiv 2306.12100: another ResNet under five million parameters"),
+    ("cifar10", "wrn16_4"): (0.9498, "github.com/szagoruyko/wide-residual-networks"),
+    ("cifar100", "wrn16_2"): (0.733, "arXiv 1910.10699, table 1"),
+    ("cifar100", "wrn16_4"): (0.769, "papers on distillation, trained without a teacher: 76.9 to 79.1 %"),
+    ("cifar100", "wrn28_2"): (0.75, "papers on distillation, trained without a teacher: about 75 %"),
+    ("cifar100", "simplenet"): (0.7837, "arXiv 1608.06037"),
+    ("cifar100", "resnext29_32x4d"): (0.805, "github.com/osmr/imgclsmob"),
+}
+# The rows that follow a report's published code where it differs from the report's text.
+CODED = {
+    "pikachu/resnext50_ours": ("pikachu/resnext50_coded",),
+    "pikachu/resnext50_torchvision": ("pikachu/resnext50_torchvision_coded",),
+    "pikachu/resnet18_torchvision": ("pikachu/resnet18_coded",),
+    "cifar10_5k/resnext29_32x4d": ("cifar10_5k/resnext29_coded",),
+    "cifar10_5k/resnet18_torchvision": ("cifar10_5k/resnet18_coded", "cifar10_5k/resnet18_coded_decay0001"),
+}
+# Where the network of a row is not, or not surely, the report's own.
+NETWORKS = {
+    "pikachu/resnext50_ours": "its code pads no max-pool",
+    "cifar10_5k/resnext29_32x4d": "no, the paper's",
+    "cifar10/slim_resnet_trial1": "stem not recorded",
+    "cifar10/slim_resnet_trial2": "stem not recorded",
+    **dict.fromkeys((f"cifar100/zoo_resnext{number}" for number in (1, 2, 3)), "block not described in full"),
+}
+
+
+def percent(value: float | tuple[float, float] | None) -> str:
+    """A fraction or a range of two in percent, as a reader wants it; empty for None."""
+    if isinstance(value, tuple):
+        return f"{100 * value[0]:g}–{100 * value[1]:g}%"
+    return "" if value is None else f"{value:.2%}"
+
+
+def _outcome(runs: list[dict]) -> str:
+    """The mean accuracy of an experiment's runs, with its standard deviation over seeds."""
+    spread = f" ± {100 * np.std([run['test']['accuracy'] for run in runs], ddof=1):.2f}" if len(runs) > 1 else ""
+    return f"{100 * tables.mean_accuracy(runs):.2f}{spread}%"
+
+
+def _schedule(name: str, of: str, runs: list[dict]) -> str:
+    """Whether runs followed the report's schedule, in words."""
+    epochs, planned = max(len(run["history"]) for run in runs), EXPERIMENTS[of].recipe.epochs
+    if any("time budget" in (run["stopped_early"] or "") for run in runs):
+        return f"no, {np.mean([run['seconds'] for run in runs]) / 60:.0f} minutes"
+    if name in CODED.get(of, ()):
+        return "as coded, weight decay 0.001" if name.endswith("decay0001") else "as coded"
+    return "as written" if name == of else f"no, {epochs} of {planned} epochs"
+
+
+def reported_table(records: Iterable[dict]) -> pd.DataFrame:
+    """One row per accuracy that a report prints, and per way in which it was run: as written, as coded, or shortened."""
+    runs_of, rows = tables.by_experiment(tables.on_whole_data(records)), []
+    for name, row in EXPERIMENTS.items():
+        if "test_accuracy" not in row.reported:
+            continue
+        shortened = [
+            other for other in EXPERIMENTS if re.fullmatch(rf"{name}_\d+ep", other) and not EXPERIMENTS[other].reported
+        ]
+        found = [other for other in (name, *CODED.get(name, ()), *shortened) if other in runs_of]
+        for other in found or [name]:
+            runs = runs_of.get(other, [])
+            rows.append(
+                {
+                    "report": row.report,
+                    "experiment": other,
+                    "printed": percent(row.reported["test_accuracy"]),
+                    "ours": _outcome(runs) if runs else tables.NOT_YET,
+                    "seeds": len(runs) or None,
+                    "same data?": "as many images" if row.dataset == "cifar10_5k" else "yes",
+                    "same network?": NETWORKS.get(other, "yes"),
+                    "same schedule?": _schedule(other, name, runs) if runs else "",
+                }
+            )
+    return pd.DataFrame(rows).sort_values("report", key=lambda tags: tags.map([*REPORTS].index), kind="stable")
+
+
+REPORTS = {
+    "pikachu": "Pikachu photographs",
+    "amp": "CIFAR-10, perturbed training",
+    "zoo": "CIFAR-100, a zoo of networks",
+    "slim": "CIFAR-10, a pruned ResNet",
+}
+
+
+def headline_table(records: Iterable[dict]) -> pd.DataFrame:
+    """One row per report: its best accuracy, ours by its own recipe and by a short one, and the best known elsewhere.
+
+    Its own recipe is as written, or as coded where only that was run. Of the short ones it is that with the best validation
+    accuracy; `minutes` are its training time.
+    """
+    runs_of, rows = tables.by_experiment(tables.on_whole_data(records)), []
+    for report, subject in REPORTS.items():
+        own = {name: row for name, row in EXPERIMENTS.items() if row.report == report}
+        printed = {name: row.reported["test_accuracy"] for name, row in own.items() if "test_accuracy" in row.reported}
+        best = max(printed, key=lambda name: np.max(printed[name]))
+        again = next((runs_of[name] for name in (best, *CODED.get(best, ())) if name in runs_of), [])
+        short = [runs_of[name] for name in own if name in runs_of and "fast" in name.split("_")]
+        fast = max(short, key=lambda runs: np.mean([run["best"]["val_accuracy"] for run in runs]), default=[])
+        known = ELSEWHERE.get((own[best].dataset, own[best].model))
+        rows.append(
+            {
+                "report": f"`{report}`: {subject}",
+                "its best": f"{percent(printed[best])} ({best.split('/')[1]})",
+                "ours, its recipe": _outcome(again) if again else tables.NOT_YET,
+                "ours, short recipe": f"{_outcome(fast)} ({fast[0]['experiment'].split('/')[1]})" if fast else tables.NOT_YET,
+                "minutes": f"{np.mean([run['seconds'] for run in fast]) / 60:.0f}" if fast else "",
+                "best known elsewhere": f"{percent(known[0])} ({known[1]})" if known else "",
+            }
+        )
+    return pd.DataFrame(rows)
