@@ -1,10 +1,13 @@
-"""How fast: a textbook training loop against ours, the same model, images and batch, turn by turn in one run."""
+"""How fast: a textbook training loop against ours, turn by turn in one run, and the ceiling of the machine."""
 
 import multiprocessing
+import re
 import statistics
+import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -12,7 +15,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
@@ -28,7 +31,6 @@ MODELS = {  # batch and image size of the comparison; the reports' own, but for 
     "resnet18": (8, 224),
 }
 IMAGES = {32: ("cifar10", 5120), 224: ("pikachu", 64)}  # CIFAR in memory, photographs as JPEG files of 500×375 pixels
-PHASES = ("input", "forward", "backward", "step")
 ROUNDS = 5
 ROUND_SECONDS = 3
 WORKERS = 2
@@ -43,14 +45,14 @@ class Files(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image = self.images[index]
         image = Image.open(image).convert("RGB") if isinstance(image, Path) else Image.fromarray(image)
         return self.transform(image), self.labels[index]
 
 
 def textbook_loader(split: data.Split, batch_size: int, image_size: int, folder: Path) -> DataLoader:
-    """PIL transforms in a DataLoader of two workers, as most tutorials have it."""
+    """PIL transforms in a DataLoader of two workers, as most tutorials have it; photographs lie as files in the folder."""
     pixels, labels = split.images.permute(0, 2, 3, 1).numpy(), split.labels.tolist()
     finish = [transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)]
     if image_size == 32:
@@ -70,64 +72,41 @@ class Textbook:
     """Plain fp32 in torch's default memory layout, and the loss read after every step."""
 
     def __init__(self, model: nn.Module, split: data.Split, batch_size: int, image_size: int, device, folder: Path):
-        self.model, self.device = model.to(device).train(), device
+        self.model, self.device, self.losses = model.to(device).train(), device, []
         self.optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
         self.loader = textbook_loader(split, batch_size, image_size, folder)
-        self.losses = []
 
-    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch."""
         for images, labels in self.loader:
             yield images.to(self.device), labels.to(self.device)
 
-    def forward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(self.model(images), labels)
-
-    def backward(self, loss: torch.Tensor) -> None:
-        self.optimizer.zero_grad()
-        loss.backward()
-
-    def step(self, loss: torch.Tensor) -> None:
-        self.optimizer.step()
-        self.losses.append(loss.item())
-
     def train(self, batches) -> None:
         """Steps, as the textbook writes them."""
         for images, labels in batches:
-            loss = self.forward(images, labels)
-            self.backward(loss)
-            self.step(loss)
+            loss = F.cross_entropy(self.model(images), labels)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self.losses.append(loss.item())
 
 
 class Ours:
-    """What `training.fit` does, a step at a time."""
+    """What `training.fit` does."""
 
     compiled = False
 
     def __init__(self, model: nn.Module, split: data.Split, batch_size: int, image_size: int, device, folder: Path):
         base = AMP_SGD if image_size == 32 else replace(PIKACHU, augment="flip")
-        self.recipe = replace(base, batch_size=batch_size, learning_rate=0.01, compiled=self.compiled)
-        self.arrangement = training.choose_arrangement(model.to(device), split, self.recipe)
-        self.model, self.device = training.prepare(model, self.recipe, self.arrangement).train(), device
-        self.learner, self.split = training.Learner(model, self.recipe, called=self.model), split.to(device)
-        self.optimizer = self.learner.optimizer
-        self.generator = torch.Generator().manual_seed(0)
+        recipe = replace(base, batch_size=batch_size, learning_rate=0.01, compiled=self.compiled)
+        self.arrangement = training.choose_arrangement(model.to(device), split, recipe)
+        self.learner = training.Learner(model, recipe, called=training.prepare(model, recipe, self.arrangement))
+        self.model, self.device, self.optimizer = model, device, self.learner.optimizer
+        self.split, self.generator = split.to(device), torch.Generator().manual_seed(0)
 
-    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch."""
-        return training.training_batches(self.split, self.recipe, self.generator)
-
-    def forward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        with training.autocast(self.device, self.recipe):
-            return F.cross_entropy(self.model(images), labels)
-
-    def backward(self, loss: torch.Tensor) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        self.learner.scaler.scale(loss).backward()
-
-    def step(self, loss: torch.Tensor) -> None:
-        self.learner.scaler.step(self.optimizer)
-        self.learner.scaler.update()
+        return training.training_batches(self.split, self.learner.recipe, self.generator)
 
     def train(self, batches) -> None:
         """Steps, by the very function that trains."""
@@ -143,53 +122,17 @@ class Compiled(Ours):
 SIDES = {"textbook": Textbook, "ours": Ours}
 
 
-def _forever(loop: Textbook | Ours) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    while True:
-        yield from loop.batches()
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _train(loop, stream, steps: int) -> float:
-    """Seconds of so many steps."""
+def _seconds(loop, work: Callable[[], object]) -> float:
     start = time.perf_counter()
-    loop.train(islice(stream, steps))
-    _wait(loop.device)
+    work()
+    if loop.device.type == "cuda":
+        torch.cuda.synchronize(loop.device)
     return time.perf_counter() - start
-
-
-def _input(loop, stream, steps: int) -> float:
-    """Seconds that so many batches take when nothing else is done."""
-    start = time.perf_counter()
-    for _ in islice(stream, steps):
-        _wait(loop.device)
-    return time.perf_counter() - start
-
-
-def _phases(loop, stream, steps: int) -> dict[str, float]:
-    """Seconds of each part of so many steps, the device waited for after each part."""
-    seconds, value = dict.fromkeys(PHASES, 0.0), None
-    for _ in range(steps):
-        for phase in PHASES:
-            start = time.perf_counter()
-            if phase == "input":
-                value = next(stream)
-            elif phase == "forward":
-                value = loop.forward(*value)
-            else:
-                getattr(loop, phase)(value)
-            _wait(loop.device)
-            seconds[phase] += time.perf_counter() - start
-    return seconds
 
 
 TASKS = {
-    "train": _train,
-    "input": _input,
-    "phases": _phases,
+    "train": lambda loop, stream, steps: _seconds(loop, lambda: loop.train(islice(stream, steps))),
+    "input": lambda loop, stream, steps: _seconds(loop, lambda: list(map(len, islice(stream, steps)))),
     "peak": lambda loop, stream, steps: peak_memory(loop.device),
     "arrangement": lambda loop, stream, steps: asdict(loop.arrangement),
 }
@@ -202,101 +145,125 @@ def _serve(side: type[Textbook | Ours], name: str, batch_size: int, image_size: 
     split = data.sample(dataset, image_size=image_size, counts=(count, 10, 10)).train
     with tempfile.TemporaryDirectory() as folder:
         loop = side(models.build(name, 10), split, batch_size, image_size, device, Path(folder))
-        stream = _forever(loop)
+        stream = (batch for _ in iter(int, 1) for batch in loop.batches())
         connection.send(None)
         while (task := connection.recv()) != "end":
             what, steps = task
             connection.send(TASKS[what](loop, stream, steps))
 
 
-def compare(name: str, device: torch.device, batch_size: int | None = None, compiled: bool = False) -> dict:
-    """Both loops on one model, turn by turn: images a second (median and range), peak memory, and where the time goes.
-
-    Args:
-        compiled: ours takes a third turn, through `torch.compile`.
-
-    Raises:
-        UserError: the model is not one of `MODELS`, or the batch size is below 1.
-    """
-    if name not in MODELS:
-        raise UserError(f"There is no benchmark of '{name}'; choose from {', '.join(MODELS)}.")
-    batch_size, image_size = batch_size or MODELS[name][0], MODELS[name][1]
+@contextmanager
+def _processes(loops: dict[str, type], name: str, *arguments) -> Iterator[Callable]:
+    """Both sides, started; gives a function that asks one of them for a task's result, and ends them afterwards."""
     context, sides = multiprocessing.get_context("spawn"), {}
-    loops = SIDES | ({"compiled": Compiled} if compiled else {})
+
+    def ask(side: str, what: str, steps: int = 0):
+        sides[side][1].send((what, steps))
+        return sides[side][1].recv()
+
     try:
         for side, loop in loops.items():
             here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(loop, name, batch_size, image_size, device, there), daemon=False)
+            process = context.Process(target=_serve, args=(loop, name, *arguments, there), daemon=False)
             process.start()
             there.close()
             sides[side] = (process, here)
             here.recv()
-
-        def ask(side: str, what: str, steps: int = 0):
-            sides[side][1].send((what, steps))
-            return sides[side][1].recv()
-
-        steps, speeds = {}, {side: [] for side in sides}
-        for side in sides:
-            ask(side, "train", 3)
-            steps[side] = max(2, round(ROUND_SECONDS * 2 / ask(side, "train", 2)))
-        for _ in range(ROUNDS):
-            for side in sides:
-                speeds[side].append(steps[side] * batch_size / ask(side, "train", steps[side]))
-        row = {"model": name, "device": str(device), "batch": batch_size, "image_size": image_size}
-        row["arrangement"] = ask("ours", "arrangement")
-        for side in sides:
-            row[f"{side}_images_per_second"] = statistics.median(speeds[side])
-            row[f"{side}_range"] = [min(speeds[side]), max(speeds[side])]
-            row[f"{side}_peak_memory_bytes"] = ask(side, "peak")
-            row[f"{side}_phases"] = ask(side, "phases", steps[side])
-            batches = 4 * steps[side]
-            row[f"{side}_input_images_per_second"] = batches * batch_size / ask(side, "input", batches)
-        row["ratio"] = row["ours_images_per_second"] / row["textbook_images_per_second"]
-        row["input_ratio"] = row["ours_input_images_per_second"] / row["textbook_input_images_per_second"]
-        return row
-    except EOFError as error:
+        yield ask
+    except (EOFError, BrokenPipeError) as error:
         raise UserError(f"The benchmark of {name} did not end: its process was stopped; try a smaller --batch.") from error
     finally:
         for process, connection in sides.values():
-            if process.is_alive():
-                try:
-                    connection.send("end")
-                except BrokenPipeError:
-                    process.terminate()
-                process.join(30)
+            with suppress(BrokenPipeError):
+                connection.send("end")
+            process.join(30)
+            process.kill()
+
+
+def compare(name: str, device: torch.device, batch_size: int | None = None, compiled: bool = False) -> dict:
+    """Both loops on one model, turn by turn: images a second (median and range), peak memory, GFLOP/s of ours.
+
+    Args:
+        compiled: ours takes a third turn, through `torch.compile`.
+    """
+    batch_size, image_size = batch_size or MODELS[name][0], MODELS[name][1]
+    row = {"model": name, "device": str(device), "batch": batch_size, "image_size": image_size}
+    loops = SIDES | ({"compiled": Compiled} if compiled else {})
+    with _processes(loops, name, batch_size, image_size, device) as ask:
+        row["arrangement"] = ask("ours", "arrangement")
+        steps, speeds = {}, {side: [] for side in loops}
+        for side in loops:
+            ask(side, "train", 3)
+            steps[side] = max(2, round(ROUND_SECONDS * 2 / ask(side, "train", 2)))
+        for _ in range(ROUNDS):
+            for side in loops:
+                speeds[side].append(steps[side] * batch_size / ask(side, "train", steps[side]))
+        for side in loops:
+            row[f"{side}_images_per_second"] = statistics.median(speeds[side])
+            row[f"{side}_range"] = [min(speeds[side]), max(speeds[side])]
+            row[f"{side}_peak_memory_bytes"] = ask(side, "peak")
+            batches = 4 * steps[side]
+            row[f"{side}_input_images_per_second"] = batches * batch_size / ask(side, "input", batches)
+    row["ratio"] = row["ours_images_per_second"] / row["textbook_images_per_second"]
+    row["input_ratio"] = row["ours_input_images_per_second"] / row["textbook_input_images_per_second"]
+    macs = models.count_macs(models.inspect.network(name, 10), (1, 3, image_size, image_size))
+    row["ours_gflops"] = 6 * macs * row["ours_images_per_second"] / 1e9  # the backward pass computes twice the forward's
+    return row
 
 
 def _line(row: dict) -> str:
     speeds, memory = ([row[f"{side}_{what}"] for side in SIDES] for what in ("images_per_second", "peak_memory_bytes"))
-    share = row["ours_phases"]["input"] / sum(row["ours_phases"].values())
+    share = row["ours_images_per_second"] / row["ours_input_images_per_second"]
     compiled = f"; compiled {row['compiled_images_per_second']:.1f}" if "compiled_images_per_second" in row else ""
     return (
         f"{row['model']:18} batch {row['batch']:3} at {row['image_size']:3}: {speeds[0]:.1f} and {speeds[1]:.1f} images/s, "
         f"{row['ratio']:.1f}×; input alone {row['input_ratio']:.1f}×, {share:.1%} of our step; "
+        f"{row['part_of_ceiling']:.2f} of the ceiling; "
         f"peak memory {memory[0] / 2**30:.1f} and {memory[1] / 2**30:.1f} GiB{compiled}"
     )
+
+
+def hardware(device: torch.device) -> dict[str, str]:
+    """Driver and clocks of a GPU, or name and clock of a CPU, where the system tells them."""
+    with suppress(OSError, subprocess.SubprocessError):
+        if device.type == "cuda":
+            names = ("driver_version", "clocks.sm", "clocks.max.sm")
+            query = ["nvidia-smi", f"--id={torch.cuda.current_device()}", f"--query-gpu={','.join(names)}"]
+            answer = subprocess.run([*query, "--format=csv,noheader"], capture_output=True, text=True, check=True, timeout=10)
+            return dict(zip(names, answer.stdout.strip().split(", "), strict=True))
+        facts = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        return dict(re.findall(r"^(model name|cpu MHz)\s*: (.*)", facts, re.MULTILINE)[:2])
+    return {}
 
 
 def run(
     names: list[str] | None = None, device: str | None = None, batch_size: int | None = None, compiled: bool = False
 ) -> dict:
-    """The whole benchmark: `{environment, results, pieces}`, as `results/bench/` keeps it; a line for each as it comes.
+    """The whole benchmark: `{environment, ceiling, results, pieces}`, as `results/bench/` keeps it; a line for each.
+
+    `ceiling` is in GFLOP/s; a row's `part_of_ceiling` is its `ours_gflops` by that of the convolution.
 
     Raises:
-        UserError: a model or the device is unknown, or the batch size is below 1.
+        UserError: a model or the device is unknown, or the batch size is below 1. Nothing is measured then.
     """
+    for name in names or ():
+        if name not in MODELS:
+            raise UserError(f"There is no benchmark of '{name}'; choose from {', '.join(MODELS)}.")
     if batch_size is not None and batch_size < 1:
         raise UserError(f"The batch size is {batch_size}; choose at least 1.")
     device = choose_device(device)
     around = environment(device) | {"mixed_precision": str(autocast_dtype(device) or torch.float32).removeprefix("torch.")}
+    ceiling = pieces.ceiling(device)
+    around |= hardware(device)
     print(f"{around['device']}, torch {around['torch']}, mixed precision {around['mixed_precision']}; textbook and ours:")
+    print("; ".join(f"{name}: {speed:,.0f} GFLOP/s" for name, speed in ceiling.items()))
     rows = []
     for name in names or MODELS:
         row = compare(name, device, batch_size, compiled)
+        row["part_of_ceiling"] = row["ours_gflops"] / ceiling["dense 3×3 convolution"]
         rows.append(row)
         print(_line(row))
-    parts = pieces.measure(device)
+    parts = pieces.grouped_forms(device)
     for part in parts:
         print(f"{part['piece']:24} {part['variant']:48} {part['milliseconds']:9.2f} ms")
-    return {"environment": around, "results": rows, "pieces": parts}
+    return {"environment": around, "ceiling": ceiling, "results": rows, "pieces": parts}

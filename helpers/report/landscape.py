@@ -21,20 +21,16 @@ def filter_normalised_direction(model: nn.Module, generator: torch.Generator) ->
     """A random direction of the weights in which each filter is as long as the network's own.
 
     Without that, a network with larger weights looks flatter, though BatchNorm makes their size mean nothing. Biases and
-    BatchNorm's parameters, of one dimension, stay where they are.
-
-    Returns:
-        A tensor for each parameter of more than one dimension, by name, of its shape, on its device.
+    BatchNorm's parameters, of one dimension, stay where they are: they are not in the result, {name: tensor}.
 
     Source: Li et al. 2018, "Visualizing the Loss Landscape of Neural Nets", section 4.
     """
     direction = {}
     for name, weight in model.named_parameters():
         if weight.ndim > 1:
-            drawn = torch.randn(weight.shape, generator=generator).to(weight)
-            lengths = (filters.flatten(1).norm(dim=1) for filters in (weight.detach(), drawn))
-            scale = next(lengths) / next(lengths)
-            direction[name] = drawn * scale.view(-1, *[1] * (weight.ndim - 1))
+            step = torch.randn(weight.shape, generator=generator).to(weight)
+            own, random = (filters.flatten(1).norm(dim=1) for filters in (weight.detach(), step))
+            direction[name] = step * (own / random).view(-1, *[1] * (weight.ndim - 1))
     return direction
 
 
@@ -58,11 +54,23 @@ def loss_along(model: nn.Module, direction: dict[str, Tensor], radii: Sequence[f
     return np.array(losses)
 
 
-def obtain(record: dict, split: data.Split, results_dir: str | Path | None = None, checkpoint_dir: str | Path | None = None):
-    """The losses around a run's best weights, as float64 (DIRECTIONS, len(RADII)), on the first images of a split.
+def subset(split: data.Split) -> data.Split:
+    """`IMAGES` images with every class in its share: the same ones in whatever order the split has them."""
+    keys = list(zip(split.digests or split.names, split.labels.tolist(), strict=True))
+    return data.stratified(split.subset(sorted(range(len(split)), key=keys.__getitem__)), IMAGES)
 
-    Read from beside the run's record if they are there, else measured from its checkpoint and put there; None where there
-    is no checkpoint either. The directions' random numbers are the same for every run.
+
+def obtain(
+    record: dict,
+    split: data.Split,
+    results_dir: str | Path | None = None,
+    checkpoint_dir: str | Path | None = None,
+    device: str | None = None,
+) -> np.ndarray | None:
+    """The losses around a run's best weights on a `subset` of a split: float64 (DIRECTIONS, len(RADII)).
+
+    Read from beside the run's record if they are there, else measured from its checkpoint, on the device or the best there
+    is, and put there; None where there is no checkpoint either. The directions' random numbers are the same for every run.
     """
     name, profile, seed = record["experiment"], record["profile"], record["seed"]
     path = results.record_path(name, profile, seed, results_dir).with_name(f"seed{seed}.landscape.npz")
@@ -76,10 +84,10 @@ def obtain(record: dict, split: data.Split, results_dir: str | Path | None = Non
         return None
     model = models.build(record["model"]["name"], record["dataset"]["num_classes"])
     model.load_state_dict(state["best_weights"])
-    model.to(split.images.device)
-    some, recipe = split.subset(range(min(IMAGES, len(split)))), experiments.recipe_for(experiments.find(name), profile)
+    model.to(runtime.choose_device(device))
+    images, recipe = subset(split).to(next(model.parameters()).device), experiments.recipe_for(experiments.find(name), profile)
     generator = torch.Generator().manual_seed(0)
     directions = [filter_normalised_direction(model, generator) for _ in range(DIRECTIONS)]
-    losses = np.stack([loss_along(model, direction, RADII, some, recipe) for direction in directions])
+    losses = np.stack([loss_along(model, direction, RADII, images, recipe) for direction in directions])
     runtime.save_arrays(path, losses=losses, radii=np.array(RADII))
     return losses

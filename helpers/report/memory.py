@@ -17,18 +17,17 @@ T4 = 15 * 10**9  # bytes
 
 
 def kept_for_backward(model: nn.Module, image_shape: tuple[int, ...]) -> int:
-    """Bytes of all tensors, the parameters aside, that one forward pass of a batch (N, 3, H, W) keeps for the backward pass.
+    """Bytes of all tensors but the parameters that one fp32 forward pass of a batch (N, 3, H, W) keeps for the backward pass.
 
-    The pass runs on the meta device, where tensors have a shape and a type but no content, in fp32.
+    The pass runs on the meta device, where tensors have a shape and a type but no content.
     """
-    ghost = model.to("meta").train()
-    own = {value.untyped_storage()._cdata for value in ghost.state_dict(keep_vars=True).values()}
-    kept = {}
+    ghost, kept = model.to("meta").train(), {}
+    own = {tensor.untyped_storage() for tensor in ghost.state_dict(keep_vars=True).values()}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            kept[storage._cdata] = storage  # held, so that its place is not given to another
+        storage = tensor.untyped_storage()  # of one tensor and all its views, the same object
+        if storage not in own:
+            kept[id(storage)] = storage
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -58,19 +57,16 @@ def needed(experiment: Experiment) -> int:
     weights, kept = _network(experiment.model, classes, recipe.batch_size, recipe.image_size)
     copies = 2 if recipe.optimizer == "adam" else int(recipe.momentum > 0)
     copies += 0 if recipe.perturbation is None else 2  # the weights to come back to, and the perturbation
+    copies += recipe.momentum_perturbation is not None  # the weights to come back to
+    copies += recipe.ema is not None
     return weights * (2 + copies) + kept + images * 3 * recipe.image_size**2
 
 
 def table() -> pd.DataFrame:
-    """A row an experiment, the largest first: how much memory its training needs in fp32, in GiB of 2^30 bytes."""
+    """One row per experiment, the largest first: the memory its training needs in fp32, in GiB of 2^30 bytes."""
     rows = [
-        {
-            "experiment": name,
-            "model": row.model,
-            "batch": row.recipe.batch_size,
-            "image size": row.recipe.image_size,
-            "GiB in fp32": round(needed(row) / 2**30, 2),
-        }
+        (name, row.model, row.recipe.batch_size, row.recipe.image_size, round(needed(row) / 2**30, 2))
         for name, row in EXPERIMENTS.items()
     ]
-    return pd.DataFrame(rows).sort_values("GiB in fp32", ascending=False, kind="stable", ignore_index=True)
+    frame = pd.DataFrame(rows, columns=["experiment", "model", "batch", "image size", "GiB in fp32"])
+    return frame.sort_values("GiB in fp32", ascending=False, kind="stable", ignore_index=True)

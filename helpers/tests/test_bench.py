@@ -1,5 +1,7 @@
 """The benchmark's pieces compute what they claim to, and its two loops are the same training."""
 
+import subprocess
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,16 +25,22 @@ def test_merged_groups_and_branches_are_the_grouped_convolution(merged):
     torch.testing.assert_close(pieces.split_convolution(images, weight), grouped, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["resnext29_32x4d", "torchvision/resnet18"])
-def test_folding_batch_norm_leaves_the_scores(name):
-    torch.manual_seed(0)
-    model, images = models.build(name, 10), torch.randn(8, 3, 32, 32)
-    with torch.no_grad():
-        model.train()(images)
-        before = model.eval()(images)
-        folded = pieces.fold_batch_norm(model)
-        assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
-        torch.testing.assert_close(folded(images), before, rtol=1e-4, atol=1e-4)
+def test_the_ceiling_counts_two_operations_for_each_multiply_add(monkeypatch):
+    """If every piece of work took a second, its GFLOP/s would be its operations: 2 · 32² · 9 · 256² an image, 2 · n³."""
+    monkeypatch.setattr(pieces, "milliseconds", lambda work, device: 1000.0 if work() is not None else None)
+    assert pieces.ceiling(CPU, batch=1, size=8) == {
+        "dense 3×3 convolution": 2 * 1024 * 9 * 65_536 / 1e9,
+        "matrix multiplication": 2 * 8**3 / 1e9,
+    }
+
+
+def test_the_grouped_forms_are_measured_in_every_layout(monkeypatch):
+    monkeypatch.setattr(pieces, "CONVOLUTIONS", {"tiny": (1, 128, 4)})
+    monkeypatch.setattr(pieces, "milliseconds", lambda work, device, seconds: work() or 1.0)
+    monkeypatch.setattr(pieces, "autocast_dtype", lambda device: None)
+    variants = [row["variant"] for row in pieces.grouped_forms(CPU)]
+    assert len(variants) == len(set(variants)) == 5 * 2
+    assert "32 groups, channels-last, float32" in variants and "8 block-diagonal groups, contiguous, float32" in variants
 
 
 def test_both_loops_take_the_same_step_from_the_same_batch(tmp_path, monkeypatch):
@@ -69,11 +77,14 @@ def test_the_textbooks_images_are_the_splits(size, tmp_path):
     ("arguments", "sentence"),
     [
         (["resnet1000"], "There is no benchmark of 'resnet1000'; choose from resnext29_32x4d"),
+        (["resnet18", "nonsense"], "There is no benchmark of 'nonsense'; choose from resnext29_32x4d"),
         (["--batch", "0"], "The batch size is 0; choose at least 1."),
         (["--device", "tpu9"], "Device 'tpu9' cannot be used"),
     ],
 )
-def test_what_cannot_be_measured_gets_its_sentence(arguments, sentence, capsys):
+def test_what_cannot_be_measured_gets_its_sentence_before_anything_is(arguments, sentence, capsys, monkeypatch):
+    monkeypatch.setattr(bench.pieces, "ceiling", None)
+    monkeypatch.setattr(bench, "compare", None)
     assert main(["bench", *arguments]) == 1
     assert capsys.readouterr().err.startswith(sentence)
 
@@ -85,9 +96,31 @@ def test_the_two_sides_run_in_turns_and_their_numbers_agree(monkeypatch, name, s
     monkeypatch.setattr(bench, "ROUND_SECONDS", 0.01)
     monkeypatch.setitem(bench.MODELS, name, (4, size))
     row = bench.compare(name, CPU)
+    macs = {"resnext29_under5m": 759_801_856, "resnet18": 1_813_566_464}[name]
+    assert row["ours_gflops"] == 6 * macs * row["ours_images_per_second"] / 1e9
     assert row["ratio"] == row["ours_images_per_second"] / row["textbook_images_per_second"]
     for side in bench.SIDES:
         low, high = row[f"{side}_range"]
         assert 0 < low <= row[f"{side}_images_per_second"] <= high
-        assert list(row[f"{side}_phases"]) == list(bench.PHASES) and min(row[f"{side}_phases"].values()) > 0
         assert row[f"{side}_peak_memory_bytes"] > 2**27
+
+
+def test_the_hardware_is_told_where_the_system_tells_it(monkeypatch):
+    assert set(bench.hardware(CPU)) <= {"model name", "cpu MHz"}
+    answer = subprocess.CompletedProcess([], 0, "550.54.15, 1980 MHz, 1980 MHz\n")
+    monkeypatch.setattr(bench.subprocess, "run", lambda *arguments, **keywords: answer)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    found = bench.hardware(torch.device("cuda"))
+    assert found == {"driver_version": "550.54.15", "clocks.sm": "1980 MHz", "clocks.max.sm": "1980 MHz"}
+
+
+def test_the_record_has_the_ceiling_and_ours_as_a_part_of_it(monkeypatch, capsys):
+    row = {"model": "resnet18", "batch": 8, "image_size": 224, "ratio": 2.0, "input_ratio": 3.0, "ours_gflops": 100.0}
+    row |= {f"{side}_{what}": 5.0 for side in bench.SIDES for what in ("images_per_second", "input_images_per_second")}
+    row |= {f"{side}_peak_memory_bytes": 2**30 for side in bench.SIDES}
+    monkeypatch.setattr(bench, "compare", lambda *arguments: dict(row))
+    monkeypatch.setattr(pieces, "ceiling", lambda device: {"dense 3×3 convolution": 400.0, "matrix multiplication": 300.0})
+    monkeypatch.setattr(pieces, "grouped_forms", lambda device: [])
+    measured = bench.run(["resnet18"], "cpu")
+    assert measured["ceiling"]["dense 3×3 convolution"] == 400 and measured["results"][0]["part_of_ceiling"] == 0.25
+    assert "0.25 of the ceiling" in capsys.readouterr().out

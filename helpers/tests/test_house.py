@@ -17,7 +17,6 @@ TODAY = {
     "lines": 8848,
     "claims": 1849,
     "files": {
-        "helpers/bench.py": 303,
         "helpers/demo/classify.py": 388,
         "helpers/experiments/plan.py": 327,
         "helpers/report/claims/amp.py": 380,
@@ -25,7 +24,6 @@ TODAY = {
     },
     "functions": {
         "helpers/__main__.py:make_parser": 48,
-        "helpers/bench.py:compare": 47,
         "helpers/demo/page.py:build_page": 45,
         "helpers/experiments/runner.py:run": 72,
         "helpers/training/loop.py:fit": 69,

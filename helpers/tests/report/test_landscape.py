@@ -47,6 +47,18 @@ def test_the_losses_are_those_of_the_moved_weights_and_the_weights_come_back(spl
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_the_images_have_every_class_and_do_not_depend_on_the_order(monkeypatch):
+    monkeypatch.setattr(landscape, "IMAGES", 20)
+    split = data.sample("cifar10").train
+    by_class, shuffled = (
+        split.labels.argsort(stable=True),
+        torch.randperm(len(split), generator=torch.Generator().manual_seed(1)),
+    )
+    chosen, again = (landscape.subset(split.subset(order)) for order in (by_class, shuffled))
+    assert chosen.labels.bincount().tolist() == [2] * 10, "the first 20 of a sorted split would be of five classes"
+    assert chosen.names == again.names and torch.equal(chosen.images, again.images)
+
+
 def test_it_is_measured_once_from_the_checkpoint_and_then_read(split, tmp_path, capsys):
     name = "cifar10_tenth/resnext29_under5m_sgd"
     record = {"experiment": name, "profile": "smoke", "seed": 0, "model": {"name": "resnext29_under5m"}}
@@ -58,7 +70,7 @@ def test_it_is_measured_once_from_the_checkpoint_and_then_read(split, tmp_path, 
     checkpoint.parent.mkdir(parents=True)
     checkpoints.save_checkpoint({"best_weights": model.state_dict()}, checkpoint)
     results.record_path(name, "smoke", 0, tmp_path).parent.mkdir(parents=True)
-    losses = landscape.obtain(record, split.subset(range(4)), tmp_path, tmp_path)
+    losses = landscape.obtain(record, split.subset(range(4)), tmp_path, tmp_path, device="cpu")
     assert losses.shape == (landscape.DIRECTIONS, len(landscape.RADII))
     centre = landscape.RADII.index(0)
     assert len(set(losses[:, centre].tolist())) == 1, "every direction goes through the same weights"

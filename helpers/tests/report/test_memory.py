@@ -1,5 +1,7 @@
 """Memory counted without running: closed forms, and every experiment on a GPU of 15 GB."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -29,6 +31,11 @@ def test_it_grows_with_the_batch_and_the_optimiser():
     assert memory.needed(EXPERIMENTS["cifar10_5k/resnet18_torchvision"]) == weights * 3 + kept + images  # with momentum
     plain, perturbed = (memory.needed(EXPERIMENTS[f"cifar10/resnext29_under5m_{name}"]) for name in ("sgd_same", "amp"))
     assert perturbed - plain == 2 * 4_761_770 * FLOAT
+    row = EXPERIMENTS["cifar10/resnext29_under5m_sgd_same"]
+    averaged, moved = (
+        memory.needed(replace(row, recipe=replace(row.recipe, **{name: 0.9}))) for name in ("ema", "momentum_perturbation")
+    )
+    assert averaged - plain == moved - plain == 4_761_770 * FLOAT
 
 
 def test_counting_computes_nothing():
