@@ -9,9 +9,8 @@ from helpers import bench, experiments, runtime
 from helpers.data.pools import listed
 from helpers.demo import classify
 from helpers.experiments import records as results
-from helpers.report import colab, figures, memory, readme, tables
+from helpers.report import claims, colab, figures, memory, readme, tables
 from helpers.report import statistics as intervals
-from helpers.report.claims import table as claims
 from helpers.runtime import PROFILES, UserError, require_writable
 
 
@@ -119,7 +118,7 @@ def make_tables(options) -> None:
     """Rebuild tables and figures; README's table too, when the records are the repository's own."""
     records = results.load_all(options.results_dir)
     written = tables.write(records, options.results_dir) + figures.write(records, options.results_dir)
-    written += claims.write(options.results_dir)
+    written += claims.write(options.results_dir, records)
     if options.results_dir is None:
         written += [*tables.save({"memory": memory.table()}), readme.write(records)]
     print("\n".join(path.name for path in written))

@@ -8,8 +8,7 @@ import pandas as pd
 
 from helpers import runtime
 from helpers.experiments import records as results
-from helpers.report import figures, tables
-from helpers.report.claims import table as claims
+from helpers.report import claims, figures, tables
 from helpers.report.reported import headline_table, reported_table
 from helpers.runtime import ROOT, UserError
 
@@ -38,7 +37,7 @@ def parts(records: list[dict]) -> dict[str, str]:
         "headline": tables.markdown(headline_table(records)),
         "reported": tables.markdown(reported_table(records)),
         "accuracy": picture,
-        "claims": tables.markdown(claims.counts(claims.claims_table())),
+        "claims": tables.markdown(claims.counts(claims.claims_table(records=records))),
         "speed": speed_part(),
     }
 

@@ -1,31 +1,36 @@
-"""How sure a number is: confidence intervals and paired tests."""
+"""How sure a number is: intervals, paired tests, and the sample sizes that would tell two models apart."""
+
+import math
+from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import binomtest, ttest_rel
+from scipy.stats import binomtest, norm, t, ttest_rel
+
+LEVEL, POWER = 0.05, 0.8
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
     """The 95 % Wilson score interval of an accuracy (Wilson 1927), as fractions."""
-    interval = binomtest(correct, n).proportion_ci(0.95, method="wilson")
+    interval = binomtest(correct, n).proportion_ci(1 - LEVEL, method="wilson")
     return interval.low, interval.high
 
 
-def mcnemar(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> tuple[int, int, float]:
-    """Exact McNemar test of two models on the same images (McNemar 1947, as a binomial test on the discordant pairs).
+def prediction_interval(values: Sequence[float], low: float = -math.inf, high: float = math.inf) -> tuple[float, float]:
+    """Where one further run of the same experiment falls with 95 % probability, from two seeds or more.
 
-    Returns:
-        How many images only the first, and only the second, got right, and the two-sided p-value.
-
-    Raises:
-        ValueError: the two were not tested on the same images.
+    mean ± t(k − 1) s √(1 + 1/k), cut off at `low` and `high`. The mean always lies inside.
+    Source: Hahn and Meeker 1991, Statistical Intervals, section 4.7.
     """
-    if not np.array_equal(first["true"], second["true"]):
-        raise ValueError("The two sets of predictions are of different test images.")
-    first_right = first["predicted"] == first["true"]
-    second_right = second["predicted"] == second["true"]
-    only_first, only_second = int((first_right & ~second_right).sum()), int((second_right & ~first_right).sum())
-    discordant = only_first + only_second
-    return only_first, only_second, binomtest(only_first, discordant).pvalue if discordant else 1.0
+    seeds, mean = len(values), float(np.mean(values))
+    half = float(t.ppf(1 - LEVEL / 2, seeds - 1) * np.std(values, ddof=1) * math.sqrt(1 + 1 / seeds))
+    return min(mean, max(low, mean - half)), max(mean, min(high, mean + half))
+
+
+def accuracy_interval(accuracies: Sequence[float], n: int) -> tuple[float, float]:
+    """The interval that an accuracy of another run is judged by: one seed's Wilson interval on n images, or the prediction
+    interval of two seeds or more.
+    """
+    return wilson(round(accuracies[0] * n), n) if len(accuracies) == 1 else prediction_interval(accuracies, 0, 1)
 
 
 def gap_over_seeds(records: list[dict], first: str, second: str) -> tuple[int, float, float, float]:
@@ -44,5 +49,122 @@ def gap_over_seeds(records: list[dict], first: str, second: str) -> tuple[int, f
     mean = float(np.mean(after) - np.mean(before)) if seeds else float("nan")
     if len(seeds) < 2:
         return len(seeds), mean, float("nan"), float("nan")
-    interval = ttest_rel(after, before).confidence_interval(0.95)
+    interval = ttest_rel(after, before).confidence_interval(1 - LEVEL)
     return len(seeds), mean, float(interval.low), float(interval.high)
+
+
+class Paired:
+    """Two models on the same test images under the same seeds: `right` (seeds, images), +1 where only the first is right.
+
+    An image counts for the model that got it right under more seeds, so that no image counts twice; with one seed that is
+    McNemar's exact test.
+    """
+
+    def __init__(self, first: Sequence[np.ndarray], second: Sequence[np.ndarray]):
+        """Args: whether each model was right, a boolean array (images,) for each seed."""
+        self.right = np.stack(first).astype(int) - np.stack(second).astype(int)
+        votes = self.right.sum(axis=0)
+        self.only_first, self.only_second = int((votes > 0).sum()), int((votes < 0).sum())
+        discordant = self.only_first + self.only_second
+        self.p = binomtest(self.only_first, discordant).pvalue if discordant else 1.0
+        self.by_seed = self.right.mean(axis=1)
+        self.difference = float(self.by_seed.mean())
+
+    @property
+    def half(self) -> float:
+        """Half the 95 % normal interval of the difference for a single image."""
+        return float(norm.ppf(1 - LEVEL / 2) * self.right.mean(axis=0).std())
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % normal interval of the difference in accuracy over images, widened to reach over every seed's difference."""
+        half = self.half / math.sqrt(self.right.shape[1])
+        return min(self.difference - half, self.by_seed.min()), max(self.difference + half, self.by_seed.max())
+
+    @property
+    def agree(self) -> bool:
+        """Whether there are two seeds or more, and the difference has the same sign in all of them."""
+        return len(self.by_seed) > 1 and bool((self.by_seed > 0).all() or (self.by_seed < 0).all())
+
+    def needed(self) -> str:
+        """In words, how many more images, and how many more seeds, it would take to tell the two apart."""
+        seeds, images = self.right.shape
+        if self.difference == 0 or self.only_first == self.only_second:
+            return "no difference to be told"
+        more = max(1, images_needed(self.only_first / images, self.only_second / images) - images)
+        told = f"told by {more:,} more images" if self.p >= LEVEL else "told by these images"
+        if seeds == 1:
+            return f"{told}; a second seed at least"
+        wanted = seeds_needed(self.difference, float(self.by_seed.std(ddof=1))) - seeds
+        return f"{told} or {wanted} more seed{'s' * (wanted > 1)}" if wanted > 0 else told
+
+    def needed_inside(self, margin: float) -> str:
+        """In words, how many more images would bring the whole interval inside the margin, were the difference the true one."""
+        if len(self.by_seed) == 1:
+            return "a second seed at least"
+        room = margin - max(abs(self.difference), *abs(self.by_seed))
+        if room <= 0:
+            return "no number of images brings it inside"
+        return f"inside with {max(1, math.ceil((self.half / room) ** 2) - self.right.shape[1]):,} more images"
+
+
+def mcnemar(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> tuple[int, int, float]:
+    """Exact McNemar test of two models on the same images (McNemar 1947, as a binomial test on the discordant pairs).
+
+    Returns:
+        How many images only the first, and only the second, got right, and the two-sided p-value.
+
+    Raises:
+        ValueError: the two were not tested on the same images.
+    """
+    if not np.array_equal(first["true"], second["true"]):
+        raise ValueError("The two sets of predictions are of different test images.")
+    paired = Paired(*([arrays["predicted"] == arrays["true"]] for arrays in (first, second)))
+    return paired.only_first, paired.only_second, paired.p
+
+
+def images_needed(only_first: float, only_second: float) -> int:
+    """Test images for McNemar's test to tell two models apart, from the share of images that only one gets right.
+
+    n = (z(1 − α/2) √ψ + z(power) √(ψ − δ²))² / δ² with ψ the sum and δ the difference of the shares; α 5 %, power 80 %.
+    Source: Connor 1987, Biometrics 43, 207–211.
+    """
+    total, difference = only_first + only_second, only_first - only_second
+    alpha, beta = norm.ppf(1 - LEVEL / 2), norm.ppf(POWER)
+    root = alpha * math.sqrt(total) + beta * math.sqrt(total - difference**2)
+    return math.ceil(root**2 / difference**2)
+
+
+def seeds_needed(difference: float, deviation: float) -> int:
+    """Seeds for a paired t test over seeds to tell a mean difference whose standard deviation over seeds is known.
+
+    n = (z(1 − α/2) + z(power))² s² / δ² + z(1 − α/2)² / 2, at least 2.
+    Source: Guenther 1981, The American Statistician 35, 243–244.
+    """
+    alpha, beta = norm.ppf(1 - LEVEL / 2), norm.ppf(POWER)
+    return max(2, math.ceil((alpha + beta) ** 2 * deviation**2 / difference**2 + alpha**2 / 2))
+
+
+def printed_difference(first: float, second: float, n: int) -> tuple[float, tuple[float, float], int | None]:
+    """Two printed accuracies on n test images each: two-sided p (pooled normal test), 95 % interval of their difference,
+    and how many images for each would tell them apart, None where they are equal.
+
+    Source: Fleiss, Levin and Paik 2003, chapter 3, without continuity correction; Chow, Shao and Wang 2008, section 4.2:
+    n = (z(1 − α/2) + z(power))² (p(1 − p) + q(1 − q)) / (p − q)².
+    """
+    difference, pooled = first - second, (first + second) / 2
+    spread = first * (1 - first) + second * (1 - second)
+    half = norm.ppf(1 - LEVEL / 2) * math.sqrt(spread / n)
+    p = 2 * norm.sf(abs(difference) / math.sqrt(2 * pooled * (1 - pooled) / n))
+    needed = (norm.ppf(1 - LEVEL / 2) + norm.ppf(POWER)) ** 2 * spread / difference**2 if difference else None
+    return float(p), (difference - half, difference + half), needed and math.ceil(needed)
+
+
+def in_points(interval: tuple[float, float]) -> str:
+    """An interval of a difference between accuracies, in percentage points."""
+    return f"{100 * interval[0]:+.2f} to {100 * interval[1]:+.2f} points"
+
+
+def p_value(p: float) -> str:
+    """A p-value as it is printed."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"

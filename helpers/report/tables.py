@@ -14,7 +14,6 @@ from helpers.data.cifar import CIFAR10_GROUPS, CIFAR100_SUPERCLASSES
 from helpers.experiments import records as results
 from helpers.models import inspect as anatomy
 from helpers.report import statistics
-from helpers.report.claims import verdicts
 from helpers.runtime import UserError
 
 NOT_YET = "not yet run"
@@ -148,7 +147,7 @@ def paired_table(
 ) -> pd.DataFrame:
     """One row per pair of experiments: by how many points of test accuracy the second is better, image by image.
 
-    Over the seeds that both were run with: `from` to `to` is the 95 % interval, `p` that of `verdicts.Paired`. Empty where
+    Over the seeds that both were run with: `from` to `to` is the 95 % interval, `p` that of `statistics.Paired`. Empty where
     there are none.
     """
     runs = {(record["experiment"], record["seed"]): record for record in records}
@@ -159,7 +158,7 @@ def paired_table(
         if both:
             arrays = [[results.predictions(run, results_dir) for run in side] for side in zip(*both, strict=True)]
             right = [[found["predicted"] == found["true"] for found in side] for side in arrays]
-            paired = verdicts.Paired(right[1], right[0])
+            paired = statistics.Paired(right[1], right[0])
             low, high = (100 * end for end in paired.interval)
             row |= {"seeds": len(both), "points": 100 * paired.difference, "from": low, "to": high, "p": paired.p}
         rows.append(row)

@@ -1,10 +1,21 @@
-"""What the four reports say: a file a report, a row a statement, in the order of the report.
+"""What the four reports say, statement by statement, and what the code and the runs say to it."""
 
-Left out is what a report only cites from the experiments of other papers, and what it says of its own doings, such as a
-recipe. A new statement needs a row and nothing else.
-"""
+from helpers.report.claims.findings import TRAINED
+from helpers.report.claims.rules import CANNOT_TELL, CONTRADICTS, DOES_NOT, HOLDS, NOT_YET, VERDICTS
+from helpers.report.claims.table import COLUMNS, claims_table, counts, key, statements, write
 
-from helpers.report.claims import amp, pikachu, slim, zoo
-from helpers.report.claims.evidence import Claim
-
-CLAIMS: list[Claim] = [*pikachu.CLAIMS, *amp.CLAIMS, *zoo.CLAIMS, *slim.CLAIMS]
+__all__ = [
+    "CANNOT_TELL",
+    "COLUMNS",
+    "CONTRADICTS",
+    "DOES_NOT",
+    "HOLDS",
+    "NOT_YET",
+    "TRAINED",
+    "VERDICTS",
+    "claims_table",
+    "counts",
+    "key",
+    "statements",
+    "write",
+]

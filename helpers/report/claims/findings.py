@@ -1,0 +1,218 @@
+"""A statement of a report, and one function for each way to check it, which returns what was found."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from helpers import models
+from helpers.models import inspect as anatomy
+from helpers.report import statistics
+from helpers.report.claims import measures, rules
+from helpers.report.claims.runs import Found, NotYet, Runs
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A statement of a report: where it stands, what it says, the value as printed there, and how it is checked.
+
+    Attributes:
+        kind: one of `KINDS`, which gives the check and the rule.
+        measure: an entry of `measures.OF_NETWORKS` for these `networks` (name, classes), or of `measures.OTHERS`.
+        arguments: of the measure or of the check.
+        data: the data set that a run must have loaded.
+        experiments: whose runs are judged.
+        recipe: "as written" or "as coded", where the report and its published code differ.
+        repeats: where the same fact is counted, if it is not here.
+        reservation: what leaves the verdict open whatever the runs say.
+        what: what is measured, in words, where the measure's name does not say it.
+        form, limits: how our value is printed, and between what a bound holds it.
+    """
+
+    report: str
+    place: str
+    claim: str
+    quoted: str
+    kind: str
+    measure: str = ""
+    arguments: dict = field(default_factory=dict)
+    networks: Sequence[tuple[str, int]] = ()
+    data: str = ""
+    experiments: Sequence[str] = ()
+    recipe: str = ""
+    repeats: str = ""
+    reservation: str = ""
+    what: str = ""
+    form: str = "{:,}"
+    limits: Sequence[float] = (-math.inf, math.inf)
+
+    def how(self, found: Found | None = None) -> str:
+        """What is compared with the report: with the runs found, or as far as it is known without them."""
+        text = self.what or self.measure
+        if self.networks:
+            text += " of " + " and ".join(f"models.build('{name}', {classes})" for name, classes in self.networks)
+        if self.kind == "bound":
+            limits = zip(("at least", "at most"), self.limits, strict=True)
+            text += ": " + " and ".join(f"{word} {limit:,.10g}" for word, limit in limits if np.isfinite(limit))
+        runs = f"run record{'s' * (len(self.experiments) > 1)} of {' and '.join(self.experiments)}" if self.experiments else ""
+        return ", ".join(part for part in (text, found.how if found else runs, self.reservation) if part)
+
+
+class Finding(NamedTuple):
+    """What a check finds: our value, its interval, the verdict and how it came about, all as text."""
+
+    ours: str
+    interval: str
+    verdict: str
+    how: str
+
+
+def find(statement: Statement, runs: Runs) -> Finding:
+    """The finding; *not yet run* where the check's model or records are not there."""
+    check, rule = KINDS[statement.kind]
+    try:
+        return check(statement, runs, rule)
+    except NotYet:
+        return Finding("", "", rules.NOT_YET, statement.how())
+
+
+def network(name: str, num_classes: int):
+    """A named network without data. Raises NotYet where there is none of this name."""
+    if name not in models.MODELS:
+        raise NotYet
+    return anatomy.network(name, num_classes)
+
+
+def measured(statement: Statement, runs: Runs, rule: Callable) -> Finding:
+    """A number or a text that needs no training: of a network, of the data, or of what the report prints."""
+    if statement.networks:
+        value = [measures.OF_NETWORKS[statement.measure](network(*name)) for name in statement.networks]
+        value = value[0] if len(value) == 1 else value
+    else:
+        loaded = {"run": runs.on(statement.data)} if statement.data else {}
+        value = measures.OTHERS[statement.measure](**loaded, **statement.arguments)
+    verdict = rule(statement.quoted, value, *(statement.limits if statement.kind == "bound" else ()))
+    parts = [part if isinstance(part, str) else statement.form.format(part) for part in np.atleast_1d(value).tolist()]
+    between = {"each one": " of ", "bound": " to "}.get(statement.kind, " and ")
+    return Finding(between.join(parts), "", verdict, statement.how())
+
+
+def printed(statement: Statement, runs: Runs, rule: Callable) -> Finding:
+    """Two accuracies that the report prints, in per cent, each on n test images: is the first better by more than chance?"""
+    (first, second), n = statement.arguments["per_cent"], statement.arguments["n"]
+    p, interval, needed = statistics.printed_difference(first / 100, second / 100, n)
+    more = f"; told by {needed:,} images" if needed and p >= statistics.LEVEL else ""
+    ours = f"{first - second:+.2f} points, {statistics.p_value(p)}"
+    how = f"printed: {first} % against {second} %, as if each on {n:,} test images of its own"
+    verdict = rule(p, first - second, bool(statement.reservation))
+    return Finding(ours, statistics.in_points(interval) + more, verdict, ", ".join(filter(None, (how, statement.how()))))
+
+
+def accuracy(statement: Statement, runs: Runs, rule: Callable) -> Finding:
+    """The test accuracy of an experiment; with the argument `epoch` its validation accuracy after so many epochs; with `label`
+    the share of a class that it gets right, against the share `printed`.
+    """
+    arguments = statement.arguments
+    found = runs.of(statement.experiments[0], arguments.get("epoch"))
+    if "epoch" in arguments:
+        accuracies = [run["history"][arguments["epoch"] - 1]["val_accuracy"] for run in found.first]
+        n = found.first[0]["dataset"]["n_val"]
+    elif "label" in arguments:
+        rows = [run["test"]["confusion"][arguments["label"]] for run in found.first]
+        accuracies, n = [row[arguments["label"]] / sum(row) for row in rows], sum(rows[0])
+    else:
+        accuracies, n = [run["test"]["accuracy"] for run in found.first], found.first[0]["test"]["n"]
+    low, high = statistics.accuracy_interval(accuracies, n)
+    undecided = bool(found.stand_in or statement.reservation)
+    verdict = rule(arguments.get("printed", statement.quoted), accuracies, n, undecided)
+    return Finding(f"{np.mean(accuracies):.2%}", f"{low:.2%} to {high:.2%}", verdict, statement.how(found))
+
+
+def loss(statement: Statement, runs: Runs, rule: Callable) -> Finding:
+    """The validation loss of an experiment after its last epoch."""
+    found = runs.of(statement.experiments[0])
+    losses = [run["history"][-1]["val_loss"] for run in found.first]
+    interval = "{:.4f} to {:.4f}".format(*statistics.prediction_interval(losses, 0)) if len(losses) > 1 else ""
+    verdict = rule(statement.quoted, losses, bool(found.stand_in))
+    return Finding(f"{np.mean(losses):.4f}", interval, verdict, statement.how(found))
+
+
+def paired(statement: Statement, runs: Runs, rule: Callable) -> Finding:
+    """The first experiment has the better test accuracy; or, with a `margin`, a fraction, one no farther away than that."""
+    found = runs.pairs(*statement.experiments)
+    pair = statistics.Paired(*([runs.right(run) for run in side] for side in (found.first, found.second)))
+    ours, how, undecided = (
+        f"{100 * pair.difference:+.2f} points",
+        statement.how(found),
+        bool(found.stand_in or statement.reservation),
+    )
+    if margin := statement.arguments.get("margin"):
+        verdict, needed = rule(pair, margin, undecided), pair.needed_inside(margin)
+        how += f"; margin {100 * margin:.2f} points, {statement.arguments['why']}"
+    else:
+        verdict, needed = rule(pair, undecided), pair.needed()
+        ours += f" ({pair.only_first} : {pair.only_second} images), {statistics.p_value(pair.p)}"
+    more = f"; {needed}" if verdict == rules.CANNOT_TELL else ""
+    return Finding(ours, statistics.in_points(pair.interval) + more, verdict, how)
+
+
+def lower_loss(statement: Statement, runs: Runs, rule: Callable) -> Finding:
+    """The first experiment has the lower test loss."""
+    found = runs.pairs(*statement.experiments)
+    both = zip(found.first, found.second, strict=True)
+    differences = [one["test"]["loss"] - other["test"]["loss"] for one, other in both]
+    interval = f"{min(differences):+.4f} to {max(differences):+.4f}" if len(differences) > 1 else "a second seed at least"
+    verdict = rule(differences, bool(found.stand_in))
+    return Finding(f"{np.mean(differences):+.4f}", interval, verdict, statement.how(found))
+
+
+def each_epoch(statement: Statement, runs: Runs, rule: Callable) -> Finding:
+    """The validation accuracy is higher after every epoch: that of the first experiment than that of the second, or, of a
+    single experiment, than its training accuracy.
+    """
+    alone = len(statement.experiments) == 1
+    found = runs.of(*statement.experiments) if alone else runs.pairs(*statement.experiments)
+    higher = [
+        mine["val_accuracy"] > (mine["train_accuracy"] if alone else theirs["val_accuracy"])
+        for one, other in zip(found.first, found.first if alone else found.second, strict=True)
+        for mine, theirs in zip(one["history"], other["history"], strict=False)
+    ]
+    verdict = rule(sum(higher), len(higher), len(found.first), bool(found.stand_in))
+    return Finding(f"in {sum(higher)} of {len(higher)} epochs", "", verdict, statement.how(found))
+
+
+def cost(statement: Statement, runs: Runs, rule: Callable) -> Finding:
+    """A training epoch of the first experiment takes longer than one of the second, on the same device."""
+    found = runs.pairs(*statement.experiments)
+    devices = {run["environment"]["device"] for run in found.first + found.second}
+    if len(devices) > 1:
+        raise NotYet
+    (low, middle, high), (other_low, other_middle, other_high) = (
+        np.percentile([row["train_seconds"] for run in side for row in run["history"]], (25, 50, 75))
+        for side in (found.first, found.second)
+    )
+    interval = (low / other_high, high / other_low)
+    verdict = rule(interval, bool(found.stand_in))
+    shown = f"×{interval[0]:.2f} to ×{interval[1]:.2f}"
+    return Finding(f"×{middle / other_middle:.2f}", shown, verdict, f"{statement.how(found)}, on {devices.pop()}")
+
+
+KINDS: dict[str, tuple[Callable[[Statement, Runs, Callable], Finding], Callable[..., str]]] = {
+    "count": (measured, rules.count),
+    "structure": (measured, rules.structure),
+    "bound": (measured, rules.bound),
+    "similar sizes": (measured, rules.similar),
+    "each one": (measured, rules.each),
+    "self-consistency": (measured, rules.consistency),
+    "printed difference": (printed, rules.chance),
+    "accuracy": (accuracy, rules.accuracy),
+    "loss": (loss, rules.loss),
+    "comparison": (paired, rules.comparison),
+    "closeness": (paired, rules.closeness),
+    "lower loss": (lower_loss, rules.lower),
+    "each epoch": (each_epoch, rules.each_epoch),
+    "cost": (cost, rules.cost),
+}
+TRAINED = ("accuracy", "loss", "comparison", "closeness", "lower loss", "each epoch", "cost")  # judged by trained networks

@@ -1,0 +1,224 @@
+"""What the statements are measured by: numbers and texts that follow from a network, from the data, or from printed numbers.
+
+The statements' files name an entry of `OF_NETWORKS` with a network, or of `OTHERS` with its arguments.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_model, get_model_weights
+
+from helpers import models
+from helpers.data import cifar
+from helpers.experiments import plan
+from helpers.models.blocks import BasicBlock
+from helpers.models.inspect import (
+    Line,
+    bottlenecks,
+    convolutions,
+    depth,
+    directly_activated,
+    image_sizes,
+    kernel,
+    network,
+    stages,
+)
+from helpers.models.inspect import batch_norms as norms
+from helpers.models.inspect import lines as summary_lines
+from helpers.models.resnet import ResidualNet, Stage, Stem
+from helpers.training.perturbation import AdversarialModelPerturbation
+
+MIB = 2**20
+STATEMENTS = Path(__file__).parent / "statements"
+
+
+def only(values: Iterable[float]) -> float:
+    """The one value that all have; NaN, which equals nothing, where they differ."""
+    different = set(values)
+    return different.pop() if len(different) == 1 else float("nan")
+
+
+def tally(answers: Iterable[bool]) -> tuple[int, int]:
+    """How many of the answers are yes, and how many there are."""
+    answers = list(answers)
+    return sum(answers), len(answers)
+
+
+def group_widths(net: nn.Module) -> list[int]:
+    """The bottleneck width of each stage: channels in a group of its first 3×3 convolution."""
+    first = [net.get_submodule(name)[0].conv2 for name in net.stage_names]
+    return [layer.out_channels // layer.groups for layer in first]
+
+
+def width_ratio(net: nn.Module) -> float:
+    """The ratio of the bottleneck widths of neighbouring stages, the later over the earlier."""
+    return only(wide / narrow for narrow, wide in pairwise(group_widths(net)))
+
+
+def shrinking(net: nn.Module) -> str:
+    """How the second and the third stage reduce the resolution of the image, in the words of report `amp`."""
+    words = {2: "half", 4: "a quarter", 8: "an eighth"}
+    return " and ".join(words[32 // side] for side in image_sizes(net, 32)[2:4])
+
+
+def not_3x3(net: nn.Module) -> str:
+    """Which convolutions are not 3×3, and what they are."""
+    kernels = enumerate(map(kernel, convolutions(net)), 1)
+    return ", ".join(f"{number}: {size}" for number, size in kernels if size != "3x3")
+
+
+@cache
+def printed_lines() -> list[Line]:
+    """The 72 lines of figure 2 of report `amp`, as printed."""
+    found = re.findall(r"([CNBL])(\d+)@(\d+):(\d+)", (STATEMENTS / "amp_figure2.txt").read_text(encoding="utf-8"))
+    return [Line(kind, int(channels), int(side), int(parameters)) for kind, channels, side, parameters in found]
+
+
+def agreeing(net: nn.Module, fields: Sequence[str]) -> tuple[int, int]:
+    """How many lines of that figure say of these fields what the network has, and how many lines there are."""
+    pairs = zip(printed_lines(), summary_lines(net, 32), strict=True)
+    return tally(all(getattr(one, name) == getattr(other, name) for name in fields) for one, other in pairs)
+
+
+def megabytes(lines: Sequence[Line]) -> float:
+    """What torchsummary calls the forward/backward pass size: all outputs and as many gradients, 4 bytes each, in MiB."""
+    return sum(line.channels * line.side**2 for line in lines) * 2 * 4 / MIB
+
+
+def total_megabytes(net: nn.Module) -> float:
+    """torchsummary's estimated total size: the input, all outputs and gradients, the parameters."""
+    return 3 * 32**2 * 4 / MIB + megabytes(summary_lines(net, 32)) + models.count_parameters(net) * 4 / MIB
+
+
+def perturbed_step(epsilon: float = 0.5) -> tuple[str, float]:
+    """What has moved between the two gradients of a perturbed step on a loss whose gradient is long, and how far."""
+    weights, inputs = nn.Parameter(torch.tensor([3.0, -4.0])), torch.tensor([10.0, 20.0])
+    optimizer = AdversarialModelPerturbation([weights], lr=0.1, epsilon=epsilon)
+    taken = []
+
+    def closure() -> Tensor:
+        taken.append({"parameters": weights.detach().clone(), "input data": inputs.clone()})
+        optimizer.zero_grad()
+        loss = (weights * inputs).square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    moved = {name: (taken[1][name] - before).norm().item() for name, before in taken[0].items()}
+    return " and ".join(name for name, far in moved.items() if far), moved["parameters"]
+
+
+def closed_form_parameters(stem: Sequence[int], stages: Sequence[Sequence[int]], num_classes: int = 10) -> int:
+    """Parameters of a network as report `slim` prints it: two convolutions a block, BatchNorm behind each, and a 1×1
+    convolution in the shortcut where the channels change.
+
+    Args:
+        stem: kernel and channels.
+        stages: blocks, channels and kernel of each.
+    """
+
+    def convolution(inputs: int, outputs: int, side: int) -> int:
+        return inputs * outputs * side**2 + 2 * outputs
+
+    kernel, channels = stem
+    total = convolution(3, channels, kernel)
+    for blocks, width, side in stages:
+        total += convolution(channels, width, side) + (2 * blocks - 1) * convolution(width, width, side)
+        total += convolution(channels, width, 1) if channels != width else 0
+        channels = width
+    return total + channels * num_classes + num_classes
+
+
+def resnet20() -> int:
+    """Parameters of the smallest network of the paper that report `slim` cites as [1] (He et al. 2016, table 6: 0.27 M)."""
+    stages = [Stage(3, 16), Stage(3, 32, 2), Stage(3, 64, 2)]
+    return models.count_parameters(ResidualNet(BasicBlock, Stem(16, 3, 1, max_pool=False), stages, 10))
+
+
+def times_simplenet(names: Sequence[str]) -> list[float]:
+    """How many times SimpleNet's parameters torchvision's networks have, from the least to the most, all with 100 classes."""
+    simplenet = models.count_parameters(network("simplenet", 100))
+    without = {"googlenet": {"init_weights": False, "aux_logits": False}}
+    with torch.device("meta"):
+        sizes = [models.count_parameters(get_model(name, num_classes=100, **without.get(name, {}))) for name in names]
+    return sorted({min(sizes) / simplenet, max(sizes) / simplenet})
+
+
+def layers(net: nn.Module, kind: type) -> list[nn.Module]:
+    """The layers of a kind."""
+    return [layer for layer in net.modules() if isinstance(layer, kind)]
+
+
+OF_NETWORKS: dict[str, Callable] = {
+    "parameters": models.count_parameters,
+    "parameters over 5,000,000": lambda net: models.count_parameters(net) / 5_000_000,
+    "parameters outside BatchNorm": lambda net: models.count_parameters(net) - sum(map(models.count_parameters, norms(net))),
+    "multiply-adds": models.count_macs,
+    "layers on the main path": depth,
+    "first layers": lambda net: f"{kernel(net.conv1)}, {kernel(net.maxpool)} max pool",
+    "stages": stages,
+    "number of stages": lambda net: len(net.stage_names),
+    "blocks of a stage": lambda net: only(len(net.get_submodule(name)) for name in net.stage_names),
+    "convolutions on the main path of every block": lambda net: only(map(depth, bottlenecks(net))),
+    "groups of every middle convolution": lambda net: only(block.conv2.groups for block in bottlenecks(net)),
+    "channels in a group of the first stage": lambda net: group_widths(net)[0],
+    "ratio of the widths of neighbouring stages": width_ratio,
+    "convolutions": lambda net: len(convolutions(net)),
+    "BatchNorms and convolutions": lambda net: (len(norms(net)), len(convolutions(net))),
+    "convolutions with a ReLU before anything is added, of all convolutions": lambda net: (
+        directly_activated(net),
+        len(convolutions(net)),
+    ),
+    "BatchNorms and ReLUs": lambda net: (len(norms(net)), len(layers(net, nn.ReLU))),
+    "blocks with a reducing first convolution": lambda net: tally(
+        block.conv1.out_channels < block.conv1.in_channels for block in bottlenecks(net)
+    ),
+    "blocks with an increasing third convolution": lambda net: tally(
+        block.conv3.out_channels > block.conv3.in_channels for block in bottlenecks(net)
+    ),
+    "convolutions that are not 3x3": not_3x3,
+    "kernels of max-pooling": lambda net: ", ".join(sorted(set(map(kernel, layers(net, nn.MaxPool2d))))),
+    "one less the momentum of BatchNorm": lambda net: only(1 - norm.momentum for norm in norms(net)),
+    "output": lambda net: f"[-1, {net(torch.empty(1, 3, 32, 32, device='meta')).shape[1]}]",
+    "linear layer": lambda net: f"{net.fc.in_features}->{net.fc.out_features}",
+    "image sizes from 224 pixels": lambda net: ", ".join(map(str, image_sizes(net, 224))),
+    "image sizes of the stages": lambda net: ", ".join(f"{side}*{side}" for side in image_sizes(net, 32)[1:]),
+    "image sizes of stages 2 and 3": shrinking,
+    "weights of a block of 256 channels": lambda net: sum(layer.weight.numel() for layer in convolutions(net.layer1[1])),
+    "parameters in line 30 of its summary": lambda net: summary_lines(net, 32)[29].parameters,
+    "lines with the parameters": lambda net: agreeing(net, ["parameters"]),
+    "lines with the output shapes": lambda net: agreeing(net, ["channels", "side"]),
+    "twice all outputs, 4 bytes each,": lambda net: megabytes(summary_lines(net, 32)),
+    "parameters, 4 bytes each,": lambda net: models.count_parameters(net) * 4 / MIB,
+    "input, outputs, gradients and parameters": total_megabytes,
+}
+OTHERS: dict[str, Callable] = {
+    "printed": lambda value: value,
+    "recorded images": lambda run, splits: sum(run["dataset"][f"n_{split}"] for split in splits),
+    "images": lambda run, splits: sum(cifar.COUNTS[split] for split in splits),
+    "images of a class": lambda run, splits: sum(cifar.COUNTS[split] for split in splits) // run["dataset"]["num_classes"],
+    "sides": lambda run, sign: f"{cifar.PIXELS}{sign}{cifar.PIXELS}",
+    "pixel statistics": lambda name: "(" + ", ".join(f"{value:.4f}" for value in getattr(plan.STRONG, name)) + ")",
+    "published parameters": lambda name: get_model_weights(name).DEFAULT.meta["num_params"],
+    "times SimpleNet": times_simplenet,
+    "sum of a matrix": lambda matrix: int(np.sum(matrix)),
+    "accuracy of a matrix": lambda matrix: 100 * float(np.trace(matrix) / np.sum(matrix)),
+    "nearest fraction": lambda per_cent, n: 100 * round(per_cent / 100 * n) / n,
+    "sum of printed parameters": lambda: sum(line.parameters for line in printed_lines()),
+    "printed megabytes": lambda: megabytes(printed_lines()),
+    "printed convolutions": lambda channels: sum(line.kind == "C" and line.channels == channels for line in printed_lines()),
+    "what is perturbed": lambda: perturbed_step()[0],
+    "perturbation size": lambda epsilon: perturbed_step(epsilon)[1],
+    "closed form": closed_form_parameters,
+    "ResNet-20": resnet20,
+    "halves": lambda channels: "-".join(str(channel // 2) for channel in channels),
+    "highest": lambda values: max(values),
+    "halvings": lambda networks: tally(after == before / 2 for widths in networks for before, after in pairwise(widths)),
+    "output side": lambda stride: "{0}*{0}".format(cifar.PIXELS // stride),
+}

@@ -1,0 +1,137 @@
+"""The runs that a statement is judged by, and whether they are the ones that it is about or only stand in for them."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from helpers.data import cifar
+from helpers.experiments import EXPERIMENTS
+from helpers.experiments import records as results
+
+# Where the runs on a report's data are not there, those on these are shown, the first that are. They decide nothing.
+STAND_INS = {"cifar10": ("cifar10_tenth",), "cifar100": ("cifar10", "cifar10_tenth")}
+ZOO_SECONDS = 6 * 3600  # what report `zoo` gives each network, section 5.2
+
+
+class NotYet(Exception):
+    """The model or the run record that a check needs is not there yet."""
+
+
+class Found(NamedTuple):
+    """Runs by seed, of one experiment or (`second`) of two under the same seeds, and what they stand in for, if anything."""
+
+    first: list[dict]
+    second: list[dict]
+    stand_in: str
+
+    @property
+    def how(self) -> str:
+        """Which runs these are, in words."""
+        names = " and ".join(dict.fromkeys(run["experiment"] for run in (self.first[0], *self.second[:1])))
+        seeds = ", ".join(str(run["seed"]) for run in self.first)
+        record = "run records" if self.second else "run record"
+        return f"{record} of {names}, seed{'s' * (len(self.first) > 1)} {seeds}{self.stand_in and f', {self.stand_in}'}"
+
+
+class Runs:
+    """The run records under a results folder that may judge a report: full ones on real images.
+
+    A run that stopped early is none, but for report `zoo`, whose own runs ended by a time budget or an early stop.
+    """
+
+    def __init__(self, results_dir: str | Path | None = None, records: Iterable[dict] | None = None):
+        """Args: records: those under the folder, if they have been read already."""
+        self.folder = results_dir
+        records = results.load_all(results_dir, "full") if records is None else records
+        real = [run for run in records if run["profile"] == "full" and run["dataset"]["source"] != "sample"]
+        self.records = [run for run in real if not run["stopped_early"] or run["report"] == "zoo"]
+
+    def of(self, experiment: str, epoch: int | None = None) -> Found:
+        """The runs of an experiment on its data, whole ones before shortened ones and JPEG copies; with `epoch`, those that
+        reached it.
+
+        Raises:
+            NotYet: there is none.
+        """
+        for _, runs in self._candidates(experiment, same_data=True):
+            if runs := [run for run in runs if len(run["history"]) >= (epoch or 0)]:
+                return Found(runs, [], "" if epoch and _constant(runs[0]) else stand_in(runs, experiment))
+        raise NotYet
+
+    def pairs(self, first: str, second: str) -> Found:
+        """The runs of two experiments with a seed and images in common, of the same share of their schedules.
+
+        Raises:
+            NotYet: there are none.
+        """
+        others = dict(self._candidates(second))
+        for kind, runs in self._candidates(first):
+            common = [
+                (one, other)
+                for one in runs
+                for other in others.get(kind, ())
+                if one["seed"] == other["seed"] and one["dataset"]["fingerprint"] == other["dataset"]["fingerprint"]
+            ]
+            if common:
+                firsts, seconds = map(list, zip(*common, strict=True))
+                return Found(firsts, seconds, stand_in(firsts, first) or stand_in(seconds, second))
+        raise NotYet
+
+    def right(self, run: dict) -> np.ndarray:
+        """Whether a run was right, for each test image (N,)."""
+        arrays = results.predictions(run, self.folder)
+        return arrays["predicted"] == arrays["true"]
+
+    def on(self, dataset: str) -> dict:
+        """A run on a data set, or on a part of it, which is only sampled from the whole. Raises NotYet."""
+        parts = {dataset, *(name for name, (whole, _) in cifar.PARTS.items() if whole == dataset)}
+        for run in self.records:
+            if run["dataset"]["name"].removesuffix("-jpeg") in parts:
+                return run
+        raise NotYet
+
+    def _candidates(self, experiment: str, same_data: bool = False) -> list[tuple[tuple, list[dict]]]:
+        """The runs of an experiment and of what stands in for it, by kind (data, JPEG or not, share of the schedule)."""
+        dataset, _, name = experiment.partition("/")
+        places = (dataset,) if same_data else (dataset, *STAND_INS.get(dataset, ()))
+        kinds: dict[tuple, list[dict]] = {}
+        for run in sorted(self.records, key=lambda run: run["seed"]):
+            there, _, its_name = _whole(run["experiment"]).partition("/")
+            if its_name == name and there in places:
+                kinds.setdefault((places.index(there), _is_jpeg(run), -_share(run)), []).append(run)
+        return sorted(kinds.items())
+
+
+def stand_in(runs: list[dict], experiment: str) -> str:
+    """Why runs are not those that a statement about an experiment is about, in words; empty where they are."""
+    run, dataset = runs[0], experiment.partition("/")[0]
+    there = run["experiment"].partition("/")[0]
+    reasons = [f"on {there} standing in for {dataset}"] if there != dataset else []
+    reasons += ["images from JPEG files"] if _is_jpeg(run) else []
+    reasons += [f"{_share(run):.0%} of the epochs"] if _share(run) < 1 else []
+    if any("time budget" in (run["stopped_early"] or "") and run["limits"]["time_budget"] < ZOO_SECONDS for run in runs):
+        reasons.append("stopped before the six hours")
+    return ", ".join(reasons)
+
+
+def _is_jpeg(run: dict) -> bool:
+    return run["dataset"]["name"].endswith("-jpeg")
+
+
+def _constant(run: dict) -> bool:
+    """Whether a shortened run is the beginning of the whole one."""
+    return not _is_jpeg(run) and run["recipe"]["schedule"] == "constant"
+
+
+def _whole(experiment: str) -> str:
+    """The experiment whose schedule one like `cifar10/slim_resnet_3ep` shortens."""
+    return re.sub(r"_\d+ep$", "", experiment)
+
+
+def _share(run: dict) -> float:
+    """What part of the planned epochs a run was meant to last: 1 for a whole one, or where nothing is planned."""
+    planned = EXPERIMENTS.get(_whole(run["experiment"]))
+    return run["recipe"]["epochs"] / planned.recipe.epochs if planned else 1.0

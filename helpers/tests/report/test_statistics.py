@@ -1,0 +1,152 @@
+"""Intervals, paired tests and sample sizes, pinned to closed forms and to the report's own numbers."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helpers.experiments import records as results
+from helpers.report import statistics as intervals
+from helpers.report.statistics import Paired
+from helpers.tests.experiments.test_results import make_run
+
+
+def test_wilson_interval_in_closed_form():
+    # (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n) with p = 0.8, n = 10, z = 1.959964
+    assert intervals.wilson(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
+
+
+def test_the_reports_three_accuracies_lie_within_each_others_intervals():
+    low, high = intervals.wilson(205, 258)  # 79.46 %
+    assert (low, high) == pytest.approx((0.7411, 0.8394), abs=5e-4)
+    assert low < 200 / 258 < high and low < 215 / 258 < high
+
+
+def test_exact_mcnemar_is_a_binomial_test_on_the_discordant_pairs():
+    true = np.zeros(20, int)
+    first, second = np.zeros(20, int), np.zeros(20, int)
+    first[:1] = 1  # one image only the second gets right
+    second[5:11] = 1  # six images only the first gets right
+    only_first, only_second, p = intervals.mcnemar({"true": true, "predicted": first}, {"true": true, "predicted": second})
+    assert (only_first, only_second) == (6, 1)
+    assert p == pytest.approx(2 * (1 + 7) / 2**7)  # two tails of at most one success in seven
+    assert intervals.mcnemar({"true": true, "predicted": first}, {"true": true, "predicted": first}) == (0, 0, 1.0)
+
+
+def test_mcnemar_refuses_other_images():
+    with pytest.raises(ValueError, match="different test images"):
+        intervals.mcnemar(
+            {"true": np.array([0, 1]), "predicted": np.array([0, 1])},
+            {"true": np.array([1, 1]), "predicted": np.array([0, 1])},
+        )
+
+
+def test_the_gap_over_seeds_is_the_paired_t_interval(tmp_path):
+    """Differences of 0.2, 0.4 and 0.0: mean 0.2, standard error 0.2 / sqrt(3), t of two degrees of freedom 4.3027."""
+    other = "pikachu/resnet18_torchvision"
+    runs = [(0, 0, 0, 1, 0), (0, 0, 1, 0, 1), (0, 0, 0, 1, 1)], [(0, 0, 0, 1, 1), (0, 0, 0, 1, 1), (0, 0, 0, 1, 1)]
+    for name, row in zip(("pikachu/resnext50_ours", other), runs, strict=True):
+        for seed, predicted in enumerate(row):
+            results.save(*make_run(name, seed, predicted=predicted), tmp_path)
+    records = results.load_all(tmp_path)
+    gap = intervals.gap_over_seeds(records, "pikachu/resnext50_ours", other)
+    half = 4.302652729911275 * 0.2 / 3**0.5
+    assert gap == pytest.approx((3, 0.2, 0.2 - half, 0.2 + half))
+    two, mean, *_ = intervals.gap_over_seeds(records[:2] + records[3:], other, "pikachu/resnext50_ours")
+    assert (two, mean) == (2, pytest.approx(-0.3))
+    one, mean, low, high = intervals.gap_over_seeds([records[0], records[3]], "pikachu/resnext50_ours", other)
+    assert (one, mean) == (1, pytest.approx(0.2)) and np.isnan([low, high]).all()
+
+
+def right(*wrong, n=40):
+    """Right on all of n images but these."""
+    answers = np.ones(n, bool)
+    answers[list(wrong)] = False
+    return answers
+
+
+MUCH_WORSE = right(*range(10))
+
+
+def test_one_seed_is_mcnemars_exact_test():
+    first, second = right(1), right(2, 3, 4, 5, 6, 7)
+    arrays = [{"true": np.ones(40, int), "predicted": answers.astype(int)} for answers in (first, second)]
+    paired = Paired([first], [second])
+    assert (paired.only_first, paired.only_second, paired.p) == intervals.mcnemar(*arrays) == (6, 1, 0.125)
+    assert paired.difference == pytest.approx(5 / 40)
+
+
+def test_an_image_counts_once_over_seeds():
+    # Image 0: each model under one seed, no vote. Image 1: the first under both. Image 2: the second under one.
+    paired = Paired([right(0, 2, n=3), right(n=3)], [right(1, n=3), right(0, 1, n=3)])
+    assert paired.right.tolist() == [[-1, 1, -1], [1, 1, 0]]
+    assert (paired.only_first, paired.only_second, paired.p) == (1, 1, 1.0)
+    assert paired.by_seed.tolist() == pytest.approx([-1 / 3, 2 / 3]) and not paired.agree
+
+
+def test_the_interval_reaches_over_every_seed():
+    paired = Paired([right()] * 2, [right(0), right(*range(20))])
+    assert paired.interval[0] <= 1 / 40 and paired.interval[1] >= 20 / 40
+    one = Paired([right()], [right(0, 1, 2, 3)])
+    # Differences of 1 on 4 of 40 images: mean 0.1, deviation √(0.1 · 0.9), half of 1.96 √(0.09 / 40).
+    assert one.interval == pytest.approx((0.1 - 1.959964 * math.sqrt(0.09 / 40), 0.1 + 1.959964 * math.sqrt(0.09 / 40)))
+
+
+def test_images_needed_are_connors():
+    # The published example of the formula: discordant shares 0.45 and 0.05 need 23 pairs.
+    assert intervals.images_needed(0.45, 0.05) == intervals.images_needed(0.05, 0.45) == 23
+
+
+def test_seeds_needed_are_guenthers():
+    # (1.959964 + 0.841621)² · 1 + 1.959964² / 2 = 7.8489 + 1.9207 = 9.77
+    assert intervals.seeds_needed(0.01, 0.01) == 10
+    assert intervals.seeds_needed(1.0, 0.0) == 2
+
+
+def test_what_it_would_take_is_said_in_words():
+    undecided = Paired([right(0)], [right(1, 2)])
+    more = intervals.images_needed(2 / 40, 1 / 40) - 40
+    assert undecided.needed() == f"told by {more:,} more images; a second seed at least"
+    assert Paired([right()], [MUCH_WORSE]).needed() == "told by these images; a second seed at least"
+    assert Paired([right(0)], [right(1)]).needed() == "no difference to be told"
+    several = Paired([right(0), right(0)], [right(1, 2), right(1)])
+    assert several.needed().endswith(f"more images or {intervals.seeds_needed(0.0125, 0.0125 * math.sqrt(2)) - 2} more seeds")
+    # One image of 40: difference 0.025, deviation √(0.025 · 0.975); (1.959964 · 0.15612 / (0.05 − 0.025))² = 149.8 images.
+    assert Paired([right()] * 2, [right(0)] * 2).needed_inside(0.05) == "inside with 110 more images"
+    assert Paired([right()] * 2, [MUCH_WORSE] * 2).needed_inside(0.05) == "no number of images brings it inside"
+    assert Paired([right()], [right(0)]).needed_inside(0.05) == "a second seed at least"
+
+
+def test_printed_differences_in_closed_form():
+    p, interval, needed = intervals.printed_difference(0.8333, 0.7946, 258)
+    # z = 0.0387 / √(2 · 0.81395 · 0.18605 / 258) = 1.1296
+    assert p == pytest.approx(0.2587, abs=5e-4)
+    assert interval == pytest.approx((0.0387 - 0.0671, 0.0387 + 0.0671), abs=5e-4)
+    assert needed == 1584
+    assert intervals.printed_difference(0.5, 0.5, 100)[2] is None
+
+
+def test_the_prediction_interval_of_one_further_run_in_closed_form():
+    # Seeds 0.80, 0.82, 0.84: s = 0.02, half t(2) · 0.02 · √(4 / 3), t(2) = 4.302653. Two: t(1) = 12.706205 and √(3 / 2).
+    half = 4.302652729911275 * 0.02 * math.sqrt(4 / 3)
+    assert intervals.prediction_interval([0.80, 0.82, 0.84]) == pytest.approx((0.82 - half, 0.82 + half))
+    half = 12.706204736432095 * 0.01 * math.sqrt(2) / 2 * math.sqrt(3 / 2)
+    assert intervals.prediction_interval([0.5, 0.51]) == pytest.approx((0.505 - half, 0.505 + half))
+    assert intervals.prediction_interval([0.7, 0.9], 0, 1) == (0, 1), "cut off where no accuracy is"
+
+
+def test_one_seed_has_its_wilson_interval_and_more_a_prediction():
+    assert intervals.accuracy_interval([208 / 258], 258) == intervals.wilson(208, 258)
+    assert intervals.accuracy_interval([0.8, 0.8], 258) == pytest.approx((0.8, 0.8))
+    runs = [0.8, 0.82], [0.8, 0.82, 0.8, 0.82]
+    widths = [high - low for low, high in (intervals.accuracy_interval(accuracies, 258) for accuracies in runs)]
+    assert widths[1] < widths[0] / 4, "more seeds make it harder to pass, not easier"
+
+
+@given(st.lists(st.integers(0, 258), min_size=1, max_size=6))
+def test_a_mean_never_lies_outside_the_interval_beside_it(correct):
+    accuracies = [right / 258 for right in correct]
+    low, high = intervals.accuracy_interval(accuracies, 258)
+    assert 0 <= low <= high <= 1 and low - 1e-12 <= np.mean(accuracies) <= high + 1e-12
