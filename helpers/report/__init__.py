@@ -15,6 +15,7 @@ from helpers.report.reported import headline_table, reported_table
 from helpers.report.tables import (
     as_text,
     comparison_table,
+    mcnemar_table,
     most_confused,
     paired_table,
     runs_table,
@@ -35,6 +36,7 @@ __all__ = [
     "headline_table",
     "image_grid",
     "loss_around",
+    "mcnemar_table",
     "middle",
     "model_style",
     "most_confused",

@@ -14,29 +14,27 @@ NOTEBOOK_LINES = range(80, 131)
 
 # What does not hold yet, and by how much. A number only falls; an entry goes when its limit holds.
 TODAY = {
-    "lines": 8848,
-    "claims": 1849,
+    "lines": 8384,
+    "claims": 874,
     "files": {
         "helpers/demo/classify.py": 388,
         "helpers/experiments/plan.py": 327,
-        "helpers/report/claims/amp.py": 380,
-        "helpers/training/loop.py": 403,
+        "helpers/report/plots.py": 302,
+        "helpers/report/tables.py": 307,
     },
     "functions": {
         "helpers/__main__.py:make_parser": 48,
         "helpers/demo/page.py:build_page": 45,
         "helpers/experiments/runner.py:run": 72,
-        "helpers/training/loop.py:fit": 69,
     },
     "notebooks": {
-        "01_data_preparation.ipynb": 172,
-        "02_model_definition.ipynb": 152,
-        "04_compare_torchvision.ipynb": 142,
-        "05_sgd_vs_amp.ipynb": 198,
-        "06_slim_resnet.ipynb": 237,
-        "07_cifar100_zoo.ipynb": 169,
-        "08_results.ipynb": 133,
-        "09_classify_your_image.ipynb": 158,
+        "01_data_preparation.ipynb": 164,
+        "02_model_definition.ipynb": 144,
+        "04_compare_torchvision.ipynb": 134,
+        "05_sgd_vs_amp.ipynb": 190,
+        "06_slim_resnet.ipynb": 229,
+        "07_cifar100_zoo.ipynb": 161,
+        "09_classify_your_image.ipynb": 150,
     },
 }
 
