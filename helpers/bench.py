@@ -174,7 +174,7 @@ def _processes(loops: dict[str, type], name: str, *arguments) -> Iterator[Callab
         raise UserError(f"The benchmark of {name} did not end: its process was stopped; try a smaller --batch.") from error
     finally:
         for process, connection in sides.values():
-            with suppress(BrokenPipeError):
+            with suppress(OSError):
                 connection.send("end")
             process.join(30)
             process.kill()

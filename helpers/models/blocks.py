@@ -1,7 +1,4 @@
-"""Residual blocks, and the three equal forms of a ResNeXt block.
-
-Parameters are named as in torchvision (`conv1`, `bn1`, …, `downsample.0`), so weights travel both ways.
-"""
+"""Residual blocks, and the three equal forms of a ResNeXt block. Parameters are named as in torchvision."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -32,10 +29,7 @@ def conv_bn(in_channels: int, out_channels: int, *arguments: int, **keywords: in
 
 
 def projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
-    """The shortcut's 1×1 convolution where the shape changes, None where the shortcut is the identity.
-
-    Source: He et al. 2016, section 4.1, option B.
-    """
+    """The shortcut's 1×1 convolution where the shape changes, else None. Source: He et al. 2016, section 4.1, option B."""
     if stride == 1 and in_channels == out_channels:
         return None
     return nn.Sequential(*conv_bn(in_channels, out_channels, 1, stride))
@@ -44,14 +38,9 @@ def projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequentia
 class ResidualBlock(nn.Module):
     """The base of all residual blocks: `relu(residual(x) + shortcut(x))`.
 
-    A subclass defines `residual`. It registers its own layers first and the projection `downsample` last, as
-    torchvision does: initialisation draws its random numbers in the order of registration.
-
-    Raises:
-        ValueError: the channels, the stride or another of the `sizes` is not a whole number of at least 1.
+    A subclass defines `residual`, and registers its own layers first and the projection `downsample` last, as torchvision
+    does: initialisation draws its random numbers in that order. A size that is no whole number above 0 is a ValueError.
     """
-
-    downsample: nn.Sequential | None
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, **sizes: int):
         super().__init__()
@@ -69,17 +58,16 @@ class ResidualBlock(nn.Module):
 
 
 class BasicBlock(ResidualBlock):
-    """Two convolutions, 3×3 with the stride in the first by default. It has no grouped form: a cardinality is a TypeError.
+    """Two convolutions of `kernel_size`. It has no grouped form: a cardinality is a TypeError.
 
     Source: He et al. 2016, figure 5 left; squeeze-and-excitation as in Hu et al. 2018, figure 3.
 
     Args:
-        kernel_size: of both convolutions; the shortcut's is 1×1.
         strided: which of them carries the stride, 'first' or 'second'.
         reduction: squeeze-and-excitation before the addition, with a hidden layer of `out_channels / reduction`; None: none.
 
     Raises:
-        ValueError: a size is below 1, the kernel is even, or the channels do not divide by the reduction.
+        ValueError: the kernel is even, or the channels do not divide by the reduction.
     """
 
     def __init__(
@@ -111,10 +99,7 @@ class BasicBlock(ResidualBlock):
 
 
 def excitation(channels: int, reduction: int) -> SqueezeExcitation:
-    """Scales each channel of an image by a factor between 0 and 1, computed from the means of all its channels.
-
-    Source: Hu et al. 2018, section 3.
-    """
+    """Scales each channel by a factor between 0 and 1, computed from the means of all. Source: Hu et al. 2018, section 3."""
     require_positive(reduction=reduction)
     if channels % reduction:
         raise ValueError(f"{channels} channels do not divide by the reduction {reduction}; change one of the two.")
@@ -148,9 +133,7 @@ class Bottleneck(ResidualBlock):
 class SplitBranches(ResidualBlock):
     """Form (a) of a ResNeXt block: `cardinality` separate bottlenecks whose outputs are summed.
 
-    The last BatchNorm follows the sum, as the paper asks for the forms to be equal. Same arguments as `Bottleneck`.
-
-    Source: Xie et al. 2017, figure 3(a) and section 4.
+    The last BatchNorm follows the sum, which makes the forms equal. Source: Xie et al. 2017, figure 3(a) and section 4.
     """
 
     concatenated: ClassVar = False
@@ -175,18 +158,16 @@ class SplitBranches(ResidualBlock):
     def slices(cls, tensors: Mapping[str, Tensor], cardinality: int) -> dict[str, Tensor]:
         """The named tensors of a `Bottleneck` (its state dict, or gradients), sliced and named as in this form.
 
-        Channels k·d to (k+1)·d belong to branch k. Scalars (BatchNorm's step counter) go to every branch; layers that the
-        form keeps whole keep their names.
+        Channels k·d to (k+1)·d belong to branch k; a scalar (BatchNorm's step counter) goes to every branch.
         """
         dimensions = {"conv1": 0, "bn1": 0, "conv2": 0, "bn2": 0} | ({} if cls.concatenated else {"conv3": 1})
         sliced = {}
         for name, tensor in tensors.items():
-            dimension = dimensions.get(name.split(".")[0])
-            if dimension is None:
+            if (dimension := dimensions.get(name.split(".")[0])) is None:
                 sliced[name] = tensor
-                continue
-            parts = [tensor] * cardinality if tensor.dim() == 0 else tensor.chunk(cardinality, dimension)
-            sliced |= {f"branches.{branch}.{name}": part for branch, part in enumerate(parts)}
+            else:
+                parts = tensor.chunk(cardinality, dimension) if tensor.dim() else [tensor] * cardinality
+                sliced |= {f"branches.{branch}.{name}": part for branch, part in enumerate(parts)}
         return sliced
 
     @classmethod
@@ -200,10 +181,7 @@ class SplitBranches(ResidualBlock):
 
 
 class EarlyConcatenation(SplitBranches):
-    """Form (b) of a ResNeXt block: the branches are concatenated after their 3×3, then one 1×1 convolution widens them.
-
-    Source: Xie et al. 2017, figure 3(b).
-    """
+    """Form (b): the branches are concatenated after their 3×3, then one 1×1 convolution widens them. Source: figure 3(b)."""
 
     concatenated: ClassVar = True
 
@@ -233,14 +211,7 @@ class Res2NetBlock(ResidualBlock):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        scale: int = 4,
-        cardinality: int = 1,
-        group_width: int,
-        stride: int = 1,
+        self, in_channels: int, out_channels: int, *, scale: int = 4, cardinality: int = 1, group_width: int, stride: int = 1
     ):
         super().__init__(in_channels, out_channels, stride, scale=scale, cardinality=cardinality, group_width=group_width)
         if scale == 1:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
+from itertools import count
 from typing import NamedTuple
 
 import pandas as pd
@@ -71,8 +72,7 @@ def _outputs(model: nn.Module, input_shape: Sequence[int], wanted: Callable) -> 
 def torchsummary_table(model: nn.Module, image_size: int) -> str:
     """The text that torchsummary prints for square images, `image_size` pixels a side.
 
-    It runs random images through the network in the mode it is in, so it gets a copy on the CPU and a fork of the
-    random state: the model's BatchNorm statistics and the caller's random numbers stay as they were.
+    It runs random images through the network, so it gets a copy, and a fork of the random state.
     """
     from torchsummary import summary
 
@@ -184,11 +184,7 @@ def field_width(field: Tensor) -> int:
 
 
 def stage_table(network: ResidualNet | ZooResNeXt, image_size: int = 32) -> pd.DataFrame:
-    """One row each for the stem, every stage and the head: output shape, parameters and multiply–adds.
-
-    The columns `output` (channels × height × width), `parameters` and `MACs` are of one image of `image_size` pixels a
-    side; the two shares are fractions of the whole network's.
-    """
+    """One row each for the stem, every stage and the head: output shape, parameters, multiply–adds of one image, shares."""
     rows = {}
     for layer in layer_table(network, (1, 3, image_size, image_size)):
         name = layer.name
@@ -207,54 +203,35 @@ def stage_table(network: ResidualNet | ZooResNeXt, image_size: int = 32) -> pd.D
 def at_width(description: Description, width: int) -> Description:
     """The same network at another width: its numbers of channels in their smallest whole proportion, times `width`.
 
-    ResNet-18 with 64, 64, 128, 256 and 512 channels is 1, 1, 2, 4 and 8 times 64. The group width of a bottleneck is
-    one of the numbers.
+    ResNet-18 with 64, 64, 128, 256 and 512 channels is 1, 1, 2, 4 and 8 times 64. Group widths are among the numbers.
     """
-    unit, stages = math.gcd(*_channels(description)), []
-    for stage in description.stages:
-        arguments = dict(stage.block_arguments)
-        if "group_width" in arguments:
-            arguments["group_width"] = arguments["group_width"] // unit * width
+    groups = [stage.block_arguments.get("group_width", 0) for stage in description.stages]
+    unit = math.gcd(description.stem.channels, *(stage.out_channels for stage in description.stages), *groups)
+    stages = []
+    for stage, group in zip(description.stages, groups, strict=True):
+        arguments = stage.block_arguments | ({"group_width": group // unit * width} if group else {})
         stages.append(replace(stage, out_channels=stage.out_channels // unit * width, block_arguments=arguments))
     stem = replace(description.stem, channels=description.stem.channels // unit * width)
     return replace(description, stem=stem, stages=tuple(stages))
 
 
 def widest(description: Description, num_classes: int, max_parameters: int) -> Description:
-    """The widest network of this form with at most `max_parameters`, by bisection over whole widths.
-
-    With squeeze-and-excitation, only widths count whose channels divide by the reduction.
+    """The widest network of this form with at most `max_parameters`, of those whose channels divide by the reduction.
 
     Raises:
-        ValueError: not even the narrowest fits.
+        ValueError: the description cannot be built, or not even the narrowest fits.
     """
-    step = _step(description)
-
-    def fits(steps: int) -> bool:
-        with torch.device("meta"):
-            return count_parameters(at_width(description, steps * step).build(num_classes)) <= max_parameters
-
-    if not fits(1):
+    best = None
+    with torch.device("meta"):
+        description.build(num_classes)  # if this one can be built, so can those of its multiples: the search ends
+        for width in count(1):
+            with contextlib.suppress(ValueError):
+                candidate = at_width(description, width)
+                if count_parameters(candidate.build(num_classes)) > max_parameters:
+                    break
+                best = candidate
+    if best is None:
         raise ValueError(
             f"Even the narrowest network of this form has more than {max_parameters:,} parameters; take fewer blocks."
         )
-    low, high = 1, 2
-    while fits(high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return at_width(description, low * step)
-
-
-def _channels(description: Description) -> list[int]:
-    """Every number in a description that grows with its width."""
-    groups = (stage.block_arguments.get("group_width") for stage in description.stages)
-    return [description.stem.channels, *(stage.out_channels for stage in description.stages), *filter(None, groups)]
-
-
-def _step(description: Description) -> int:
-    """The smallest width at which all channels divide by their stage's reduction."""
-    unit = math.gcd(*_channels(description))
-    reductions = [(stage.out_channels // unit, stage.block_arguments.get("reduction") or 1) for stage in description.stages]
-    return math.lcm(*(reduction // math.gcd(reduction, ratio) for ratio, reduction in reductions))
+    return best

@@ -11,10 +11,7 @@ from helpers.models.blocks import BasicBlock, Bottleneck, Res2NetBlock, Residual
 
 @dataclass(frozen=True)
 class Stem:
-    """The layers before the first residual block; the defaults are those of ImageNet networks.
-
-    `padding` is the convolution's (None: such that stride 1 keeps the image size), `pool_padding` the max-pool's.
-    """
+    """The layers before the first residual block, by default an ImageNet network's. `padding` None: stride 1 keeps the size."""
 
     channels: int = 64
     kernel_size: int = 7
@@ -26,10 +23,7 @@ class Stem:
 
 @dataclass(frozen=True)
 class Stage:
-    """Residual blocks at one image size; the first block carries the stride and the change of width.
-
-    `block_arguments` are further keywords of the block class, such as `cardinality` and `group_width`.
-    """
+    """Residual blocks at one image size; the first carries the stride. `block_arguments`: more keywords of the block class."""
 
     blocks: int
     out_channels: int
@@ -103,9 +97,7 @@ def initialise_torch(model: nn.Module) -> None:
 
 
 def zero_last_batchnorm(model: nn.Module) -> None:
-    """Make every residual block start as its shortcut: the weight of its last BatchNorm becomes 0, in place.
-
-    Works for our blocks and torchvision's.
+    """Make every residual block, ours or torchvision's, start as its shortcut: its last BatchNorm's weight becomes 0, in place.
 
     Source: Goyal et al. 2017, section 5.1.
 
@@ -145,10 +137,7 @@ class Description:
 def bottlenecks(
     blocks: Sequence[int], stem: Stem, group_width: int, block: type[ResidualBlock] = Bottleneck, **block_arguments: int
 ) -> Description:
-    """Stages of bottlenecks from 256 channels on: wherever the image halves, the channels and the group width double.
-
-    Source: Xie et al. 2017, table 1 and section 3.1.
-    """
+    """Bottlenecks from 256 channels on; where the image halves, channels and group width double. Xie et al. 2017, table 1."""
     stages = (
         Stage(count, 256 * 2**number, 2 if number else 1, block_arguments | {"group_width": group_width * 2**number})
         for number, count in enumerate(blocks)
@@ -182,12 +171,8 @@ SLIM = {
 }
 # The final network with one of the report's two other moves taken back.
 SLIM["slim_resnet_max_pool"] = replace(SLIM["slim_resnet"], stem=replace(SLIM_STEM, max_pool=True))
-SLIM["slim_resnet_stride_second"] = replace(
-    SLIM["slim_resnet"],
-    stages=tuple(
-        replace(stage, block_arguments=stage.block_arguments | {"strided": "second"}) for stage in SLIM["slim_resnet"].stages
-    ),
-)
+_moved = (replace(stage, block_arguments=stage.block_arguments | {"strided": "second"}) for stage in SLIM["slim_resnet"].stages)
+SLIM["slim_resnet_stride_second"] = replace(SLIM["slim_resnet"], stages=tuple(_moved))
 
 CIFAR_STEM = Stem(64, 3, 1, max_pool=False)  # Xie et al. 2017, section 5.2
 NETWORKS = {
@@ -205,10 +190,7 @@ NETWORKS = {
     "resnext50_unpadded": bottlenecks((3, 4, 6, 3), Stem(pool_padding=0), 4, cardinality=32),
     "pikachu_resnext29": Description(
         Stem(64, 3, 2, padding=3, pool_padding=0),
-        tuple(
-            Stage(3, out_channels, stride, {"cardinality": 32, "group_width": group_width})
-            for out_channels, stride, group_width in ((256, 1, 2), (512, 2, 8), (1024, 2, 16))
-        ),
+        tuple(Stage(3, 256 * 2**n, 2 if n else 1, {"cardinality": 32, "group_width": (2, 8, 16)[n]}) for n in range(3)),
         Bottleneck,
     ),
     # Gao et al. 2019, section 4.3: 6 groups of 24 channels in each of 4 parts.

@@ -14,9 +14,8 @@ class SimpleNet(nn.Module):
     All are 3×3 but the 11th and the 12th, which are 1×1; a 2×2 max-pooling follows four of them, and the last map is
     max-pooled whole. Dropout follows each of the first twelve. The convolutions keep their biases, as published.
 
-    Source: Hasanpour et al. 2016 (arXiv 1608.06037), figure 1 and the authors' published networks for CIFAR, of which
-    their first PyTorch port differs: it pools after the 10th layer too. BatchNorm in all 13 is the report's, section 1.4,
-    and so is its moving-average fraction of 0.95, which torch calls a momentum of 0.05.
+    Source: Hasanpour et al. 2016 (arXiv 1608.06037), figure 1 and the authors' networks for CIFAR (their first PyTorch port
+    pools after the 10th layer too). BatchNorm in all 13, with torch's momentum of 0.05, is the report's, section 1.4.
     """
 
     channels = (64, 128, 128, 128, 128, 128, 256, 256, 256, 512, 2048, 256, 256)
@@ -54,7 +53,7 @@ class SimpleNet(nn.Module):
 class WideResNet(nn.Module):
     """A WideResNet-`depth`-`width`: three stages of N wide blocks with 16, 32 and 64 times `width` channels.
 
-    Its depth is 6N + 4. The stem is a bare convolution: each block has its BatchNorm first, and one more follows the last.
+    The stem is a bare convolution: each block has its BatchNorm first, and one more follows the last.
 
     Source: Zagoruyko and Komodakis 2016, table 1.
 
@@ -91,18 +90,16 @@ class WideResNet(nn.Module):
 class ZooResNeXt(nn.Module):
     """A home-made ResNeXt of report `zoo`: stages of three 32×4d blocks, each closed by a 3×3 convolution of stride 2.
 
-    The closing convolution, `transition1` and so on, halves the side of the maps and gives them the stage's second number
-    of channels: half of the first in the report, twice of it by the second rule of Xie et al. 2017, section 3.1, which the
-    report cites. Nothing else tells the two apart.
+    The closing convolution, `transition1` and so on, halves the side of the maps and changes the channels: to half in the
+    report, to twice as many by the second rule of Xie et al. 2017, section 3.1, which the report cites.
 
-    Source: report `zoo`, sections 3.4 and 5.2, read so: "1: 32, 16" is a first stage whose blocks have 32 channels and whose
-    convolution, bare as written, gives 16; "dimension of data is halved" is both the channels and the maps; the blocks are
-    its figure's, 32 paths 4 wide at every stage, as no other number is given and this one fits 4 channels too; the stem
+    Source: report `zoo`, sections 3.4 and 5.2, read so: in "1: 32, 16" the blocks have 32 channels and the convolution, bare
+    as written, gives 16; the blocks are its figure's, 32 paths 4 wide at every stage, as no other number is given; the stem
     has no padding; before "a Dense layer" the maps are averaged, as in the paper.
 
     Args:
         stages: for each stage its channels and those after it; the stem has those of the first.
-        rectify: put a ReLU on the scores. Section 3.4 has one after its dense layer, section 5.2, with the results, does not.
+        rectify: put a ReLU on the scores, as section 3.4 does and section 5.2, with the results, does not.
     """
 
     def __init__(self, num_classes: int, stages: Sequence[tuple[int, int]], rectify: bool = False):
