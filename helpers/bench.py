@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from helpers import data, models, pieces, training
-from helpers.experiments.plan import AMP_SGD, PIKACHU
+from helpers.experiments.recipes import AMP_SGD, PIKACHU
 from helpers.experiments.runner import peak_memory
 from helpers.runtime import UserError, autocast_dtype, choose_device, environment
 

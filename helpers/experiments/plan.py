@@ -1,8 +1,18 @@
-"""The plan: every experiment as one declared row: report, data set, model, recipe, and what the report printed."""
+"""The plan: every experiment as one declared row, in the order of what it is worth to run it.
 
+`…_coded` rows follow the report's published code where it differs from its text; `…_8ep` and the like are a report's recipe,
+shortened to so many epochs. Ours are the short recipes, `…_fast`, and the long ones, `…_long` and `…_strong`.
+"""
+
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
+from helpers.experiments import recipes
 from helpers.training.recipe import Recipe
+
+TORCHVISION = {"resnet18_torchvision": "torchvision/resnet18", "resnext50_torchvision": "torchvision/resnext50_32x4d"}
 
 
 @dataclass(frozen=True)
@@ -10,318 +20,190 @@ class Experiment:
     """One row of the plan.
 
     Attributes:
-        quick: what the `quick` profile changes in the recipe.
+        seeds: how many are wanted: seed 0, 1, …
+        quick: epochs of the `quick` profile, where there is no `…_fast` row (`runner.recipe_for`).
         reported: what the report prints for this row: accuracies as fractions, or (low, high) where it gives a range; the
             confusion matrix as [[TN, FP], [FN, TP]].
     """
 
     name: str
     report: str
-    dataset: str
-    model: str
     recipe: Recipe
+    model: str
+    dataset: str
+    seeds: int = 1
     pretrained: bool = False
-    quick: dict = field(default_factory=dict)
+    quick: int = 8
     reported: dict = field(default_factory=dict)
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether the recipe is a short or a long one of ours, whose record has the accuracy with mirrored images too."""
+        return self.report != "speed" and bool({"fast", "long", "strong"} & {*self.name.split("_")})
 
-# Report `pikachu`, section 3.1: SGD, batch 8, learning rate 0.1, momentum 0.9, divided by 10 every 7 epochs. The 20 epochs,
-# the 224 pixels and the scaling to [-1, 1] are its code's; it names no augmentation and no weight decay.
-PIKACHU = Recipe(
-    epochs=20,
-    batch_size=8,
-    image_size=224,
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-    learning_rate=0.1,
-    momentum=0.9,
-    schedule="step",
-    step_epochs=7,
-)
-# Ours: a gentler rate for weights that already know ImageNet, its own pixel statistics, and a flip.
-PIKACHU_FINETUNED = replace(
-    PIKACHU,
-    epochs=10,
-    learning_rate=0.005,
-    step_epochs=4,
-    augment="crop_flip",
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-)
-PIKACHU_QUICK = {"epochs": 9, "step_epochs": 3}
 
-# Report `pikachu`, table 4.2: 5,000 training and 1,000 test images of CIFAR-10; it names no other recipe than the one above.
-CIFAR10_5K = replace(PIKACHU, image_size=32)
+def row(name: str, report: str, recipe: Recipe, model: str | None = None, **more) -> Experiment:
+    """A row of the plan; without a model, its network is what the name says."""
+    dataset, network = name.split("/")
+    return Experiment(name, report, recipe, model or TORCHVISION.get(network, network), dataset, **more)
 
-# Report `amp`, section "Model" and "Data Augmentation": its pixel statistics are the widely copied ones, whose deviations are
-# the mean of each image's own. It names a momentum for the perturbed run only; without one, 0.001 would hardly move.
-AMP_SGD = Recipe(
-    epochs=100,
-    batch_size=64,
-    image_size=32,
-    mean=(0.4914, 0.4822, 0.4465),
-    std=(0.2023, 0.1994, 0.2010),
-    learning_rate=0.001,
-    momentum=0.9,
-    weight_decay=1e-4,
-    schedule="cosine",
-    augment="crop_flip",
-    padding=4,
-)
-AMP_PERTURBED = replace(AMP_SGD, learning_rate=0.1, perturbation=0.5)
-# The fair pair: everything as in the perturbed run but the perturbation, for as many epochs, and for as many gradients.
-AMP_SAME = replace(AMP_PERTURBED, perturbation=None)
-AMP_TWICE = replace(AMP_SAME, epochs=200)
-# Ours: at a rate of 0.1 from the first step, the loss of either first climbs above 19 (plain) or 110 (perturbed). So the fair
-# pair once more, with a rate that rises over the first epochs.
-AMP = {"sgd": AMP_SGD, "amp": AMP_PERTURBED, "sgd_same": AMP_SAME, "sgd_twice": AMP_TWICE}
-AMP |= {"amp_warm": replace(AMP_PERTURBED, warmup_epochs=3), "sgd_warm": replace(AMP_SAME, warmup_epochs=3)}
-AMP_REPORTED = {"sgd": {"test_accuracy": (0.89, 0.90)}, "amp": {"test_accuracy": (0.90, 0.91)}}
-# Ours, with the true pixel statistics: Goyal et al. 2017 for the warm-up, Szegedy et al. 2016 for the smoothed labels.
-STRONG = Recipe(
-    epochs=200,
-    batch_size=128,
-    image_size=32,
-    mean=(0.4914, 0.4822, 0.4465),
-    std=(0.2470, 0.2435, 0.2616),
-    learning_rate=0.1,
-    momentum=0.9,
-    nesterov=True,
-    weight_decay=5e-4,
-    decay_weights_only=True,
-    schedule="cosine",
-    warmup_epochs=5,
-    label_smoothing=0.1,
-    augment="crop_flip",
-    padding=4,
-)
 
-# Report `slim`, figure 1 names optimiser, rate and batch; the pixel statistics are its code's, the epochs its search's.
-SLIM_TRIAL = Recipe(
-    epochs=20,
-    batch_size=64,
-    image_size=32,
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-    optimizer="adam",
-    learning_rate=0.001,
-)
-# The report's final recipe. Its log in figure 2 gives the schedule away: the rates printed are those of a cosine of 25 batches,
-# not epochs, down to 0.0001 and up again, at 1,562 batches of 128 an epoch. Its code names no momentum.
-SLIM_FINAL = replace(
-    SLIM_TRIAL,
-    epochs=80,
-    batch_size=128,
-    optimizer="sgd",
-    learning_rate=0.1,
-    momentum=0.0,
-    weight_decay=1e-4,
-    schedule="periodic_batches",
-    period=25,
-    lowest_learning_rate=1e-4,
-    augment="fourfold",
-)
-# For the search and the fair three: the rate falls once over the whole run, so that no epoch ends on a low one by luck.
-SLIM_COSINE = replace(SLIM_FINAL, epochs=20, schedule="cosine", lowest_learning_rate=0.0, augment="none")
-SLIM_TRIALS = [
-    ("slim_resnet_trial1", "slim_resnet_trial1", {"test_accuracy": 0.77}),
-    ("slim_resnet_trial2", "slim_resnet_trial2", {"test_accuracy": 0.77}),
-    ("slim_resnet_trial3", "slim_resnet_trial3", {"test_accuracy": 0.84}),
-    ("resnet18_torchvision", "torchvision/resnet18", {"test_accuracy": 0.78}),
-]
-# Report `zoo`, sections 3.4 and 5: Adam, no augmentation, six hours for every network and an early stopper. It names neither
-# the rate, which is Adam's own here, nor the batch, the patience or the longest run; the pixel statistics are the true ones.
-ZOO = Recipe(
-    epochs=200,
-    batch_size=128,
-    image_size=32,
-    mean=(0.5071, 0.4865, 0.4409),
-    std=(0.2673, 0.2564, 0.2762),
-    optimizer="adam",
-    learning_rate=0.001,
-    time_budget=6 * 3600.0,
-    patience=10,
-)
-# The same on a tenth of CIFAR-10, for two CPU cores: the time alone decides, so that it is equal for all.
-ZOO_TENTH = replace(ZOO, epochs=1000, mean=STRONG.mean, std=STRONG.std, time_budget=900.0, patience=None)
-# And on all of it, for a GPU, whose ten minutes are more than a CPU's fifteen: fourteen of them are one session in Colab.
-ZOO_WHOLE = replace(ZOO_TENTH, time_budget=600.0)
-ZOO_STRONG = replace(STRONG, mean=ZOO.mean, std=ZOO.std)
-# Each network of the report with its accuracy on CIFAR-100, section 5.2; ours have none, nor has the one it did not finish.
-ZOO_REPORTED = {
-    "simplenet": 0.6356,
-    "res2next29_6c24w4s": None,
-    "zoo_resnext1": 0.2857,
-    "zoo_resnext2": 0.305,
-    "zoo_resnext3": 0.2021,
-    "zoo_resnext1_rectified": None,
-    "zoo_resnext1_doubling": None,
-    "zoo_resnext1_doubling_wide": None,
-    "wrn16_2": 0.4426,
-    "wrn16_4": 0.4509,
-    "wrn16_8": 0.4354,
-    "wrn16_16": 0.4372,
-    "wrn28_2": 0.4214,
-    "wrn28_4": 0.4621,
+def accuracy(value: float | tuple[float, float] | None) -> dict:
+    """The `reported` of a row of which the report prints the test accuracy alone."""
+    return {} if value is None else {"test_accuracy": value}
+
+
+def fast(name: str, report: str, epochs: int, peak: float, changes: Mapping = MappingProxyType({}), **more) -> Experiment:
+    """A short recipe of ours: so many epochs, an eighth of them for the rise to the peak rate, then linearly to zero."""
+    dataset, network = name.split("/")
+    length = {"epochs": epochs, "learning_rate": peak, "warmup_epochs": epochs // 8}
+    recipe = replace(recipes.FAST, **recipes.STATISTICS[dataset] | length | changes)
+    return row(name, report, recipe, more.pop("model", re.sub("_(fast|long)$", "", network)), **more)
+
+
+def of_tenth() -> list[Experiment]:
+    """The rows on a tenth of CIFAR-10, on their way out: kept until runs on the whole of it stand in their place."""
+    older = {"clip_norm": None, "nesterov": False, "initialisation": None}  # before the sources of report `amp` were read
+    part, whole, network = "cifar10_tenth", (5, "fourfold", 0), "resnext29_under5m"
+    amp = {name: replace(recipe, epochs=recipe.epochs * 15 // 100, **older) for name, recipe in recipes.AMP.items()}
+    speed = {"fast": {}, "plain": {"channels_last": False, "mixed_precision": False}}  # must end alike
+    slim = {"": whole, "_plain": (20, "none", 0), "_crop_flip": (20, "crop_flip", 4)}  # each image is seen 20 times
+    slim |= {"_max_pool": whole, "_stride_second": whole}
+    return [
+        *(row(f"{part}/{network}_{name}", "amp", recipe, network) for name, recipe in amp.items()),
+        *(
+            row(f"{part}/speed_{name}", "speed", replace(recipes.AMP_SAME, epochs=4, **older, **changes), network)
+            for name, changes in speed.items()
+        ),
+        *(row(f"{part}/{name}", "slim", recipes.SLIM_TRIAL) for name in recipes.SLIM_REPORTED),
+        *(
+            row(
+                f"{part}/slim_resnet{name}",
+                "slim",
+                replace(recipes.SLIM_COSINE, epochs=epochs, augment=augment, padding=padding),
+                f"slim_resnet{name}" if epochs == 5 else "slim_resnet",
+            )
+            for name, (epochs, augment, padding) in slim.items()
+        ),
+        *(row(f"{part}/{model}", "zoo", recipes.ZOO_TENTH) for model in recipes.ZOO_REPORTED),
+    ]
+
+
+PIKACHU_REPORTED = {
+    "resnext50_ours": {"val_loss": 0.5021, "test_accuracy": 0.7946, "confusion": [[95, 34], [19, 102]]},
+    "resnext50_torchvision": {"val_loss": 0.5047, "test_accuracy": 0.7752, "confusion": [[90, 39], [19, 102]]},
+    "resnet18_torchvision": {"val_loss": 0.3917, "test_accuracy": 0.8333, "confusion": [[102, 29], [14, 102]]},
 }
-ZOO_RECIPES = {"simplenet": replace(ZOO, epochs=50, patience=None)}  # section 2.2 trains it for 50 epochs
-ZOO_QUICK = {"epochs": 8}
-
-_ROWS = [
-    Experiment(
-        "pikachu/resnext50_ours",
-        "pikachu",
-        "pikachu",
-        "resnext50_32x4d",
-        PIKACHU,
-        quick=PIKACHU_QUICK,
-        reported={"val_loss": 0.5021, "test_accuracy": 0.7946, "confusion": [[95, 34], [19, 102]]},
+RESNET18, RESNEXT50, UNDER5M = "torchvision/resnet18", "torchvision/resnext50_32x4d", "resnext29_under5m"
+ZOO_FIRST = ["wrn16_2", "zoo_resnext1", "zoo_resnext2", "zoo_resnext3", "zoo_resnext1_doubling", "zoo_resnext1_rectified"]
+ZOO_FIRST += ["wrn28_2", "wrn16_4"]
+ZOO_ROWS = {  # as the report trains them
+    model: row(
+        f"cifar100/{model}",
+        "zoo",
+        recipes.ZOO_SIMPLENET if model == "simplenet" else recipes.ZOO,
+        reported=accuracy(printed),
+    )
+    for model, printed in recipes.ZOO_REPORTED.items()
+}
+ROWS = [
+    # The reports on their own data, the cheapest and the most telling first.
+    *(
+        row(f"cifar10/{name}", "slim", recipes.SLIM_TRIAL, seeds=2, reported=accuracy(printed))
+        for name, printed in recipes.SLIM_REPORTED.items()
     ),
-    Experiment(
-        "pikachu/resnext50_torchvision",
-        "pikachu",
-        "pikachu",
-        "torchvision/resnext50_32x4d",
-        PIKACHU,
-        quick=PIKACHU_QUICK,
-        reported={"val_loss": 0.5047, "test_accuracy": 0.7752, "confusion": [[90, 39], [19, 102]]},
+    *(ZOO_ROWS.pop(model) for model in ZOO_FIRST),
+    *(
+        row(f"cifar10_5k/{name}", "pikachu", replace(recipes.CIFAR10_5K_CODED, **changes), model, seeds=2)
+        for name, model, changes in (
+            ("resnext29_coded", "pikachu_resnext29", {"epochs": 63}),
+            ("resnet18_coded", RESNET18, {"epochs": 102}),
+            # The default of its function, for with the 0.1 of its call nothing is learnt.
+            ("resnet18_coded_decay0001", RESNET18, {"epochs": 102, "weight_decay": 0.001}),
+        )
     ),
-    Experiment(
-        "pikachu/resnet18_torchvision",
-        "pikachu",
-        "pikachu",
-        "torchvision/resnet18",
-        PIKACHU,
-        quick=PIKACHU_QUICK,
-        reported={"val_loss": 0.3917, "test_accuracy": 0.8333, "confusion": [[102, 29], [14, 102]]},
-    ),
-    Experiment(
-        "pikachu/resnet18_finetuned",
-        "pikachu",
-        "pikachu",
-        "torchvision/resnet18",
-        PIKACHU_FINETUNED,
-        pretrained=True,
-        quick={"epochs": 4, "step_epochs": 2},
-    ),
-    Experiment(
-        "pikachu/resnext50_finetuned",
-        "pikachu",
-        "pikachu",
-        "torchvision/resnext50_32x4d",
-        PIKACHU_FINETUNED,
-        pretrained=True,
-        quick={"epochs": 4, "step_epochs": 2},
-    ),
-    Experiment(
-        "cifar10_5k/resnext29_32x4d",
-        "pikachu",
-        "cifar10_5k",
-        "resnext29_32x4d",
-        CIFAR10_5K,
-        quick=PIKACHU_QUICK,
-        reported={"test_accuracy": 0.4506},
-    ),
-    Experiment(
-        "cifar10_5k/resnet18_torchvision",
-        "pikachu",
-        "cifar10_5k",
-        "torchvision/resnet18",
-        CIFAR10_5K,
-        quick=PIKACHU_QUICK,
-        reported={"test_accuracy": 0.6638},
+    row("cifar10_5k/resnext29_32x4d", "pikachu", recipes.CIFAR10_5K, seeds=2, reported=accuracy(0.4506)),
+    row("cifar10_5k/resnet18_torchvision", "pikachu", recipes.CIFAR10_5K, seeds=2, reported=accuracy(0.6638)),
+    row("pikachu/resnet18_coded", "pikachu", recipes.PIKACHU_CODED, RESNET18, seeds=2),
+    row("pikachu/resnext50_coded", "pikachu", recipes.PIKACHU_CODED, "resnext50_unpadded", seeds=2),
+    row("pikachu/resnext50_torchvision_coded", "pikachu", recipes.PIKACHU_CODED, RESNEXT50, seeds=2),
+    *(
+        row(f"pikachu/{name}", "pikachu", recipes.PIKACHU, seeds=3, reported=reported)
+        for name, reported in PIKACHU_REPORTED.items()
     ),
     *(
-        Experiment(
-            f"cifar10/resnext29_under5m_{name}",
+        row(f"cifar10/{UNDER5M}_{name}_8ep", "amp", replace(recipes.AMP[name], epochs=8), UNDER5M)
+        for name in ("sgd", "sgd_same", "amp")
+    ),
+    *(  # at equal images seen: 3 epochs of four copies, or 12 of one
+        row(f"cifar10/slim_resnet{name}", "slim", replace(recipe, epochs=epochs), f"slim_resnet{change}")
+        for name, change, recipe, epochs in (
+            ("_3ep", "", recipes.SLIM_FINAL, 3),
+            ("_plain_12ep", "", recipes.SLIM_PLAIN, 12),
+            ("_crop_flip_12ep", "", recipes.SLIM_CROPPED, 12),
+            ("_max_pool_3ep", "_max_pool", recipes.SLIM_FINAL, 3),
+            ("_stride_second_3ep", "_stride_second", recipes.SLIM_FINAL, 3),
+        )
+    ),
+    # The report prints 0.4834 after 10 of its 50 epochs.
+    row("cifar100/simplenet_10ep", "zoo", replace(recipes.ZOO_SIMPLENET, epochs=10), "simplenet"),
+    # Ours in one sitting each: ten minutes of a T4, or two hours and a half of two CPU cores.
+    fast("cifar10/resnext29_under5m_fast", "amp", 16, 0.15, seeds=2),
+    fast("cifar10/wrn16_4_fast", "slim", 48, 0.2, recipes.PLAIN_BLOCKS),
+    fast("cifar10/slim_resnet_fast", "slim", 28, 0.15),
+    fast("cifar100/wrn16_2_fast", "zoo", 45, 0.2, recipes.PLAIN_BLOCKS, seeds=2),
+    fast("cifar100/wrn16_4_fast", "zoo", 36, 0.2, recipes.PLAIN_BLOCKS),
+    fast("cifar100/wrn28_2_fast", "zoo", 45, 0.2, recipes.PLAIN_BLOCKS),
+    fast("cifar100/simplenet_fast", "zoo", 16, 0.1, recipes.PLAIN_BLOCKS),
+    fast("cifar100/zoo_resnext1_doubling_fast", "zoo", 60, 0.2),
+    fast("pikachu/resnet18_fast", "pikachu", 60, 0.05, recipes.PHOTOGRAPHS_FAST),
+    fast("pikachu/resnext50_fast", "pikachu", 40, 0.05, recipes.PHOTOGRAPHS_FAST, model="resnext50_32x4d"),
+    fast("cifar10/slim_resnet_strong_fast", "slim", 16, 0.15),
+    fast("cifar10/resnext29_32x4d_fast", "pikachu", 16, 0.15),
+    fast("cifar100/wrn28_4_fast", "zoo", 16, 0.2, recipes.PLAIN_BLOCKS),
+    fast("cifar100/res2next29_6c24w4s_fast", "zoo", 8, 0.1),
+    fast("cifar100/resnext29_32x4d_fast", "zoo", 16, 0.15),
+    # As time allows.
+    row(f"cifar10/{UNDER5M}_amp_16ep", "amp", replace(recipes.AMP_PERTURBED, epochs=16), UNDER5M),
+    *(ZOO_ROWS.pop(model) for model in ("wrn28_4", "wrn16_8")),
+    fast("cifar10/resnext29_under5m_long", "amp", 48, 0.15),
+    # The reports at full length, and what stands beside them.
+    *(
+        row(
+            f"cifar10/{UNDER5M}_{name}",
             "amp",
-            "cifar10",
-            "resnext29_under5m",
             recipe,
-            quick={"epochs": recipe.epochs * 8 // 100},
-            reported=AMP_REPORTED.get(name, {}),
+            UNDER5M,
+            quick=recipe.epochs * 8 // 100,
+            reported=accuracy(recipes.AMP_REPORTED.get(name)),
         )
-        for name, recipe in (AMP | {"strong": STRONG, "strong_amp": replace(STRONG, perturbation=0.5)}).items()
+        for name, recipe in recipes.AMP.items()
     ),
-    *(  # the same six on a tenth of the training images, for as long as two CPU cores allow
-        Experiment(
-            f"cifar10_tenth/resnext29_under5m_{name}",
-            "amp",
-            "cifar10_tenth",
-            "resnext29_under5m",
-            replace(recipe, epochs=recipe.epochs * 15 // 100),
-            quick={"epochs": recipe.epochs * 5 // 100},
-        )
-        for name, recipe in AMP.items()
+    row("cifar10/slim_resnet", "slim", recipes.SLIM_FINAL, reported=accuracy(0.91)),
+    row(
+        "cifar10/slim_resnet_by_epoch", "slim", replace(recipes.SLIM_FINAL, schedule="periodic_epochs"), "slim_resnet", quick=4
     ),
-    *(  # no report's: one short training by the fast path and by the plain one, which must end alike
-        Experiment(
-            f"cifar10_tenth/speed_{name}",
-            "speed",
-            "cifar10_tenth",
-            "resnext29_under5m",
-            replace(AMP_SAME, epochs=4, **changes),
-            quick={"epochs": 2},
-        )
-        for name, changes in (("fast", {}), ("plain", {"channels_last": False, "mixed_precision": False}))
-    ),
-    *(  # the report calls its accuracies validation, and takes the best epoch on the test images
-        Experiment(f"cifar10/{name}", "slim", "cifar10", model, SLIM_TRIAL, quick={"epochs": 8}, reported=reported)
-        for name, model, reported in SLIM_TRIALS
-    ),
+    row("cifar10/slim_resnet_max_pool", "slim", recipes.SLIM_FINAL, quick=4),
+    row("cifar10/slim_resnet_stride_second", "slim", recipes.SLIM_FINAL, quick=4),
+    row("cifar10/slim_resnet_plain", "slim", recipes.SLIM_PLAIN, "slim_resnet", quick=16),
+    *ZOO_ROWS.values(),
+    row("pikachu/resnet18_finetuned", "pikachu", recipes.PIKACHU_FINETUNED, RESNET18, pretrained=True, quick=4),
+    row("pikachu/resnext50_finetuned", "pikachu", recipes.PIKACHU_FINETUNED, RESNEXT50, pretrained=True, quick=4),
+    # Ours, for a GPU.
     *(
-        Experiment(f"cifar10/{name}", "slim", "cifar10", model, recipe, quick={"epochs": epochs}, reported=reported)
-        for name, model, recipe, epochs, reported in (
-            ("slim_resnet", "slim_resnet", SLIM_FINAL, 4, {"test_accuracy": 0.91}),
-            ("slim_resnet_by_epoch", "slim_resnet", replace(SLIM_FINAL, schedule="periodic_epochs"), 4, {}),
-            ("slim_resnet_max_pool", "slim_resnet_max_pool", SLIM_FINAL, 4, {}),
-            ("slim_resnet_stride_second", "slim_resnet_stride_second", SLIM_FINAL, 4, {}),
-            # as many images seen as in 80 epochs of four copies
-            ("slim_resnet_plain", "slim_resnet", replace(SLIM_FINAL, augment="none", epochs=320), 16, {}),
-            ("slim_resnet_strong", "slim_resnet_strong", STRONG, 16, {}),
-        )
+        row(f"cifar10/{model}_strong", report, recipes.STRONG, model)
+        for model, report in ((UNDER5M, "amp"), ("wrn16_4", "slim"), ("resnext29_32x4d", "pikachu"))
     ),
+    row(f"cifar10/{UNDER5M}_strong_amp", "amp", replace(recipes.STRONG, perturbation=0.5, clip_norm=50.0), UNDER5M),
+    row("cifar10/slim_resnet_strong", "slim", recipes.STRONG),  # a network of ours; the report's own is the next one
+    row("cifar10/slim_resnet_final_strong", "slim", recipes.STRONG, "slim_resnet"),
     *(
-        Experiment(f"cifar10_tenth/{name}", "slim", "cifar10_tenth", model, SLIM_TRIAL, quick={"epochs": 8})
-        for name, model, _ in SLIM_TRIALS
+        row(f"cifar100/{model}_strong", "zoo", replace(recipes.STRONG, **recipes.CIFAR100), model)
+        for model in recipes.ZOO_STRONG
     ),
-    *(  # every image is seen 20 times, whether in 5 epochs of four copies or in 20 of one
-        Experiment(
-            f"cifar10_tenth/{name}",
-            "slim",
-            "cifar10_tenth",
-            model,
-            replace(SLIM_COSINE, epochs=epochs, augment=augment, padding=padding),
-            quick={"epochs": epochs // 5},
-        )
-        for name, model, augment, epochs, padding in (
-            ("slim_resnet", "slim_resnet", "fourfold", 5, 0),
-            ("slim_resnet_plain", "slim_resnet", "none", 20, 0),
-            ("slim_resnet_crop_flip", "slim_resnet", "crop_flip", 20, 4),
-            ("slim_resnet_max_pool", "slim_resnet_max_pool", "fourfold", 5, 0),
-            ("slim_resnet_stride_second", "slim_resnet_stride_second", "fourfold", 5, 0),
-        )
-    ),
-    *(
-        Experiment(
-            f"cifar100/{model}",
-            "zoo",
-            "cifar100",
-            model,
-            ZOO_RECIPES.get(model, ZOO),
-            quick=ZOO_QUICK | {"time_budget": 600.0},
-            reported={} if accuracy is None else {"test_accuracy": accuracy},
-        )
-        for model, accuracy in ZOO_REPORTED.items()
-    ),
-    *(
-        Experiment(f"cifar100/{model}_strong", "zoo", "cifar100", model, ZOO_STRONG, quick=ZOO_QUICK)
-        for model in ("simplenet", "res2next29_6c24w4s", "zoo_resnext1_doubling", "wrn28_4")
-    ),
-    *(
-        Experiment(f"{dataset}/{model}", "zoo", dataset, model, recipe, quick=ZOO_QUICK)
-        for dataset, recipe in (("cifar10_tenth", ZOO_TENTH), ("cifar10", ZOO_WHOLE))
-        for model in ZOO_REPORTED
-    ),
+    row("pikachu/resnet18_strong", "pikachu", recipes.PHOTOGRAPHS_STRONG, "resnet18"),
+    row("pikachu/resnext50_strong", "pikachu", recipes.PHOTOGRAPHS_STRONG, "resnext50_32x4d"),
+    *(row(f"cifar10/{model}", "zoo", recipes.ZOO_WHOLE) for model in recipes.ZOO_REPORTED),
+    *of_tenth(),
 ]
-EXPERIMENTS = {row.name: row for row in _ROWS}
+EXPERIMENTS = {row.name: row for row in ROWS}

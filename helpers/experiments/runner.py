@@ -1,18 +1,23 @@
 """The runs: `run` turns a row of the plan and a seed into a run record."""
 
+import math
+import re
 import resource
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from sklearn.metrics import confusion_matrix
+from torch import nn
 
 from helpers import data, models, training
 from helpers.experiments.plan import EXPERIMENTS, Experiment
 from helpers.runtime import PROFILES, ROOT, UserError, choose_device, environment, seed_epoch
 from helpers.training.recipe import Recipe
+
+QUICK_SECONDS = 600.0
 
 
 def find(name: str) -> Experiment:
@@ -26,31 +31,48 @@ def find(name: str) -> Experiment:
     return EXPERIMENTS[name]
 
 
+def short_form(experiment: Experiment) -> Experiment | None:
+    """The `…_fast` row of an experiment's network, whose recipe its `quick` profile takes; None where there is none."""
+    bare = re.sub("_(ours|torchvision|strong|long)$", "", experiment.name)
+    rows = (EXPERIMENTS.get(f"{name}_fast") for name in (experiment.name, bare))
+    return experiment if experiment.name.endswith("_fast") else next(filter(None, rows), None)
+
+
 def recipe_for(experiment: Experiment, profile: str) -> Recipe:
-    """The experiment's recipe at a profile: `full` as declared, `quick` shortened, `smoke` two tiny epochs.
+    """The experiment's recipe at a profile: `full` as declared, `quick` for ten minutes of a T4, `smoke` two tiny epochs.
+
+    At `quick` it is that of the network's `…_fast` row (`short_form`), or where there is none, the row's own for fewer epochs
+    and at most ten minutes. Either way cuDNN chooses its algorithms by speed: two runs on a GPU differ in their last bits.
 
     Raises:
         UserError: the profile is unknown.
     """
     if profile not in PROFILES:
         raise UserError(f"There is no profile '{profile}'; choose one of {', '.join(PROFILES)}.")
+    recipe = experiment.recipe
+    if profile == "full":
+        return recipe
     if profile == "smoke":
-        size = max(16, experiment.recipe.image_size // 7)  # 32 pixels for photographs, 16 for CIFAR
-        return replace(experiment.recipe, epochs=2, image_size=size, learning_rate=0.02, warmup_epochs=0)
-    return replace(experiment.recipe, **experiment.quick) if profile == "quick" else experiment.recipe
+        size = max(16, recipe.image_size // 7)  # 32 pixels for photographs, 16 for CIFAR
+        sizes = tuple((share, min(pixels, size)) for share, pixels in recipe.sizes)
+        return replace(recipe, epochs=2, image_size=size, sizes=sizes, learning_rate=0.02, warmup_epochs=0)
+    if short := short_form(experiment):
+        return replace(short.recipe, deterministic=False)
+    epochs = min(experiment.quick, recipe.epochs)
+    steps = math.ceil(recipe.step_epochs * epochs / recipe.epochs)
+    budget = recipe.time_budget and min(recipe.time_budget, QUICK_SECONDS)
+    return replace(recipe, epochs=epochs, step_epochs=steps, time_budget=budget, deterministic=False)
 
 
 def load_data(experiment: Experiment, profile: str, data_dir: str | Path | None = None) -> data.Dataset:
     """The experiment's data at a profile: generated sample data for `smoke`, else the real thing."""
-    size = recipe_for(experiment, profile).image_size
+    recipe = recipe_for(experiment, profile)
     if profile == "smoke":
-        return data.sample(experiment.dataset, image_size=size)
-    return data.load(experiment.dataset, data_dir, image_size=size)
+        return data.sample(experiment.dataset, image_size=recipe.image_size)
+    return data.load(experiment.dataset, data_dir, image_size=recipe.image_size, resize=recipe.resize)
 
 
-def load_data_or_sample(
-    experiment: Experiment, profile: str, data_dir: str | Path | None = None
-) -> tuple[data.Dataset, str]:
+def load_data_or_sample(experiment: Experiment, profile: str, data_dir: str | Path | None = None) -> tuple[data.Dataset, str]:
     """As `load_data`, but where the real data cannot be had: a sentence that says why, sample data, profile `smoke`."""
     try:
         return load_data(experiment, profile, data_dir), profile
@@ -59,46 +81,55 @@ def load_data_or_sample(
         return load_data(experiment, "smoke"), "smoke"
 
 
-def run(
-    name: str,
-    seed: int = 0,
-    profile: str = "full",
-    *,
-    epochs: int | None = None,
-    data_dir: str | Path | None = None,
-    checkpoint_dir: str | Path | None = None,
-    device: str | None = None,
-    time_budget: float | None = None,
-    patience: int | None = None,
-    compiled: bool = False,
-    resume: bool = True,
-    mirror: Path | None = None,
-) -> tuple[dict, dict[str, np.ndarray]]:
+@dataclass(frozen=True)
+class Options:
+    """How a run is done, beside what its row declares.
+
+    Attributes:
+        epochs: train for this many epochs instead of the recipe's.
+        time_budget, patience: in place of the recipe's: seconds, and epochs without a better validation accuracy.
+        compiled: train through `torch.compile`, on a GPU with CUDA graphs.
+        resume, mirror: as in `training.fit`.
+    """
+
+    epochs: int | None = None
+    data_dir: str | Path | None = None
+    checkpoint_dir: str | Path | None = None
+    device: str | torch.device | None = None
+    time_budget: float | None = None
+    patience: int | None = None
+    compiled: bool = False
+    resume: bool = True
+    mirror: Path | None = None
+
+
+def run(name: str, seed: int = 0, profile: str = "full", **options) -> tuple[dict, dict[str, np.ndarray]]:
     """Train and test one experiment; returns its run record and its predictions on the test split.
 
     The record's form is that of design section 5. The predictions hold `true`, `predicted` (N,) int16 and `confidence`
     (N,) float32, the probability of the predicted class, in the order of the test split. Beyond that form, `limits` and
-    `arrangement` are those of `training.Fit`, and where there are more than five classes `test` has the `accuracy_at_5` too.
+    `arrangement` are those of `training.Fit`; `test` has the `accuracy_at_5` where there are more than five classes, and for
+    the recipes of ours the `accuracy_mirrored`, of each image's and its mirror image's scores together.
 
     Args:
-        epochs: train for this many epochs instead of the recipe's.
-        time_budget, patience: in place of the recipe's: seconds, and epochs without a better validation accuracy.
-        compiled: train through `torch.compile`, on a GPU with CUDA graphs.
+        options: fields of `Options`.
 
     Raises:
         UserError: any of the arguments, the data or the checkpoint is not usable; nothing is half written.
     """
-    experiment = find(name)
+    options, experiment = Options(**options), find(name)
     if seed < 0:
         raise UserError(f"The seed is {seed}; it must be 0 or greater.")
     recipe = recipe_for(experiment, profile)
-    recipe = replace(recipe, epochs=recipe.epochs if epochs is None else epochs, compiled=compiled or recipe.compiled)
-    device = choose_device(device)
+    epochs = recipe.epochs if options.epochs is None else options.epochs
+    recipe = replace(recipe, epochs=epochs, compiled=options.compiled or recipe.compiled)
+    device = choose_device(options.device)
     around = environment(device)  # before the run: the commit whose code is running
-    dataset = load_data(experiment, profile, data_dir)
-    seed_epoch(seed)
-    model = models.build(experiment.model, len(dataset.classes), pretrained=experiment.pretrained).to(device)
+    dataset = load_data(experiment, profile, options.data_dir)
+    model = make_model(experiment, recipe, len(dataset.classes), seed).to(device)
     macs = models.count_macs(model, (1, 3, recipe.image_size, recipe.image_size))  # now: merged groups would count more
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     fitted = training.fit(
         model,
         dataset.train,
@@ -106,60 +137,84 @@ def run(
         recipe,
         seed=seed,
         about={"experiment": name, "images": dataset.fingerprint},
-        checkpoint=checkpoint_path(name, profile, seed, checkpoint_dir),
-        resume=resume,
-        mirror=mirror,
-        time_budget=time_budget,
-        patience=patience,
+        checkpoint=checkpoint_path(name, profile, seed, options.checkpoint_dir),
+        resume=options.resume,
+        mirror=options.mirror,
+        time_budget=options.time_budget,
+        patience=options.patience,
     )
-    logits = training.predict(model, dataset.test, recipe)
+    test, predictions = measure(model, dataset.test, recipe, mirrored=experiment.is_ours)
+    record = {"experiment": name, "report": experiment.report, "seed": seed, "profile": profile}
+    record |= {"dataset": describe_data(dataset), "model": describe_model(experiment, model, macs), "recipe": asdict(recipe)}
+    record |= describe_training(fitted, data.images_shown(dataset.train, recipe.augment))
+    record |= {"test": test, "predictions": f"seed{seed}.predictions.npz"}
+    record |= {"peak_memory_bytes": peak_memory(device), "environment": around}
+    return record, predictions
+
+
+def make_model(experiment: Experiment, recipe: Recipe, num_classes: int, seed: int) -> nn.Module:
+    """The experiment's network with the initial weights of a seed."""
+    seed_epoch(seed)
+    model = models.build(
+        experiment.model, num_classes, pretrained=experiment.pretrained, initialisation=recipe.initialisation
+    )
+    if recipe.zero_last_batchnorm:
+        models.zero_last_batchnorm(model)
+    return model
+
+
+def measure(model: nn.Module, split: data.Split, recipe: Recipe, mirrored: bool) -> tuple[dict, dict[str, np.ndarray]]:
+    """A record's `test`, and the predictions it comes from, on a split of at least one image of every class."""
+    logits = training.predict(model, split, recipe)
     confidence, predicted = logits.softmax(1).max(1)
-    loss, accuracy = training.score(logits, dataset.test.labels)
+    loss, accuracy = training.score(logits, split.labels)
+    classes = logits.shape[1]
     predictions = {
-        "true": dataset.test.labels.numpy().astype(np.int16),
+        "true": split.labels.numpy().astype(np.int16),
         "predicted": predicted.numpy().astype(np.int16),
         "confidence": confidence.numpy(),
     }
-    counts = confusion_matrix(predictions["true"], predictions["predicted"], labels=range(len(dataset.classes)))
-    test = {"loss": loss, "accuracy": accuracy, "n": len(dataset.test), "confusion": counts.tolist()}
-    if len(dataset.classes) > 5:  # of fewer, the label is always among the five highest scores
-        test["accuracy_at_5"] = training.accuracy_at(5, logits, dataset.test.labels)
-    history, shown = fitted.history, data.images_shown(dataset.train, recipe.augment)
-    record = {
-        "experiment": name,
-        "report": experiment.report,
-        "seed": seed,
-        "profile": profile,
-        "dataset": {
-            "name": dataset.name,
-            "source": dataset.source,
-            "fingerprint": dataset.fingerprint,
-            "classes": dataset.classes,
-            "num_classes": len(dataset.classes),
-            "n_train": len(dataset.train),
-            "n_val": len(dataset.validation),
-            "n_test": len(dataset.test),
-        },
-        "model": {
-            "name": experiment.model,
-            "pretrained": experiment.pretrained,
-            "params": models.count_parameters(model),
-            "macs": macs,
-        },
-        "recipe": asdict(recipe),
+    counts = confusion_matrix(predictions["true"], predictions["predicted"], labels=range(classes))
+    test = {"loss": loss, "accuracy": accuracy, "n": len(split), "confusion": counts.tolist()}
+    if classes > 5:  # of fewer, the label is always among the five highest scores
+        test["accuracy_at_5"] = training.accuracy_at(5, logits, split.labels)
+    if mirrored:
+        test["accuracy_mirrored"] = training.score(training.predict(model, split, recipe, mirrored=True), split.labels)[1]
+    return test, predictions
+
+
+def describe_data(dataset: data.Dataset) -> dict:
+    """A record's `dataset`."""
+    return {
+        "name": dataset.name,
+        "source": dataset.source,
+        "fingerprint": dataset.fingerprint,
+        "classes": dataset.classes,
+        "num_classes": len(dataset.classes),
+        "n_train": len(dataset.train),
+        "n_val": len(dataset.validation),
+        "n_test": len(dataset.test),
+    }
+
+
+def describe_model(experiment: Experiment, model: nn.Module, macs: int) -> dict:
+    """A record's `model`."""
+    parameters = models.count_parameters(model)
+    return {"name": experiment.model, "pretrained": experiment.pretrained, "params": parameters, "macs": macs}
+
+
+def describe_training(fitted: training.Fit, shown: int) -> dict:
+    """What of a record `fit` leaves, after epochs that showed so many images each."""
+    history = fitted.history
+    return {
         "history": history,
         "stopped_early": fitted.stopped,
         "limits": fitted.limits,
         "arrangement": asdict(fitted.arrangement),
-        "test": test,
-        "predictions": f"seed{seed}.predictions.npz",
         "best": fitted.best,
         "seconds": sum(row["seconds"] for row in history),
         "images_per_second": shown * len(history) / sum(row["train_seconds"] for row in history),
-        "peak_memory_bytes": peak_memory(device),
-        "environment": around,
     }
-    return record, predictions
 
 
 def checkpoint_path(name: str, profile: str, seed: int, folder: str | Path | None = None) -> Path:
@@ -168,7 +223,7 @@ def checkpoint_path(name: str, profile: str, seed: int, folder: str | Path | Non
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most memory used so far, in bytes: on a GPU by torch's allocator, on a CPU by the whole process."""
+    """The most memory used so far, in bytes: on a GPU by torch's allocator in this run, on a CPU by the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux

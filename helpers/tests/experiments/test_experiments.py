@@ -13,7 +13,7 @@ import torch
 
 from helpers import experiments, training
 from helpers.__main__ import main
-from helpers.experiments import plan
+from helpers.experiments import recipes, runner
 from helpers.experiments import records as results
 from helpers.runtime import ROOT
 
@@ -44,8 +44,48 @@ def test_the_reports_accuracies_do_not_agree_with_its_confusion_matrices():
 def test_profiles_shorten_the_recipe_and_leave_full_alone():
     for row in experiments.EXPERIMENTS.values():
         assert experiments.recipe_for(row, "full") == row.recipe
-        assert experiments.recipe_for(row, "quick").epochs < row.recipe.epochs
+        assert experiments.recipe_for(row, "quick").epochs <= max(row.recipe.epochs, 60)
         assert experiments.recipe_for(row, "smoke").epochs == 2
+    quick = experiments.recipe_for(experiments.find("cifar10_5k/resnet18_coded"), "quick")
+    assert (quick.epochs, quick.step_epochs) == (8, 1)
+    quick = experiments.recipe_for(experiments.find("pikachu/resnet18_finetuned"), "quick")
+    assert (quick.epochs, quick.step_epochs, quick.deterministic) == (4, 2, False)
+    twice, same = (f"cifar10/resnext29_under5m_{name}" for name in ("sgd_twice", "sgd_same"))
+    assert [experiments.recipe_for(experiments.find(name), "quick").epochs for name in (twice, same)] == [16, 8]
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("cifar10/slim_resnet", "cifar10/slim_resnet_fast"),
+        ("cifar10/slim_resnet_strong", "cifar10/slim_resnet_strong_fast"),
+        ("cifar10/resnext29_under5m_strong", "cifar10/resnext29_under5m_fast"),
+        ("cifar100/wrn16_2", "cifar100/wrn16_2_fast"),
+        ("cifar100/wrn16_2_fast", "cifar100/wrn16_2_fast"),
+        ("pikachu/resnext50_torchvision", "pikachu/resnext50_fast"),
+        ("cifar10/resnext29_under5m_amp", None),
+        ("cifar100/wrn16_8", None),
+    ],
+)
+def test_quick_is_the_short_recipe_of_the_network_where_there_is_one(name, short):
+    row = runner.short_form(experiments.find(name))
+    assert row is (short and experiments.find(short))
+    if short:
+        assert experiments.recipe_for(experiments.find(name), "quick") == replace(row.recipe, deterministic=False)
+
+
+def test_what_report_pikachu_coded():
+    """The facts of its code: squashed, mirrored, weight decay 0.1, the rate at 0.1 again in its second call of 10 epochs."""
+    for model in ("resnext50", "resnext50_torchvision", "resnet18"):
+        recipe = experiments.EXPERIMENTS[f"pikachu/{model}_coded"].recipe
+        assert (recipe.augment, recipe.flip_test, recipe.resize, recipe.weight_decay) == ("flip", True, "squash", 0.1)
+        rates = [training.learning_rate(recipe, epoch) for epoch in range(20)]
+        assert rates == pytest.approx(2 * (7 * [0.1] + 3 * [0.01]))
+    assert experiments.EXPERIMENTS["pikachu/resnext50_coded"].model == "resnext50_unpadded"
+    names = ("resnext29_coded", "resnet18_coded", "resnet18_coded_decay0001")
+    rows = [experiments.EXPERIMENTS[f"cifar10_5k/{name}"] for name in names]
+    assert [(row.recipe.epochs, row.recipe.weight_decay) for row in rows] == [(63, 0.1), (102, 0.1), (102, 0.001)]
+    assert {(row.recipe.batch_size, row.recipe.flip_test, row.recipe.image_size) for row in rows} == {(64, True, 32)}
 
 
 def test_the_recipes_of_report_amp():
@@ -54,15 +94,41 @@ def test_the_recipes_of_report_amp():
     )
     assert (plain.batch_size, plain.epochs, plain.weight_decay, plain.learning_rate) == (64, 100, 1e-4, 0.001)
     assert (perturbed.perturbation, perturbed.learning_rate, perturbed.momentum) == (0.5, 0.1, 0.9)
+    assert (perturbed.clip_norm, perturbed.nesterov, perturbed.initialisation) == (50, True, "torch"), "its source's defaults"
     assert (plain.augment, plain.padding, plain.std) == ("crop_flip", 4, (0.2023, 0.1994, 0.2010))
     assert replace(perturbed, perturbation=None) == same, "the fair pair differs in the perturbation alone"
     assert twice.epochs == perturbed.epochs * (1 + perturbed.inner_steps), "as many gradients"
+    for name, recipe in (("sgd_8ep", plain), ("sgd_same_8ep", same), ("amp_8ep", perturbed), ("amp_16ep", perturbed)):
+        short = experiments.EXPERIMENTS[f"cifar10/resnext29_under5m_{name}"].recipe
+        assert short == replace(recipe, epochs=short.epochs) and f"_{short.epochs}ep" in name
 
 
-def test_the_tenth_differs_from_the_whole_in_its_epochs_alone():
+def test_the_tenth_has_the_recipes_from_before_the_sources_were_read():
+    older = {"clip_norm": None, "nesterov": False, "initialisation": None}
     for name, epochs in (("sgd", 15), ("amp", 15), ("sgd_same", 15), ("sgd_twice", 30), ("amp_warm", 15)):
         part, whole = (experiments.EXPERIMENTS[f"{data}/resnext29_under5m_{name}"] for data in ("cifar10_tenth", "cifar10"))
-        assert part.recipe == replace(whole.recipe, epochs=epochs) and part.model == whole.model
+        assert part.recipe == replace(whole.recipe, epochs=epochs, **older) and part.model == whole.model
+
+
+def test_the_slim_rows_of_one_table_show_equally_many_images():
+    rows = {name: row for name, row in experiments.EXPERIMENTS.items() if name.endswith(("_3ep", "_12ep"))}
+    assert [row.recipe.epochs * (4 if row.recipe.augment == "fourfold" else 1) for row in rows.values()] == [12] * 5
+    final = experiments.EXPERIMENTS["cifar10/slim_resnet"].recipe
+    assert {replace(row.recipe, epochs=80, augment="fourfold", padding=0) for row in rows.values()} == {final}
+
+
+def test_the_short_recipes_rise_fall_to_zero_and_end_at_full_size():
+    rows = [row for name, row in experiments.EXPERIMENTS.items() if name.endswith("_fast") and "/speed" not in name]
+    assert len(rows) == 15
+    for row in rows:
+        recipe = row.recipe
+        assert training.learning_rate(recipe, 0) == 0 and training.learning_rate(recipe, recipe.epochs) == pytest.approx(0)
+        assert training.learning_rate(recipe, recipe.warmup_epochs) == recipe.learning_rate
+        assert recipe.sizes[-1] == (0.7, recipe.image_size) and row.is_ours
+        network = runner.make_model(row, recipe, 10, seed=0)  # refuses to start a network at zero that cannot be
+        assert recipe.zero_last_batchnorm == any(
+            not parameter.any() for name, parameter in network.named_parameters() if "bn" in name and name.endswith("weight")
+        )
 
 
 def test_the_recipes_of_report_slim():
@@ -116,14 +182,28 @@ def test_every_network_of_the_zoo_has_the_same_time_on_cifar_10_and_nothing_else
     (recipe,) = {row.recipe for row in rows}
     assert (recipe.time_budget, recipe.patience, recipe.epochs) == (60 * minutes, None, 1000)
     same = ("epochs", "mean", "std", "patience", "time_budget")
-    assert replace(recipe, **{name: getattr(plan.ZOO, name) for name in same}) == plan.ZOO
+    assert replace(recipe, **{name: getattr(recipes.ZOO, name) for name in same}) == recipes.ZOO
 
 
-def test_one_network_of_each_family_of_the_zoo_has_a_strong_recipe():
-    zoo = [row for row in experiments.EXPERIMENTS.values() if row.report == "zoo"]
-    strong = [row for row in zoo if row.name.endswith("_strong")]
-    assert {row.recipe for row in strong} == {replace(plan.STRONG, mean=plan.ZOO.mean, std=plan.ZOO.std)}
-    assert {row.model for row in strong} == {"simplenet", "res2next29_6c24w4s", "zoo_resnext1_doubling", "wrn28_4"}
+def test_the_strong_recipes_differ_in_their_statistics_alone():
+    strong = [row for name, row in experiments.EXPERIMENTS.items() if name.startswith("cifar") and name.endswith("_strong")]
+    assert {replace(row.recipe, **recipes.CIFAR10) for row in strong} == {recipes.STRONG}
+    assert all(row.recipe.mean == recipes.STATISTICS[row.dataset]["mean"] for row in strong) and len(strong) == 13
+
+
+def test_the_plan_is_in_the_order_of_worth_and_says_how_many_seeds_it_wants():
+    names = list(experiments.EXPERIMENTS)
+    first = (
+        "cifar10/resnet18_torchvision",
+        "cifar10/slim_resnet_trial3",
+        "cifar100/zoo_resnext1",
+        "cifar10_5k/resnext29_coded",
+    )
+    then = ("pikachu/resnext50_ours", "cifar10/resnext29_under5m_amp_8ep", "cifar10/slim_resnet_3ep", "cifar100/simplenet_10ep")
+    last = ("cifar10/resnext29_under5m_fast", "cifar100/wrn16_8", "cifar10/slim_resnet", "cifar10_tenth/simplenet")
+    places = [names.index(name) for name in (*first, *then, *last)]
+    assert places == sorted(places) and len(names) == len({*names})
+    assert {row.seeds for row in experiments.EXPERIMENTS.values()} == {1, 2, 3}
 
 
 def test_a_run_keeps_to_the_time_declared_in_its_row_without_being_told(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from helpers import data, models, runtime
-from helpers.experiments import plan, search
+from helpers.experiments import recipes, search
 from helpers.experiments.search import Search
 from helpers.models import Description, Model, Stage, Stem
 from helpers.report import plots
@@ -17,7 +17,7 @@ from helpers.runtime import ROOT, UserError
 from helpers.training import loop as training
 
 TINY = Model(Description(Stem(8, 3, 2), (Stage(1, 8),)).build)
-BASE = replace(plan.SLIM_COSINE, epochs=3, image_size=16)
+BASE = replace(recipes.SLIM_COSINE, epochs=3, image_size=16)
 SMALL = {"learning_rate": (0.1, 0.02), "weight_decay": (1e-4,), "batch_size": (8, 16)}
 
 
@@ -61,7 +61,7 @@ def epochs_trained(monkeypatch) -> list:
 
 
 def test_the_reports_grid_has_twelve_trials_that_differ_in_three_settings_alone():
-    recipes = Search("slim_resnet_trial3", None, plan.SLIM_COSINE, None).trials.values()
+    recipes = Search("slim_resnet_trial3", None, recipes.SLIM_COSINE, None).trials.values()
     points = [(recipe.learning_rate, recipe.weight_decay, recipe.batch_size) for recipe in recipes]
     assert sorted(points) == [(lr, wd, bs) for lr in (0.005, 0.05, 0.1) for wd in (1e-4, 5e-4) for bs in (128, 256)]
     same = {replace(recipe, learning_rate=1, weight_decay=0, batch_size=1) for recipe in recipes}
