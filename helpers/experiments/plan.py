@@ -12,7 +12,11 @@ from types import MappingProxyType
 from helpers.experiments import recipes
 from helpers.training.recipe import Recipe
 
-TORCHVISION = {"resnet18_torchvision": "torchvision/resnet18", "resnext50_torchvision": "torchvision/resnext50_32x4d"}
+NETWORKS = {  # by the end of a row's name, where that is not the network itself
+    "resnet18_torchvision": "torchvision/resnet18",
+    "resnext50_torchvision": "torchvision/resnext50_32x4d",
+    "resnext50_ours": "resnext50_32x4d",
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Experiment:
 def row(name: str, report: str, recipe: Recipe, model: str | None = None, **more) -> Experiment:
     """A row of the plan; without a model, its network is what the name says."""
     dataset, network = name.split("/")
-    return Experiment(name, report, recipe, model or TORCHVISION.get(network, network), dataset, **more)
+    return Experiment(name, report, recipe, model or NETWORKS.get(network, network), dataset, **more)
 
 
 def accuracy(value: float | tuple[float, float] | None) -> dict:
