@@ -1,14 +1,21 @@
 """The command line: `python -m helpers list · run · table · bench · save · classify · colab`."""
 
+import os
+import signal
+import sys
+
+if __name__ == "__main__":  # torch takes seconds to import; Ctrl-C in them ends as it does later
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from helpers import bench, experiments, runtime
 from helpers.data.pools import listed
 from helpers.demo import classify
 from helpers.experiments import records as results
+from helpers.experiments.queue import Queue, run_missing
 from helpers.report import claims, colab, figures, memory, readme, tables
 from helpers.report import statistics as intervals
 from helpers.runtime import PROFILES, UserError, require_writable
@@ -21,45 +28,39 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message[0].upper()}{message[1:]}; see python -m helpers --help.")
 
 
+def folder(text: str) -> Path:
+    """A path as the user wrote it, `~` included: a shell leaves that alone in `--results-dir=~/r`."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"there is no home folder for '{text}'") from error
+
+
 def make_parser() -> Parser:
     """The parser of all commands."""
     parser = Parser(prog="python -m helpers", description="Run, list and tabulate the experiments of the notebooks.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
-
-    listing = commands.add_parser("list", help="every experiment: report, dataset, model, epochs, have or need")
-    listing.add_argument("--results-dir")
-
-    run = commands.add_parser("run", help="train and test one experiment, and write its run record")
-    run.add_argument("experiment")
-    run.add_argument("--seed", type=int, default=0)
-    run.add_argument("--profile", default="full", help=" · ".join(PROFILES))
-    run.add_argument("--epochs", type=int)
-    run.add_argument("--data-dir")
-    run.add_argument("--results-dir")
-    run.add_argument("--checkpoint-dir")
-    run.add_argument("--device")
-    run.add_argument("--time-budget", type=float, metavar="MINUTES")
-    run.add_argument("--compile", action="store_true", help="train through torch.compile, on a GPU with CUDA graphs")
-    run.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="go on from a checkpoint")
-    run.add_argument("--fresh", dest="resume", action="store_false", help="the same as --no-resume")
+    add_experiments(commands)
 
     table = commands.add_parser("table", help="rebuild the tables and figures from the run records")
-    table.add_argument("--results-dir")
+    table.add_argument("--results-dir", type=folder)
 
     speed = commands.add_parser("bench", help="images a second: a textbook loop against ours, and the pieces alone")
     speed.add_argument("models", nargs="*", metavar="MODEL", help=" · ".join(bench.MODELS))
     speed.add_argument("--device")
     speed.add_argument("--batch", type=int)
     speed.add_argument("--compile", action="store_true", help="our loop through torch.compile too")
-    speed.add_argument("--json", metavar="FILE", help="write what was measured here, such as results/bench/t4.json")
+    speed.add_argument(
+        "--json", type=folder, metavar="FILE", help="write what was measured here, such as results/bench/t4.json"
+    )
 
     save = commands.add_parser("save", help="write the model of a recorded run, from its checkpoint, for classify")
     save.add_argument("experiment")
     save.add_argument("file")
     save.add_argument("--seed", type=int, default=0)
     save.add_argument("--profile", default="full", help=" · ".join(PROFILES))
-    save.add_argument("--results-dir")
-    save.add_argument("--checkpoint-dir")
+    save.add_argument("--results-dir", type=folder)
+    save.add_argument("--checkpoint-dir", type=folder)
 
     label = commands.add_parser("classify", help="label images with a saved model")
     label.add_argument("images", nargs="+", metavar="IMAGE", help="a file, or an http:// or https:// address")
@@ -73,35 +74,79 @@ def make_parser() -> Parser:
     return parser
 
 
+def add_experiments(commands) -> None:
+    """The commands `list` and `run`."""
+    listing = commands.add_parser(
+        "list", help="every experiment, most worth first: what is there, and the minutes of what is not"
+    )
+    run = commands.add_parser("run", help="train and test one experiment, or all that are missing, and write the run records")
+    run.add_argument("experiment", nargs="?")
+    run.add_argument("--missing", action="store_true", help="instead of one: what the plan declares and no record is there of")
+    for command in (listing, run):
+        command.add_argument("--report", help="only this report's" + " (with --missing)" * (command is run))
+        command.add_argument("--dataset", help="only on this data set" + " (with --missing)" * (command is run))
+        command.add_argument("--results-dir", type=folder)
+        command.add_argument("--checkpoint-dir", type=folder)
+        command.add_argument("--device")
+    listing.add_argument("--json", action="store_true", help="the same for scripts")
+    run.add_argument("--minutes", type=float, help="with --missing: stop after the epoch in which they are spent")
+    run.add_argument("--seed", type=int, default=0)
+    run.add_argument("--profile", default="full", help=" · ".join(PROFILES))
+    run.add_argument("--epochs", type=int)
+    run.add_argument("--data-dir", type=folder)
+    run.add_argument("--time-budget", type=float, metavar="MINUTES")
+    run.add_argument("--compile", action="store_true", help="train through torch.compile, on a GPU with CUDA graphs")
+    run.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="go on from a checkpoint")
+    run.add_argument("--fresh", dest="resume", action="store_false", help="the same as --no-resume")
+
+
 def list_experiments(options) -> None:
-    """Print a line an experiment, with the seeds of which a full record is there."""
-    have = {}
-    for record in results.load_all(options.results_dir, "full"):
-        have.setdefault(record["experiment"], []).append(str(record["seed"]))
+    """Print a line for each experiment: the seeds that are there, and the minutes that the missing ones would take here."""
+    queue = Queue(options.results_dir, options.checkpoint_dir, report=options.report, dataset=options.dataset)
+    table = queue.table(runtime.choose_device(options.device))
+    if options.json:
+        print(json.dumps(list(table), indent=1))
+        return
     print(f"{'experiment':42} {'report':8} {'dataset':14} {'model':28} epochs  full runs")
-    for name, row in experiments.EXPERIMENTS.items():
-        seeds = f"have seed {', '.join(have[name])}" if name in have else "need"
-        print(f"{name:42} {row.report:8} {row.dataset:14} {row.model:28} {row.recipe.epochs:6}  {seeds}")
+    for row in table:
+        seeds = [f"have seed {', '.join(map(str, row['have']))}"] if row["have"] else []
+        if missing := row["minutes"]:
+            minutes = [f"{seed} ({minutes:,.0f} min)" for seed, minutes in missing.items()]
+            seeds.append(f"need seed {', '.join(minutes)}")
+        columns = f"{row['experiment']:42} {row['report']:8} {row['dataset']:14} {row['model']:28} {row['epochs']:6}"
+        print(f"{columns}  {'; '.join(seeds)}")
 
 
-def run_experiment(options) -> None:
+def run_experiments(options) -> None:
+    """Run one experiment, or all that are missing."""
+    common = {
+        "data_dir": options.data_dir,
+        "device": options.device,
+        "compiled": options.compile,
+        "resume": options.resume,
+        "time_budget": None if options.time_budget is None else options.time_budget * 60,
+    }
+    if options.results_dir:
+        require_writable(options.results_dir, "--results-dir")
+    if bool(options.experiment) == options.missing:
+        raise UserError("Name one experiment to run, or say --missing; python -m helpers list shows what there is.")
+    if options.missing:
+        if options.epochs is not None or options.seed:
+            raise UserError("--missing runs what the plan declares; leave out --epochs and --seed.")
+        places = (options.results_dir, options.checkpoint_dir, options.profile, options.report, options.dataset)
+        run_missing(Queue(*places), options.minutes, **common)
+    elif options.report or options.dataset or options.minutes is not None:
+        raise UserError("--report, --dataset and --minutes are for run --missing; for one experiment there is --time-budget.")
+    else:
+        run_experiment(options, common)
+
+
+def run_experiment(options, common: dict) -> None:
     """Run one experiment, write its record and print its result."""
     declared = experiments.recipe_for(experiments.find(options.experiment), options.profile)
     changed = options.epochs not in (None, declared.epochs)
-    if options.results_dir:
-        require_writable(Path(options.results_dir), "--results-dir")
-    record, predictions = experiments.run(
-        options.experiment,
-        options.seed,
-        options.profile,
-        epochs=options.epochs,
-        data_dir=options.data_dir,
-        checkpoint_dir=options.checkpoint_dir,
-        device=options.device,
-        time_budget=None if options.time_budget is None else options.time_budget * 60,
-        compiled=options.compile,
-        resume=options.resume,
-    )
+    places = {"checkpoint_dir": options.checkpoint_dir, "epochs": options.epochs}
+    record, predictions = experiments.run(options.experiment, options.seed, options.profile, **common, **places)
     test = record["test"]
     low, high = intervals.wilson(round(test["accuracy"] * test["n"]), test["n"])
     print(
@@ -127,10 +172,19 @@ def make_tables(options) -> None:
 def run_bench(options) -> None:
     """Measure the training speed; keep what was measured if a file is named."""
     if options.json:
-        require_writable(Path(options.json).parent, "--json")
+        require_writable(options.json.parent, "--json")
+        if options.json.is_dir():
+            raise UserError(f"{options.json} is a folder; name a file with --json.")
     measured = bench.run(options.models, options.device, options.batch, options.compile)
     if options.json:
-        runtime.save_text(Path(options.json), json.dumps(measured, indent=1, ensure_ascii=False) + "\n")
+        text = json.dumps(measured, indent=1, ensure_ascii=False) + "\n"
+        try:
+            runtime.save_text(options.json, text)
+        except OSError as error:
+            print(text)
+            raise UserError(
+                f"{options.json.name} could not be written ({error.strerror}); what was measured is above."
+            ) from error
 
 
 def save_model(options) -> None:
@@ -174,7 +228,7 @@ def write_colab(options) -> None:
 
 COMMANDS = {
     "list": list_experiments,
-    "run": run_experiment,
+    "run": run_experiments,
     "table": make_tables,
     "bench": run_bench,
     "save": save_model,
@@ -188,13 +242,17 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = make_parser().parse_args(arguments)
         COMMANDS[options.command](options)
+        sys.stdout.flush()
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # who reads has had enough, as in list | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

@@ -251,6 +251,8 @@ def run(
             raise UserError(f"There is no benchmark of '{name}'; choose from {', '.join(MODELS)}.")
     if batch_size is not None and batch_size < 1:
         raise UserError(f"The batch size is {batch_size}; choose at least 1.")
+    if unknown := sorted({*(names or ())} - {*MODELS}):
+        raise UserError(f"There is no benchmark of '{unknown[0]}'; choose from {', '.join(MODELS)}.")
     device = choose_device(device)
     around = environment(device) | {"mixed_precision": str(autocast_dtype(device) or torch.float32).removeprefix("torch.")}
     ceiling = pieces.ceiling(device)

@@ -82,7 +82,7 @@ def choose_device(name: str | torch.device | None = None) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:  # a NotImplementedError is a RuntimeError
         raise UserError(f"Device '{name}' cannot be used on this machine; choose cpu, or cuda where there is a GPU.") from error
     return device
 

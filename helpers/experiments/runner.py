@@ -5,6 +5,7 @@ import re
 import resource
 import sys
 from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ from sklearn.metrics import confusion_matrix
 from torch import nn
 
 from helpers import data, models, training
+from helpers.experiments.claim import claim
 from helpers.experiments.plan import EXPERIMENTS, Experiment
-from helpers.runtime import PROFILES, ROOT, UserError, choose_device, environment, seed_epoch
-from helpers.training.recipe import Recipe
+from helpers.runtime import PROFILES, ROOT, UserError, choose_device, environment, require_writable, seed_epoch
+from helpers.training.recipe import Recipe, check_time_budget
 
 QUICK_SECONDS = 600.0
 
@@ -24,10 +26,11 @@ def find(name: str) -> Experiment:
     """The experiment of this name.
 
     Raises:
-        UserError: there is none; the sentence lists those there are.
+        UserError: there is none; the sentence names those most like it.
     """
     if name not in EXPERIMENTS:
-        raise UserError(f"There is no experiment '{name}'; choose one of {', '.join(EXPERIMENTS)}.")
+        alike = get_close_matches(name, EXPERIMENTS, cutoff=0.0)
+        raise UserError(f"There is no experiment '{name}'; choose one such as {', '.join(alike)}, of python -m helpers list.")
     return EXPERIMENTS[name]
 
 
@@ -89,7 +92,10 @@ class Options:
         epochs: train for this many epochs instead of the recipe's.
         time_budget, patience: in place of the recipe's: seconds, and epochs without a better validation accuracy.
         compiled: train through `torch.compile`, on a GPU with CUDA graphs.
-        resume, mirror: as in `training.fit`.
+        resume, mirror, deadline: as in `training.fit`.
+
+    Raises:
+        UserError: the time budget is no number of seconds.
     """
 
     epochs: int | None = None
@@ -101,6 +107,14 @@ class Options:
     compiled: bool = False
     resume: bool = True
     mirror: Path | None = None
+    deadline: float | None = None
+
+    def __post_init__(self):
+        check_time_budget(self.time_budget)
+
+
+class Unfinished(UserError):
+    """A run was stopped between two epochs, to go on from its checkpoint another time."""
 
 
 def run(name: str, seed: int = 0, profile: str = "full", **options) -> tuple[dict, dict[str, np.ndarray]]:
@@ -115,7 +129,8 @@ def run(name: str, seed: int = 0, profile: str = "full", **options) -> tuple[dic
         options: fields of `Options`.
 
     Raises:
-        UserError: any of the arguments, the data or the checkpoint is not usable; nothing is half written.
+        UserError: any of the arguments, the data or the checkpoint is not usable, or in use; nothing is half written.
+        Unfinished: the deadline came before the run's end.
     """
     options, experiment = Options(**options), find(name)
     if seed < 0:
@@ -130,19 +145,21 @@ def run(name: str, seed: int = 0, profile: str = "full", **options) -> tuple[dic
     macs = models.count_macs(model, (1, 3, recipe.image_size, recipe.image_size))  # now: merged groups would count more
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    fitted = training.fit(
-        model,
-        dataset.train,
-        dataset.validation,
-        recipe,
-        seed=seed,
-        about={"experiment": name, "images": dataset.fingerprint},
-        checkpoint=checkpoint_path(name, profile, seed, options.checkpoint_dir),
-        resume=options.resume,
-        mirror=options.mirror,
-        time_budget=options.time_budget,
-        patience=options.patience,
-    )
+    checkpoint = checkpoint_path(name, profile, seed, options.checkpoint_dir)
+    require_writable(checkpoint.parent, "--checkpoint-dir")
+    with claim(checkpoint):
+        fitted = training.fit(
+            model,
+            dataset.train,
+            dataset.validation,
+            recipe,
+            seed=seed,
+            about={"experiment": name, "images": dataset.fingerprint},
+            checkpoint=checkpoint,
+            **{name: getattr(options, name) for name in ("resume", "mirror", "time_budget", "patience", "deadline")},
+        )
+    if fitted.stopped == training.OUT_OF_TIME:
+        raise Unfinished(f"Stopped after epoch {len(fitted.history)} of {recipe.epochs}; run the same again to go on.")
     test, predictions = measure(model, dataset.test, recipe, mirrored=experiment.is_ours)
     record = {"experiment": name, "report": experiment.report, "seed": seed, "profile": profile}
     record |= {"dataset": describe_data(dataset), "model": describe_model(experiment, model, macs), "recipe": asdict(recipe)}

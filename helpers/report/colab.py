@@ -48,7 +48,7 @@ def write(repository: str, ref: str = "main", root: Path = ROOT) -> list[Path]:
     Raises:
         UserError: the repository is not OWNER/REPO, the ref is not a branch or tag name, or a notebook has no setup cell.
     """
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repository):
         raise UserError(f"'{repository}' is not a GitHub repository; write it as OWNER/REPO.")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", ref):
         raise UserError(f"'{ref}' is not a branch or tag name.")

@@ -16,7 +16,7 @@ from torchvision.models import get_model, get_model_weights
 
 from helpers import models
 from helpers.data import cifar
-from helpers.experiments import plan
+from helpers.experiments import recipes
 from helpers.models.blocks import BasicBlock
 from helpers.models.inspect import (
     Line,
@@ -204,7 +204,7 @@ OTHERS: dict[str, Callable] = {
     "images": lambda run, splits: sum(cifar.COUNTS[split] for split in splits),
     "images of a class": lambda run, splits: sum(cifar.COUNTS[split] for split in splits) // run["dataset"]["num_classes"],
     "sides": lambda run, sign: f"{cifar.PIXELS}{sign}{cifar.PIXELS}",
-    "pixel statistics": lambda name: "(" + ", ".join(f"{value:.4f}" for value in getattr(plan.STRONG, name)) + ")",
+    "pixel statistics": lambda name: "(" + ", ".join(f"{value:.4f}" for value in getattr(recipes.STRONG, name)) + ")",
     "published parameters": lambda name: get_model_weights(name).DEFAULT.meta["num_params"],
     "times SimpleNet": times_simplenet,
     "sum of a matrix": lambda matrix: int(np.sum(matrix)),

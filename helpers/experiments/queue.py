@@ -1,0 +1,165 @@
+"""The queue: what the plan declares and the records lack, how long it would take here, and the program that runs it."""
+
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from helpers import data, models
+from helpers.data.pools import listed
+from helpers.experiments import records, runner
+from helpers.experiments.claim import Taken, claim
+from helpers.experiments.plan import EXPERIMENTS, Experiment
+from helpers.runtime import UserError
+from helpers.training import checkpoints
+from helpers.training.recipe import Recipe, pixels_at
+from helpers.training.step import autocast
+
+# Images for training and for validation, and classes: those of the published data.
+SIZES = {"pikachu": (774, 258, 2), "cifar10": (45_000, 5_000, 10), "cifar100": (45_000, 5_000, 100)}
+SIZES |= {"cifar10_5k": (4_500, 500, 10), "cifar10_tenth": (4_500, 500, 10)}
+MEASURED_SECONDS = 1.0  # for each kind of network
+
+
+@dataclass(frozen=True)
+class Queue:
+    """Which runs are looked at, and where their records and checkpoints lie.
+
+    Raises:
+        UserError: no row of the plan is of this report and data set.
+    """
+
+    results_dir: str | Path | None = None
+    checkpoint_dir: str | Path | None = None
+    profile: str = "full"
+    report: str | None = None
+    dataset: str | None = None
+
+    def __post_init__(self):
+        for name in ("report", "dataset"):
+            known = sorted({getattr(row, name) for row in EXPERIMENTS.values()})
+            if getattr(self, name) not in (None, *known):
+                raise UserError(f"There is no {name} '{getattr(self, name)}'; choose one of {', '.join(known)}.")
+
+    @property
+    def rows(self) -> list[Experiment]:
+        """The rows of the plan, in its order of worth."""
+        rows = EXPERIMENTS.values()
+        return [row for row in rows if self.report in (None, row.report) and self.dataset in (None, row.dataset)]
+
+    def record(self, row: Experiment, seed: int) -> Path:
+        """Where the record of a run lies."""
+        return records.record_path(row.name, self.profile, seed, self.results_dir)
+
+    def missing(self) -> list[tuple[Experiment, int]]:
+        """The runs, a row and a seed each, that the plan wants and that have no record."""
+        return [(row, seed) for row in self.rows for seed in range(row.seeds) if not self.record(row, seed).exists()]
+
+    def table(self, device: torch.device) -> Iterator[dict]:
+        """One row per experiment: what it is, the seeds that are there, and the minutes each missing one would take."""
+        for row in self.rows:
+            have = [seed for seed in range(row.seeds) if self.record(row, seed).exists()]
+            lack = {seed: self.minutes(row, seed, device) for seed in range(row.seeds) if seed not in have}
+            about = {name: getattr(row, name) for name in ("report", "dataset", "model", "seeds")}
+            yield {"experiment": row.name, **about, "epochs": row.recipe.epochs, "have": have, "minutes": lack}
+
+    def minutes(self, row: Experiment, seed: int, device: torch.device) -> float:
+        """How long what is left of a run would take on a device: its operations over a rate that is measured here, once."""
+        recipe = runner.recipe_for(row, self.profile)
+        checkpoint = runner.checkpoint_path(row.name, self.profile, seed, self.checkpoint_dir)
+        history = (checkpoints.load_checkpoint(checkpoint) or {"history": []})["history"] if checkpoint.exists() else []
+        train, validation, classes = SIZES[row.dataset]
+        macs, grouped = _size(row.model, classes, recipe.image_size)
+        operations = sum(
+            2 * macs * (3 * passes(recipe, epoch) * data.images_shown(range(train), recipe.augment) + validation)
+            for epoch in range(len(history), recipe.epochs)
+        )
+        seconds = operations / rate(device, grouped)
+        if recipe.time_budget is not None:
+            seconds = min(seconds, max(0, recipe.time_budget - sum(epoch["seconds"] for epoch in history)))
+        return seconds / 60
+
+
+def passes(recipe: Recipe, epoch: int) -> float:
+    """The forward and backward passes an image gets in an epoch, counted from 0: more if perturbed, less if it is smaller."""
+    share = (epoch + 0.5) / recipe.epochs
+    perturbed = recipe.perturbation is not None and share >= recipe.perturbation_start
+    gradients = 1 + recipe.inner_steps / recipe.perturbation_every if perturbed else 1
+    return gradients * (pixels_at(recipe, share) / recipe.image_size) ** 2
+
+
+@cache
+def _size(model: str, classes: int, pixels: int) -> tuple[int, bool]:
+    """Multiply–adds of a network for one image, and whether it has grouped convolutions."""
+    with torch.device("meta"):
+        network = models.build(model, classes)
+    grouped = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in network.modules())
+    return models.count_macs(network, (1, 3, pixels, pixels)), grouped
+
+
+@cache
+def rate(device: torch.device, grouped: bool) -> float:
+    """Operations a second in training on a device, measured: grouped convolutions run at another rate than plain ones."""
+    name, batch = "resnext29_under5m" if grouped else "wrn16_4", 256 if device.type == "cuda" else 32
+    model = models.build(name, 10).to(device, memory_format=torch.channels_last)
+    images = torch.rand(batch, 3, 32, 32).to(device, memory_format=torch.channels_last)
+    labels = torch.zeros(batch, dtype=torch.int64, device=device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    seconds, start = [], time.perf_counter()
+    while len(seconds) < 3 or time.perf_counter() - start < MEASURED_SECONDS:
+        began = time.perf_counter()
+        with autocast(device, runner.find(f"cifar10/{name}_fast").recipe):
+            loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()  # waits for the device
+        seconds.append(time.perf_counter() - began)
+    return 6 * _size(name, 10, 32)[0] * batch / statistics.median(seconds[1:])
+
+
+def run_missing(queue: Queue, minutes: float | None = None, **options) -> None:
+    """Run what is missing, in the plan's order of worth, until all of it is done or the minutes are spent.
+
+    A run that was stopped goes on from its checkpoint; one that another program is at is passed over, and so is one that
+    fails, which is told at the end. The minutes end between two epochs.
+
+    Args:
+        options: fields of `runner.Options`, the same for every run.
+
+    Raises:
+        UserError: the minutes are not greater than 0; or runs failed, and all others are done.
+    """
+    if minutes is not None and not 0 < minutes < float("inf"):
+        raise UserError(f"--minutes is {minutes:g}; it must be greater than 0.")
+    deadline = None if minutes is None else time.perf_counter() + 60 * minutes
+    options |= {"checkpoint_dir": queue.checkpoint_dir, "deadline": deadline}
+    failed, todo = [], queue.missing()
+    print(f"{len(todo)} runs are missing.")
+    for row, seed in todo:
+        if deadline is not None and time.perf_counter() >= deadline:
+            break
+        path = queue.record(row, seed)
+        try:
+            with claim(path):
+                if path.exists():  # another program has done it since
+                    continue
+                print(f"{row.name}, seed {seed}:")
+                records.save(*runner.run(row.name, seed, queue.profile, **options), queue.results_dir)
+        except runner.Unfinished as stopped:
+            print(stopped)
+        except Taken as taken:
+            print(f"{row.name}, seed {seed}: {taken}")
+        except UserError as error:
+            print(f"{row.name}, seed {seed}: {error}")
+            failed.append(f"{row.name}, seed {seed}")
+    left = [f"{row.name}, seed {seed}" for row, seed in queue.missing()]
+    print("\n".join([f"{len(left)} runs are left:", *left]) if left else "Nothing is missing.")
+    if failed:
+        raise UserError(f"{len(failed)} runs failed: {listed(failed)}; what they lacked is said above.")

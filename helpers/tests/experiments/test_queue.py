@@ -1,0 +1,206 @@
+"""The queue: what is missing and for how long, two programs side by side, and what is left when one is killed."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from helpers import data, experiments, models, training
+from helpers.__main__ import main
+from helpers.experiments import claim, queue, records, runner
+from helpers.experiments.claim import Taken
+from helpers.experiments.queue import Queue
+from helpers.runtime import ROOT, UserError
+from helpers.training import loop
+
+NAMES = ["cifar10_tenth/speed_fast", "cifar10_tenth/speed_plain"]
+COMMAND = ["run", "--missing", "--profile", "smoke", "--report", "speed"]
+CPU = torch.device("cpu")
+
+
+def folders(folder) -> list[str]:
+    return ["--results-dir", str(folder), "--checkpoint-dir", str(folder / "checkpoints")]
+
+
+def done(folder) -> list[str]:
+    return sorted(record["experiment"] for record in records.load_all(folder))
+
+
+def test_what_is_missing_comes_in_the_plans_order_and_a_seed_at_a_time(tmp_path):
+    missing = [(row.name, seed) for row, seed in Queue(tmp_path).missing()]
+    assert missing == [(row.name, seed) for row in experiments.EXPERIMENTS.values() for seed in range(row.seeds)]
+    there = Queue(tmp_path).record(experiments.find("pikachu/resnext50_ours"), 1)
+    there.parent.mkdir(parents=True)
+    there.touch()
+    some = Queue(tmp_path, report="pikachu", dataset="pikachu").missing()
+    assert [seed for row, seed in some if row.name == "pikachu/resnext50_ours"] == [0, 2]
+    assert {(row.report, row.dataset) for row, _ in some} == {("pikachu", "pikachu")}
+
+
+def test_minutes_by_hand(tmp_path, monkeypatch):
+    """Multiply-adds, two operations each, three times for a training image and once for one of validation."""
+    monkeypatch.setattr(queue, "rate", lambda device, grouped: 1e12 if grouped else 5e11)
+    queue_, macs = Queue(tmp_path, tmp_path), 759_801_856
+    found = {name: experiments.find(f"cifar10/resnext29_under5m_{name}") for name in ("sgd_8ep", "amp_8ep", "fast")}
+    minutes = {name: queue_.minutes(row, 0, CPU) for name, row in found.items()}
+    assert minutes["sgd_8ep"] == pytest.approx(8 * 2 * macs * (3 * 45_000 + 5_000) / 1e12 / 60)
+    assert minutes["amp_8ep"] == pytest.approx(8 * 2 * macs * (3 * 2 * 45_000 + 5_000) / 1e12 / 60), "two gradients a step"
+    # 16 epochs: by the middle of an epoch, 6 are at 16 pixels, 5 at 24 and 5 at 32.
+    part = 6 * (16 / 32) ** 2 + 5 * (24 / 32) ** 2 + 5
+    assert minutes["fast"] == pytest.approx(2 * macs * (3 * 45_000 * part + 16 * 5_000) / 1e12 / 60)
+    slim = experiments.find("cifar10/slim_resnet_3ep")
+    macs = models.count_macs(models.build("slim_resnet", 10), (1, 3, 32, 32))
+    assert queue_.minutes(slim, 0, CPU) == pytest.approx(3 * 2 * macs * (3 * 4 * 45_000 + 5_000) / 5e11 / 60), "four copies"
+    assert queue_.minutes(experiments.find("cifar100/wrn28_4"), 0, CPU) == 360, "no longer than its time budget"
+
+
+def test_epochs_that_are_done_cost_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(queue, "rate", lambda device, grouped: 1e12)
+    row, there = experiments.find(NAMES[0]), Queue(tmp_path, tmp_path, "smoke")
+    whole = there.minutes(row, 0, CPU)
+    deadline = {"deadline": time.perf_counter() - 1}
+    monkeypatch.setattr(runner, "load_data", lambda *_: data.sample("cifar10", image_size=16))
+    with pytest.raises(runner.Unfinished, match="Stopped after epoch 0 of 2; run the same again to go on"):
+        experiments.run(row.name, profile="smoke", checkpoint_dir=tmp_path, **deadline)
+    assert there.minutes(row, 0, CPU) == whole
+    experiments.run(row.name, profile="smoke", checkpoint_dir=tmp_path)
+    assert there.minutes(row, 0, CPU) == 0
+
+
+def test_the_rate_is_measured(monkeypatch):
+    monkeypatch.setattr(queue, "MEASURED_SECONDS", 0.0)
+    queue.rate.cache_clear()
+    assert 1e8 < queue.rate(CPU, True) < 1e15
+    queue.rate.cache_clear()
+
+
+def test_list_as_json(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(queue, "rate", lambda device, grouped: 1e12)
+    assert main(["list", "--json", "--report", "speed", *folders(tmp_path)]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert [row["experiment"] for row in table] == NAMES
+    assert [(row["have"], list(row["minutes"])) for row in table] == [([], ["0"])] * 2
+
+
+def test_the_queue_does_all_that_is_missing_and_then_nothing(tmp_path, capsys):
+    assert main([*COMMAND, *folders(tmp_path)]) == 0
+    assert done(tmp_path) == NAMES and "Nothing is missing." in capsys.readouterr().out
+    assert main([*COMMAND, *folders(tmp_path)]) == 0
+    assert "0 runs are missing." in capsys.readouterr().out and not list(tmp_path.rglob("*.lock"))
+
+
+def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+    run = runner.run
+
+    def fail(name, *arguments, **options):
+        if name == NAMES[0]:
+            raise UserError("There is no data.")
+        return run(name, *arguments, **options)
+
+    monkeypatch.setattr(runner, "run", fail)
+    assert main([*COMMAND, *folders(tmp_path)]) == 1
+    printed = capsys.readouterr()
+    assert done(tmp_path) == NAMES[1:] and f"{NAMES[0]}, seed 0: There is no data." in printed.out
+    assert f"1 runs failed: {NAMES[0]}, seed 0" in printed.err
+
+
+def test_spent_minutes_end_it_between_two_epochs_and_it_says_what_is_left(tmp_path, monkeypatch, capsys):
+    """The clock jumps an hour after the first epoch; what is left is done the next time, and ends as if never stopped."""
+    fit, save, saved = training.fit, loop.save_checkpoint, []
+    clock = {"clock": lambda: time.perf_counter() + 3600 * bool(saved)}
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "fit", lambda *arguments, **options: fit(*arguments, **options, **clock))
+        patch.setattr(loop, "save_checkpoint", lambda *arguments: (save(*arguments), saved.append(None)))
+        assert main([*COMMAND, "--minutes", "30", *folders(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "Stopped after epoch 1 of 2" in printed and done(tmp_path) == []
+    assert "2 runs are left:" not in printed, "the clock of the queue itself has not jumped, so it took the next run"
+    assert main([*COMMAND, *folders(tmp_path)]) == 0
+    assert "Resumed after epoch 1 of 2." in capsys.readouterr().out and done(tmp_path) == NAMES
+
+
+def test_two_programs_side_by_side_never_take_the_same_run(tmp_path):
+    command = [sys.executable, "-m", "helpers", *COMMAND, *folders(tmp_path)]
+    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    printed = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0] and done(tmp_path) == NAMES
+    begun = [line for text in printed for line in text.splitlines() if line.endswith("seed 0:")]
+    assert sorted(begun) == [f"{name}, seed 0:" for name in NAMES]
+
+
+def test_a_killed_queue_blocks_nothing_and_loses_nothing(tmp_path):
+    command = [sys.executable, "-m", "helpers", *COMMAND, *folders(tmp_path)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    checkpoint = experiments.checkpoint_path(NAMES[0], "smoke", 0, tmp_path / "checkpoints")
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL and list(tmp_path.rglob("*.lock")), "it was killed while it held them"
+    assert main([*COMMAND, *folders(tmp_path)]) == 0 and done(tmp_path) == NAMES
+    assert not list(tmp_path.rglob("*.lock"))
+
+
+def hold(path, held, leave):
+    with claim.claim(path):
+        held.set()
+        leave.wait()
+
+
+def test_a_claim_is_of_one_process_and_goes_with_it(tmp_path):
+    context, path = multiprocessing.get_context("fork"), tmp_path / "seed0.ckpt"
+    held, leave = context.Event(), context.Event()
+    process = context.Process(target=hold, args=(path, held, leave))
+    process.start()
+    held.wait()
+    with pytest.raises(Taken, match=f"seed0.ckpt under {tmp_path.name} is in use by process {process.pid} on "):
+        with claim.claim(path):
+            pass
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    with claim.claim(path):
+        assert path.with_name("seed0.ckpt.lock").exists()
+    assert not path.with_name("seed0.ckpt.lock").exists()
+
+
+def test_a_claim_from_another_machine_holds_until_its_heart_stops(tmp_path):
+    path, lock = tmp_path / "seed0.ckpt", tmp_path / "seed0.ckpt.lock"
+    sign = {"host": "elsewhere", "pid": 1, "time": time.time()}
+    lock.write_text(json.dumps(sign))
+    with pytest.raises(Taken, match="in use by process 1 on elsewhere"):
+        with claim.claim(path):
+            pass
+    lock.write_text(json.dumps(sign | {"time": time.time() - claim.STALE - 1}))
+    with claim.claim(path):
+        assert json.loads(lock.read_text())["pid"] == os.getpid()
+
+
+def test_a_claim_shows_that_it_is_alive(tmp_path, monkeypatch):
+    monkeypatch.setattr(claim, "HEARTBEAT", 0.01)
+    lock = tmp_path / "seed0.ckpt.lock"
+    with claim.claim(tmp_path / "seed0.ckpt"):
+        first = json.loads(lock.read_text())["time"]
+        deadline = time.monotonic() + 10
+        while json.loads(lock.read_text() or "{}").get("time", first) == first and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert json.loads(lock.read_text() or '{"time": 0}')["time"] != first
+
+
+def test_a_run_that_another_program_is_at_is_one_sentence(tmp_path, capsys):
+    checkpoint = experiments.checkpoint_path(NAMES[0], "smoke", 0, tmp_path / "checkpoints")
+    with claim.claim(checkpoint):
+        assert main(["run", NAMES[0], "--profile", "smoke", *folders(tmp_path)]) == 1
+        assert f"is in use by process {os.getpid()} on " in capsys.readouterr().err
+        assert main([*COMMAND, *folders(tmp_path)]) == 0
+    assert done(tmp_path) == NAMES[1:], "the queue passes it over"
+
+
+def test_two_seeds_wanted_are_two_runs(tmp_path):
+    row = replace(experiments.find(NAMES[0]), seeds=2)
+    assert [Queue(tmp_path).record(row, seed).name for seed in range(row.seeds)] == ["seed0.json", "seed1.json"]
