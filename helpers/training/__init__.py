@@ -3,6 +3,7 @@
 from helpers.training.evaluation import EVALUATION_BATCH, accuracy_at, evaluate, predict, score
 from helpers.training.loop import (
     FIRST_EPOCHS,
+    OUT_OF_TIME,
     Diverged,
     Fit,
     Options,
@@ -24,6 +25,7 @@ __all__ = [
     "Fit",
     "Learner",
     "OPTIMIZERS",
+    "OUT_OF_TIME",
     "Options",
     "PACES",
     "Recipe",

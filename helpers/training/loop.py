@@ -28,6 +28,7 @@ from helpers.training.recipe import (
 from helpers.training.step import Learner, autocast, convolutions, train_epoch
 
 FIRST_EPOCHS = 3
+OUT_OF_TIME = "the deadline has passed"
 
 
 def choose_arrangement(model: nn.Module, train: data.Split, recipe: Recipe) -> Arrangement:
@@ -103,6 +104,7 @@ class Options:
             one starts only if, at the median of those before, it ends in time, so that one epoch too many is the most.
         patience: in place of the recipe's: epochs without a better validation accuracy.
         until: stop after this epoch, to go on from the checkpoint another time.
+        deadline: no epoch starts when the clock shows so much, to go on from the checkpoint another time.
         clock: what tells the seconds.
     """
 
@@ -114,6 +116,7 @@ class Options:
     time_budget: float | None = None
     patience: int | None = None
     until: int | None = None
+    deadline: float | None = None
     clock: Callable[[], float] = time.perf_counter
 
     def __post_init__(self):
@@ -270,6 +273,8 @@ def _reason_to_stop(done: Fit, options: Options) -> str | None:
         return f"no better validation accuracy in {options.patience} epochs after epoch {done.best['epoch']}"
     if options.until is not None and len(done.history) >= options.until:
         return f"asked to stop after epoch {options.until}"
+    if options.deadline is not None and options.clock() >= options.deadline:
+        return OUT_OF_TIME
     return None
 
 

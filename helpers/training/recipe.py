@@ -7,7 +7,7 @@ from helpers.data.batching import AUGMENTS, BORDERS, View
 from helpers.runtime import UserError
 
 OPTIMIZERS = ("sgd", "adam")
-SCHEDULES = ("constant", "step", "cosine", "linear", "periodic_epochs", "periodic_batches")
+SCHEDULES = ("constant", "step", "cosine", "linear", "periodic_epochs", "periodic_batches", "restarted_steps")
 PACES = ("epochs", "time")
 FLIPS = ("random", "alternating")
 RESIZES = ("crop", "squash")
@@ -46,6 +46,7 @@ class Recipe:
         clip_norm: the gradient of all parameters together is cut to this L2 norm, in every pass; None: not at all.
         schedule: over the epochs; `step` multiplies by `step_factor` every `step_epochs`; the periodic ones fall in a cosine
             over `period` epochs or batches, rise again over as many, and so on.
+            `restarted_steps` is `step`, begun again every `period` epochs.
         lowest_learning_rate: where every cosine and line ends.
         warmup_epochs: the rate first rises linearly from 0 over this many epochs.
         augment, padding, border, cutout: those of `data.batching.View`.
@@ -198,8 +199,9 @@ def learning_rate(recipe: Recipe, progress: float, batches: int = 1, *, spent: f
         progress = max(progress, recipe.epochs * min(spent, 1.0))
     if progress < recipe.warmup_epochs:
         return recipe.learning_rate * progress / recipe.warmup_epochs
-    if recipe.schedule == "step":
-        return recipe.learning_rate * recipe.step_factor ** (int(progress) // recipe.step_epochs)
+    if recipe.schedule in ("step", "restarted_steps"):
+        since = progress if recipe.schedule == "step" else progress % recipe.period
+        return recipe.learning_rate * recipe.step_factor ** (int(since) // recipe.step_epochs)
     if recipe.schedule == "constant":
         return recipe.learning_rate
     if recipe.schedule in ("cosine", "linear"):

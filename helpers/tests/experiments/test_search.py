@@ -61,10 +61,10 @@ def epochs_trained(monkeypatch) -> list:
 
 
 def test_the_reports_grid_has_twelve_trials_that_differ_in_three_settings_alone():
-    recipes = Search("slim_resnet_trial3", None, recipes.SLIM_COSINE, None).trials.values()
-    points = [(recipe.learning_rate, recipe.weight_decay, recipe.batch_size) for recipe in recipes]
+    trials = Search("slim_resnet_trial3", None, recipes.SLIM_COSINE, None).trials.values()
+    points = [(recipe.learning_rate, recipe.weight_decay, recipe.batch_size) for recipe in trials]
     assert sorted(points) == [(lr, wd, bs) for lr in (0.005, 0.05, 0.1) for wd in (1e-4, 5e-4) for bs in (128, 256)]
-    same = {replace(recipe, learning_rate=1, weight_decay=0, batch_size=1) for recipe in recipes}
+    same = {replace(recipe, learning_rate=1, weight_decay=0, batch_size=1) for recipe in trials}
     assert len(same) == 1 and next(iter(same)).epochs == 20 and next(iter(same)).schedule == "cosine"
 
 
