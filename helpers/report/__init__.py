@@ -15,7 +15,6 @@ from helpers.report.reported import headline_table, reported_table
 from helpers.report.tables import (
     as_text,
     comparison_table,
-    mcnemar_table,
     most_confused,
     paired_table,
     runs_table,
@@ -36,7 +35,6 @@ __all__ = [
     "headline_table",
     "image_grid",
     "loss_around",
-    "mcnemar_table",
     "middle",
     "model_style",
     "most_confused",

@@ -196,8 +196,8 @@ def accuracy_against_cost(
 
 
 def loss_around(radii: Sequence[float], losses: Mapping[str, np.ndarray], sample: bool = False) -> Figure:
-    """The loss along random directions around trained networks: thin a direction, thick their mean, a colour and line
-    style a network.
+    """The loss along random directions around trained networks, on a logarithmic axis: a thin line per direction, a thick one
+    for their mean, a colour and line style per network.
 
     Args:
         losses: a label for each (directions, len(radii)) array, as `landscape.obtain` gives it.
@@ -214,6 +214,14 @@ def loss_around(radii: Sequence[float], losses: Mapping[str, np.ndarray], sample
     return stamp(figure) if sample else figure
 
 
+def _cells(axis, shares: np.ndarray, texts: np.ndarray, limits: tuple[float, float], fontsize: float = 8) -> None:
+    """A matrix as shades of blue between two limits, with a text in each cell."""
+    axis.imshow(shares, cmap="Blues", vmin=limits[0], vmax=limits[1])
+    for place, text in np.ndenumerate(texts):
+        ink = "white" if shares[place] > 0.4 * limits[0] + 0.6 * limits[1] else "black"
+        axis.text(*place[::-1], text, ha="center", va="center", color=ink, fontsize=fontsize)
+
+
 def confusion_matrices(matrices: Mapping[str, Sequence[Sequence[int]]], classes: Sequence[str], sample: bool = False) -> Figure:
     """Confusion matrices, at most four side by side: rows are the true class, columns the predicted one.
 
@@ -223,22 +231,19 @@ def confusion_matrices(matrices: Mapping[str, Sequence[Sequence[int]]], classes:
     Args:
         matrices: a title for each (C, C) matrix of counts.
     """
-    counted = len(classes) <= 10 or len(matrices) <= 4
+    counted, few = len(classes) <= 10 or len(matrices) <= 4, len(classes) < 4
     side = max(2.0, (0.3 if counted else 0.16) * len(classes))  # inches
     bands = math.ceil(len(matrices) / min(4, max(1, int(13 / side))))
     columns = math.ceil(len(matrices) / bands)
     size = (side * columns + 1.1, (side + 0.45) * bands + 0.9)
     figure, axes = plt.subplots(bands, columns, figsize=size, squeeze=False, layout="compressed")
-    ticks, few, names = range(len(classes)), len(classes) < 4, [name.replace("_", " ") for name in classes]
+    ticks, names = range(len(classes)), [name.replace("_", " ") for name in classes]
     for axis in axes.flat[len(matrices) :]:
         axis.remove()
     for index, (axis, (title, matrix)) in enumerate(zip(axes.flat, matrices.items(), strict=False)):
         matrix = np.asarray(matrix)
-        share = matrix / matrix.sum(axis=1, keepdims=True).clip(min=1)
-        axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
-        for (row, column), count in np.ndenumerate(matrix) if counted else ():
-            ink = "white" if share[row, column] > 0.6 else "black"
-            axis.text(column, row, str(count or ""), ha="center", va="center", color=ink, fontsize=10 if few else 7.5)
+        texts = np.where(matrix == 0, "", matrix.astype(str)) if counted else np.empty(0)
+        _cells(axis, matrix / matrix.sum(axis=1, keepdims=True).clip(min=1), texts, (0, 1), 10 if few else 7.5)
         first, last = index % columns == 0, index + columns >= len(matrices)
         axis.set_xticks(ticks if last else [], names if last else [], rotation=0 if few else 90, fontsize=8)
         axis.set_yticks(ticks if first else [], names if first else [], rotation=90 if few else 0, va="center", fontsize=8)
@@ -252,7 +257,7 @@ def stage_bars(tables: Mapping[str, pd.DataFrame], models: Sequence[str]) -> Fig
     """Parameters and multiply–adds of each stage, in the colours of the models, with the totals in the legend.
 
     Args:
-        tables: a label for each network's `budget.stage_table`.
+        tables: a label for each network's `stage_table`.
         models: the networks' models, `""` for one that is none.
     """
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
@@ -273,30 +278,25 @@ def stage_bars(tables: Mapping[str, pd.DataFrame], models: Sequence[str]) -> Fig
 
 
 def search_heat_map(table: pd.DataFrame, sample: bool = False) -> Figure:
-    """The best validation accuracy of each trial: a panel a batch size, a row a weight decay, a column a learning rate.
+    """The best validation accuracy of each trial: one panel per batch size, a row per weight decay, a column per learning rate.
 
-    A trial that is not there, or that diverged, stays white.
+    All panels share their shades. A trial that is missing, or that diverged, stays white.
 
     Args:
         table: `search.table`.
     """
     batch_sizes = sorted(table["batch size"].unique())
     rates, decays = (sorted(table[name].unique(), reverse=True) for name in ("learning rate", "weight decay"))
-    panel = (1.1 * len(rates) + 1.2, 0.7 * len(decays) + 1.4)
-    figure, axes = plt.subplots(
-        1, len(batch_sizes), figsize=(panel[0] * len(batch_sizes), panel[1]), squeeze=False, layout="constrained"
-    )
-    low, high = table["val accuracy"].min(), table["val accuracy"].max()
+    size = ((0.9 * len(rates) + 0.4) * len(batch_sizes) + 0.8, 0.9 * len(decays) + 0.9)
+    figure, axes = plt.subplots(1, len(batch_sizes), figsize=size, squeeze=False, sharey=True, layout="compressed")
+    limits = table["val accuracy"].min(), table["val accuracy"].max()
     for axis, batch_size in zip(axes.flat, batch_sizes, strict=True):
         trials = table[table["batch size"] == batch_size]
         cells = trials.pivot(index="weight decay", columns="learning rate", values="val accuracy")
         cells = cells.reindex(index=decays, columns=rates).to_numpy(float)
-        axis.imshow(cells, cmap="Blues", vmin=low, vmax=high, aspect="auto")
-        for (row, column), accuracy in np.ndenumerate(cells):
-            ink = "white" if accuracy > (low + high) / 2 else "black"
-            text = "" if np.isnan(accuracy) else f"{accuracy:.1%}"
-            axis.text(column, row, text, ha="center", va="center", color=ink)
+        _cells(axis, cells, np.vectorize(lambda value: "" if np.isnan(value) else f"{value:.1%}")(cells), limits, 9)
         axis.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
         axis.set_yticks(range(len(decays)), [f"{decay:g}" for decay in decays])
-        axis.set(title=f"batch {batch_size}", xlabel="learning rate", ylabel="weight decay")
+        axis.set(title=f"batch {batch_size}", xlabel="learning rate")
+    axes[0, 0].set_ylabel("weight decay")
     return stamp(figure) if sample else figure

@@ -43,12 +43,6 @@ def mean_accuracy(runs: list[dict]) -> float:
     return float(np.mean([run["test"]["accuracy"] for run in runs]))
 
 
-def interval(runs: list[dict]) -> tuple[float, float]:
-    """The 95 % Wilson interval around the mean accuracy of one experiment, for its number of test images."""
-    n = runs[0]["test"]["n"]
-    return statistics.wilson(round(mean_accuracy(runs) * n), n)
-
-
 def runs_table(records: list[dict]) -> pd.DataFrame:
     """One row per run: what was trained on which images, for how long, and what came out."""
     return pd.DataFrame(
@@ -81,33 +75,21 @@ def comparison_table(records: list[dict]) -> pd.DataFrame:
     """
     rows = []
     for name, runs in by_experiment(records).items():
-        low, high = interval(runs)
+        accuracy, n = mean_accuracy(runs), runs[0]["test"]["n"]
+        low, high = statistics.wilson(round(accuracy * n), n)
         rows.append(
             {
                 "experiment": name,
                 "parameters": runs[0]["model"]["params"],
                 "seeds": len(runs),
                 "val loss": np.mean([run["best"]["val_loss"] for run in runs]),
-                "test accuracy": mean_accuracy(runs),
+                "test accuracy": accuracy,
                 "sd": np.std([run["test"]["accuracy"] for run in runs], ddof=1) if len(runs) > 1 else None,
                 "low": low,
                 "high": high,
                 "report": reported(name),
             }
         )
-    return pd.DataFrame(rows)
-
-
-def mcnemar_table(records: list[dict], results_dir: str | Path | None = None) -> pd.DataFrame:
-    """One row per pair of experiments run with the same seed on the same images: McNemar's exact test."""
-    loaded = [(record, results.predictions(record, results_dir)) for record in records]
-    rows = []
-    for (first, ours), (second, theirs) in itertools.combinations(loaded, 2):
-        same = first["seed"] == second["seed"] and first["dataset"]["fingerprint"] == second["dataset"]["fingerprint"]
-        if same and first["experiment"] != second["experiment"]:
-            only_first, only_second, p = statistics.mcnemar(ours, theirs)
-            names = {"first": first["experiment"], "second": second["experiment"], "seed": first["seed"]}
-            rows.append(names | {"only first right": only_first, "only second right": only_second, "p": p})
     return pd.DataFrame(rows)
 
 
@@ -124,11 +106,8 @@ def time_table(names: Iterable[str], records: Iterable[dict], num_classes: int) 
     for name in names:
         experiment = experiments.find(name)
         network, size = anatomy.network(experiment.model, num_classes), experiment.recipe.image_size
-        row = {
-            "network": name.split("/")[1],
-            "parameters": models.count_parameters(network),
-            "million MACs": models.count_macs(network, (1, 3, size, size)) / 1e6,
-        }
+        row = {"network": name.split("/")[1], "parameters": models.count_parameters(network)}
+        row["million MACs"] = models.count_macs(network, (1, 3, size, size)) / 1e6
         if runs := runs_of.get(name):
             row |= {
                 "seeds": len(runs),
@@ -142,40 +121,47 @@ def time_table(names: Iterable[str], records: Iterable[dict], num_classes: int) 
     return pd.DataFrame(rows, columns=TIME_COLUMNS)
 
 
+PAIRED_COLUMNS = "first,second,seeds,only first right,only second right,points,from,to,p".split(",")
+
+
 def paired_table(
-    pairs: Iterable[tuple[str, str]], records: Iterable[dict], results_dir: str | Path | None = None
+    records: Iterable[dict], pairs: Iterable[tuple[str, str]] | None = None, results_dir: str | Path | None = None
 ) -> pd.DataFrame:
     """One row per pair of experiments: by how many points of test accuracy the second is better, image by image.
 
-    Over the seeds that both were run with: `from` to `to` is the 95 % interval, `p` that of `statistics.Paired`. Empty where
-    there are none.
+    Over the seeds that both were run with on the same images; without one, the row is empty. An image counts for the experiment
+    that got it right under more seeds; `p` is exact, and McNemar's for one seed. `from` to `to` is the 95 % interval.
+
+    Args:
+        pairs: names of experiments; by default all pairs that share a seed and the images.
     """
-    runs = {(record["experiment"], record["seed"]): record for record in records}
+    runs, right = {}, {}
+    for record in records:
+        key = record["experiment"], (record["seed"], record["dataset"]["fingerprint"])
+        found = results.predictions(record, results_dir)
+        runs.setdefault(key[0], []).append(key[1])
+        right[key] = found["predicted"] == found["true"]
     rows = []
-    for first, second in pairs:
-        row = {"first": first, "second": second}
-        both = [(one, runs[second, seed]) for (name, seed), one in runs.items() if name == first and (second, seed) in runs]
-        if both:
-            arrays = [[results.predictions(run, results_dir) for run in side] for side in zip(*both, strict=True)]
-            right = [[found["predicted"] == found["true"] for found in side] for side in arrays]
-            paired = statistics.Paired(right[1], right[0])
-            low, high = (100 * end for end in paired.interval)
-            row |= {"seeds": len(both), "points": 100 * paired.difference, "from": low, "to": high, "p": paired.p}
-        rows.append(row)
-    return pd.DataFrame(rows, columns=["first", "second", "seeds", "points", "from", "to", "p"])
+    for first, second in itertools.combinations(runs, 2) if pairs is None else pairs:
+        shared = [run for run in runs.get(first, ()) if run in runs.get(second, ())]
+        if not shared:
+            rows += [] if pairs is None else [{"first": first, "second": second}]
+            continue
+        paired = statistics.Paired(*([right[name, run] for run in shared] for name in (second, first)))
+        ends = 100 * paired.difference, *(100 * end for end in paired.interval)
+        counts = paired.only_second, paired.only_first
+        rows.append(dict(zip(PAIRED_COLUMNS, (first, second, len(shared), *counts, *ends, paired.p), strict=True)))
+    return pd.DataFrame(rows, columns=PAIRED_COLUMNS)
 
 
 def most_confused(record: dict, most: int = 10) -> pd.DataFrame:
     """One row per pair of classes that a run confuses, the most images first; `share` is of the true class's images."""
-    classes, counts = record["dataset"]["classes"], np.array(record["test"]["confusion"])
-    wrong = counts - np.diag(np.diag(counts))
-    rows = []
-    for place in np.argsort(-wrong, axis=None, kind="stable")[:most]:
-        true, other = divmod(int(place), len(classes))
-        share = wrong[true, other] / counts[true].sum()
-        rows.append({"true": classes[true], "taken for": classes[other], "images": wrong[true, other], "share": share})
-    table = pd.DataFrame(rows)
-    return table[table["images"] > 0]
+    classes = record["dataset"]["classes"]
+    counts = pd.DataFrame(record["test"]["confusion"], index=pd.Index(classes, name="true"), columns=classes)
+    pairs = counts.reset_index().melt("true", var_name="taken for", value_name="images")
+    pairs["share"] = pairs["images"] / counts.sum(axis=1)[pairs["true"]].to_numpy()
+    pairs = pairs[(pairs["true"] != pairs["taken for"]) & (pairs["images"] > 0)]
+    return pairs.sort_values(["images", "true", "taken for"], ascending=[False, True, True], ignore_index=True).head(most)
 
 
 def superclasses(record: dict) -> dict[str, list[str]]:
@@ -197,11 +183,7 @@ def _belongs(record: dict) -> np.ndarray:
 
 
 def superclass_confusion(record: dict) -> np.ndarray:
-    """A run's confusion matrix by superclass, int64, true in rows, in the order of `superclasses`.
-
-    Raises:
-        UserError: the record's classes have no superclasses.
-    """
+    """A run's confusion matrix by superclass, int64, true in rows, in the order of `superclasses`."""
     belongs = _belongs(record)
     return belongs.T @ np.array(record["test"]["confusion"]) @ belongs
 
@@ -211,8 +193,7 @@ def superclass_table(record: dict) -> pd.DataFrame:
 
     `accuracy` asks for the very class, `superclass accuracy` for any class of the right superclass.
     """
-    coarse = superclass_confusion(record)
-    fine = np.diag(record["test"]["confusion"]) @ _belongs(record)
+    coarse, fine = superclass_confusion(record), np.diag(record["test"]["confusion"]) @ _belongs(record)
     images, right = coarse.sum(axis=1), np.diag(coarse)
     table = pd.DataFrame({"superclass": list(superclasses(record)), "images": images})
     table["accuracy"], table["superclass accuracy"] = fine / images, right / images
@@ -224,7 +205,7 @@ _PERCENT = ("val accuracy", "test accuracy", "sd", "low", "high", "report", "acc
 _FORMATS = {
     **dict.fromkeys(_PERCENT, "{:.2%}"),
     **dict.fromkeys(("points", "from", "to"), "{:+.2f}"),
-    **dict.fromkeys(("seeds", "epochs", "estimated"), "{:.0f}"),
+    **dict.fromkeys(("seeds", "epochs", "estimated", "only first right", "only second right"), "{:.0f}"),
     **dict.fromkeys(("parameters", "images/s"), "{:,.0f}"),
     "val loss": "{:.4f}",
     "minutes": "{:.1f}",
@@ -271,7 +252,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def write(records: list[dict], results_dir: str | Path | None = None) -> list[Path]:
-    """Rebuild `R/tables`: every run, each report's comparison over seeds, and its paired tests.
+    """Rebuild `R/tables`: every run, each report's comparison over seeds, and its paired tests; those of no record go.
 
     Args:
         records: every record of `R/runs`.
@@ -285,8 +266,11 @@ def write(records: list[dict], results_dir: str | Path | None = None) -> list[Pa
     tables = {"runs": runs_table(records)}
     for report in dict.fromkeys(record["report"] for record in records):
         own = [record for record in records if record["report"] == report and record["profile"] == "full"]
-        tables |= {f"{report}_comparison": comparison_table(own), f"{report}_mcnemar": mcnemar_table(own, folder)}
-    return save(tables, folder)
+        tables |= {f"{report}_comparison": comparison_table(own), f"{report}_paired": paired_table(own, results_dir=folder)}
+    written = save(tables, folder)
+    for stale in {*folder.glob("tables/*_comparison.*"), *folder.glob("tables/*_paired.*")} - {*written}:
+        stale.unlink()
+    return written
 
 
 def save(tables: dict[str, pd.DataFrame], results_dir: str | Path | None = None) -> list[Path]:

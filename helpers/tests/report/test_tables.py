@@ -26,15 +26,26 @@ def test_comparison_over_seeds_in_closed_form(tmp_path):
     assert len(table.columns) == 9
 
 
+def test_runs_on_other_images_are_no_pair(tmp_path):
+    one, other = make_run(), make_run("pikachu/resnet18_torchvision")
+    other[0]["dataset"] = other[0]["dataset"] | {"fingerprint": "cd"}
+    for run in (one, other):
+        results.save(*run, tmp_path)
+    assert tables.paired_table(results.load_all(tmp_path), results_dir=tmp_path).empty
+
+
 def test_tables_are_rebuilt_from_the_records_alone(tmp_path):
     results.save(*make_run(), tmp_path)
     results.save(*make_run(name="pikachu/resnet18_torchvision", predicted=(1, 1, 1, 1, 0)), tmp_path)
     records = results.load_all(tmp_path)
     names = {path.name for path in tables.write(records, tmp_path)}
-    assert {"runs.csv", "pikachu_comparison.md", "pikachu_mcnemar.csv"} <= names
-    pair = tables.mcnemar_table(records, tmp_path).iloc[0]
-    assert (pair["only first right"], pair["only second right"]) == (0, 3)
-    assert "| 80.00% |" in (tmp_path / "tables/runs.md").read_text()
+    assert {"runs.csv", "pikachu_comparison.md", "pikachu_paired.csv"} <= names
+    [pair] = tables.paired_table(records, results_dir=tmp_path).to_dict("records")
+    assert (pair["first"], pair["only first right"], pair["only second right"]) == ("pikachu/resnet18_torchvision", 0, 3)
+    assert pair["p"] == 0.25, "McNemar's exact test: 2 · (1/2)³"
+    tables.write(records[:1], tmp_path)
+    assert not (tmp_path / "tables/pikachu_paired.csv").exists() and (tmp_path / "tables/pikachu_comparison.md").exists()
+    assert "| 20.00% |" in (tmp_path / "tables/runs.md").read_text()
 
 
 def test_no_records_is_a_sentence(tmp_path):
@@ -133,11 +144,12 @@ def test_pairs_of_experiments_image_by_image_over_their_common_seeds(tmp_path):
     one, other = "pikachu/resnext50_ours", "pikachu/resnet18_torchvision"
     for name, seed, predicted in ((one, 0, (0, 0, 1, 1, 1)), (other, 0, (0, 0, 0, 1, 1)), (other, 1, (0, 0, 0, 0, 0))):
         results.save(*make_run(name, seed, predicted=predicted), tmp_path)
-    table = tables.paired_table([(one, other), (other, one), (one, "pikachu/none")], results.load_all(tmp_path), tmp_path)
+    pairs = [(one, other), (other, one), (one, "pikachu/none")]
+    table = tables.paired_table(results.load_all(tmp_path), pairs, tmp_path)
     half = 1.959964 * (0.2 * 0.8 / 5) ** 0.5  # a fifth of the images, only the second gets right
-    assert table.iloc[0].tolist() == [one, other, 1, *map(pytest.approx, (20, 20 - 100 * half, 20 + 100 * half)), 1.0]
+    assert table.iloc[0].tolist() == [one, other, 1, 0, 1, *map(pytest.approx, (20, 20 - 100 * half, 20 + 100 * half)), 1.0]
     assert table.iloc[1]["points"] == pytest.approx(-20)
-    assert tables.as_text(table).iloc[2].tolist() == [one, "pikachu/none", *[""] * 5]
+    assert tables.as_text(table).iloc[2].tolist() == [one, "pikachu/none", *[""] * 7]
     assert tables.as_text(table).iloc[0]["points"] == "+20.00"
 
 
@@ -152,5 +164,5 @@ def test_a_styled_table_has_a_caption_its_best_value_in_bold_and_the_same_text_t
 
 def test_no_table_of_runs_has_more_than_nine_columns():
     records = results.load_all()
-    for table in (tables.runs_table(records), tables.comparison_table(records), tables.mcnemar_table(records[:2])):
+    for table in (tables.runs_table(records), tables.comparison_table(records), tables.paired_table(records[:2])):
         assert 0 < len(table.columns) <= 9
