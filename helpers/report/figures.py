@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
@@ -84,12 +83,8 @@ def drawn(records: list[dict]) -> Iterator[tuple[str, Figure, str]]:
             if histories:
                 figure = plots.curves(histories, models=[own[name][0]["model"]["name"] for name in histories])
                 yield f"{data}_{report}_curves", figure, f"{title}, report `{report}`, first seed: accuracy and loss by epoch."
-        best = max(own, key=lambda name: _validated(own[name]))
+        best = max(own, key=lambda name: tables.validation_accuracy(own[name]))
         yield f"{data}_confusion", *_confusion(best, own[best][0], title)
-
-
-def _validated(runs: list[dict]) -> float:
-    return float(np.mean([run["best"]["val_accuracy"] for run in runs]))
 
 
 def _rows(runs_of: dict[str, list[dict]]) -> dict[str, list[plots.Row]]:
@@ -107,7 +102,10 @@ def _rows(runs_of: dict[str, list[dict]]) -> dict[str, list[plots.Row]]:
 
 def _costs(own: dict[str, list[dict]]) -> pd.DataFrame:
     """What `plots.accuracy_against_cost` draws: of each network on one data set the best experiment by validation accuracy."""
-    best = {runs[0]["model"]["name"]: name for name, runs in sorted(own.items(), key=lambda item: _validated(item[1]))}
+    best = {
+        runs[0]["model"]["name"]: name
+        for name, runs in sorted(own.items(), key=lambda item: tables.validation_accuracy(item[1]))
+    }
     own = {name: own[name] for name in best.values()}
     first = {name: runs[0]["model"] for name, runs in own.items()}
     return pd.DataFrame(

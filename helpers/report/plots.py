@@ -30,7 +30,6 @@ FAMILIES = {  # what a model's name begins with: its colour, and its marker, whi
     "zoo_resnext": ("#D55E00", "h"),
     "wrn": ("#000000", "p"),
 }
-HATCHES = ("", "///", "...", "xxx")
 LINES = ("-", "--", "-.", ":")
 
 
@@ -48,14 +47,19 @@ def inks(models: Sequence[str]) -> list:
 
 
 def _label(axis, points: Mapping[str, tuple], at_edge: bool) -> None:
-    """A label for each (x, y, colour), beside its point or at the right edge, moved up or down so that no two overlap."""
+    """A label for each (x, y, colour), beside its point or at the right edge, moved up or down so that no two overlap.
+
+    A point that is not finite, of a run that diverged, has none.
+    """
     axis.get_ylim()  # brings the limits up to date
     to_fraction = (axis.transData + axis.transAxes.inverted()).transform
-    places = {label: to_fraction(point[:2])[1] for label, point in points.items()}
-    order = sorted(places, key=places.get)
+    places = sorted((to_fraction(point[:2])[1], label) for label, point in points.items() if math.isfinite(point[1]))
+    if not places:
+        return
     height = 9 / (72 * 0.75 * axis.figure.get_size_inches()[1])  # of a line of text, as a fraction of the axis
-    steps = height * np.arange(len(order))
-    for label, place in zip(order, isotonic_regression([places[label] for label in order] - steps) + steps, strict=True):
+    steps = height * np.arange(len(places))
+    apart = isotonic_regression([place for place, _ in places] - steps) + steps
+    for (_, label), place in zip(places, apart, strict=True):
         x, y, ink = points[label]
         axis.annotate(
             label,
@@ -85,22 +89,18 @@ def curves(
         models: the runs' models, for their colours; without them, colours are given in turn.
         minutes: over the minutes that a run has trained and validated, instead of its epochs.
     """
-    colours = inks(models) if models else list(itertools.islice(itertools.cycle(PALETTE), len(histories)))
+    colours = inks(models) if models else itertools.cycle(PALETTE)
     figure, axes = plt.subplots(1, 2, figsize=(12, max(3.6, 0.2 * len(histories) + 1)), layout="constrained")
     axes[1].set_yscale("log")
     ends: tuple[dict, dict] = ({}, {})
-    for (run, history), ink in zip(histories.items(), colours, strict=True):
+    for (run, history), ink in zip(histories.items(), colours, strict=False):
         spent = itertools.accumulate(row["seconds"] / 60 for row in history)
         times = list(spent) if minutes else [row["epoch"] for row in history]
-        marker = "o" if len(times) == 1 else ""
-        for axis, name, line, width in (
-            (axes[0], "val_accuracy", "-", 1.8),
-            (axes[1], "train_loss", "--", 1),
-            (axes[1], "val_loss", "-", 1.8),
-        ):
-            axis.plot(times, [row[name] for row in history], line, color=ink, linewidth=width, marker=marker, markersize=4)
-        for end, name in zip(ends, ("val_accuracy", "val_loss"), strict=True):
+        style = {"color": ink, "marker": "o" if len(times) == 1 else "", "markersize": 4}
+        for axis, end, name in zip(axes, ends, ("val_accuracy", "val_loss"), strict=True):
+            axis.plot(times, [row[name] for row in history], linewidth=1.8, **style)
             end[run] = (times[-1], history[-1][name], ink)
+        axes[1].plot(times, [row["train_loss"] for row in history], "--", linewidth=1, **style)
     titles = ("Validation accuracy", "Cross-entropy (nats per image): validation solid, training dashed")
     for axis, end, title in zip(axes, ends, titles, strict=True):
         axis.set_title(title, loc="left", fontsize=10)
@@ -133,11 +133,9 @@ def accuracy_chart(groups: Mapping[str, Sequence[Row]]) -> Figure:
     A dot is a seed, a coloured line their mean, a hollow diamond the report's value (two and a line: a range), a black tick the
     best that is known elsewhere for the network on this data set.
     """
-    heights = [len(rows) + 0.2 for rows in groups.values()]
-    size = (9, 0.21 * sum(heights) + 0.35 * len(groups) + 0.6)
-    figure, axes = plt.subplots(
-        len(groups), sharex=True, squeeze=False, height_ratios=heights, figsize=size, layout="constrained"
-    )
+    tall = [len(rows) + 0.2 for rows in groups.values()]
+    size = (9, 0.21 * sum(tall) + 0.35 * len(groups) + 0.6)
+    figure, axes = plt.subplots(len(groups), sharex=True, squeeze=False, height_ratios=tall, figsize=size, layout="constrained")
     for axis, (title, rows) in zip(axes.flat, groups.items(), strict=True):
         for place, row in enumerate(rows):
             style = model_style(row.model) | {"marker": "o"}
@@ -267,9 +265,8 @@ def stage_bars(tables: Mapping[str, pd.DataFrame], models: Sequence[str]) -> Fig
         for index, ((label, table), model) in enumerate(zip(tables.items(), models, strict=True)):
             places = [stages.index(stage) + (index + 0.5) * width - 0.4 for stage in table["stage"]]
             text = f"{label}: {table['parameters'].sum():,} parameters, {table['MACs'].sum() / 1e6:,.1f} million MACs"
-            hatch = HATCHES[index % len(HATCHES)]
-            ink = model_style(model)["color"]
-            axis.bar(places, table[name] / 1e6, width, color=ink, edgecolor="white", hatch=hatch, label=text)
+            style = {"color": model_style(model)["color"], "edgecolor": "white", "hatch": ("", "///", "...", "xxx")[index % 4]}
+            axis.bar(places, table[name] / 1e6, width, label=text, **style)
         axis.set_xticks(range(len(stages)), stages)
         axis.set(ylabel=f"{name} (million)")
         axis.grid(alpha=0.3, axis="y")

@@ -43,6 +43,11 @@ def mean_accuracy(runs: list[dict]) -> float:
     return float(np.mean([run["test"]["accuracy"] for run in runs]))
 
 
+def validation_accuracy(runs: list[dict]) -> float:
+    """The mean validation accuracy over the seeds of one experiment, each at its best epoch: what is chosen by."""
+    return float(np.mean([run["best"]["val_accuracy"] for run in runs]))
+
+
 def runs_table(records: list[dict]) -> pd.DataFrame:
     """One row per run: what was trained on which images, for how long, and what came out."""
     return pd.DataFrame(

@@ -75,15 +75,21 @@ def test_curves_are_validation_accuracies_and_losses_on_a_log_axis_with_a_label_
     accuracy, loss = figure.axes
     assert [line.get_ydata()[0] for line in accuracy.lines] == [0.6, 0.6]
     assert [(line.get_ydata()[0], line.get_linestyle()) for line in loss.lines] == [
-        (0.7, "--"),
         (0.6, "-"),
         (0.7, "--"),
         (0.8, "-"),
+        (0.7, "--"),
     ]
     assert loss.get_yscale() == "log"
     for axis in figure.axes:
         assert sorted(text.get_text() for text in axis.texts) == ["one", "other"]
     assert [line.get_color() for line in accuracy.lines] == [plots.to_rgb("#009E73"), plots.to_rgb("#0072B2")]
+
+
+def test_a_run_that_diverged_has_a_line_and_no_label():
+    rows = [make_run()[0]["history"][0] | {"epoch": epoch, "val_loss": loss} for epoch, loss in ((1, 2.3), (2, float("nan")))]
+    accuracy, loss = plots.curves({"diverged": rows}, models=["wrn16_2"]).axes
+    assert [text.get_text() for text in accuracy.texts] == ["diverged"] and not loss.texts
 
 
 def test_curves_over_minutes_add_up_what_the_epochs_took():

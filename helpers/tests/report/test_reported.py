@@ -43,8 +43,12 @@ def test_a_run_that_the_clock_stopped_says_so():
 def test_a_shortened_run_stands_for_its_row_and_says_so(monkeypatch):
     name = "cifar10/resnext29_under5m_sgd"
     monkeypatch.setitem(EXPERIMENTS, f"{name}_1ep", EXPERIMENTS["cifar10/resnext29_under5m_sgd_same"])
-    found = row(reported.reported_table([make_run(f"{name}_1ep")[0]]), f"{name}_1ep")
+    runs = [make_run(f"{name}_1ep")[0]]
+    found = row(reported.reported_table(runs), f"{name}_1ep")
     assert (found["printed"], found["same schedule?"]) == ("89–90%", "no, 1 of 100 epochs")
+    monkeypatch.setitem(EXPERIMENTS, "cifar10/slim_resnet_1ep", EXPERIMENTS["cifar10/slim_resnet_plain"])
+    best = reported.headline_table([make_run("cifar10/slim_resnet_1ep")[0]]).iloc[3]
+    assert best["ours, its recipe"] == "80.00% (1 of 80 epochs)"
 
 
 def test_the_headline_is_a_row_per_report_with_its_best_ours_and_the_best_known(monkeypatch):
@@ -56,8 +60,8 @@ def test_the_headline_is_a_row_per_report_with_its_best_ours_and_the_best_known(
     assert first["its best"].startswith("83.33%") and first["ours, its recipe"] == "not yet run"
     assert first["ours, short recipe"] == "100.00% (resnet18_fast)" and first["minutes"] == "10"
     zoo = table.iloc[2]
-    assert zoo["its best"].startswith("63.56%") and zoo["best known elsewhere"].startswith("78.37%")
-    assert table.iloc[3]["best known elsewhere"].startswith("96.04%")
+    assert zoo["its best"].startswith("63.56%") and zoo["best known elsewhere"].startswith("[78.37%](https://")
+    assert table.iloc[3]["best known elsewhere"] == "[96.04%](https://arxiv.org/abs/2306.12100)"
 
 
 @pytest.mark.parametrize("table", [reported.ELSEWHERE, reported.CODED, reported.NETWORKS])
