@@ -1,6 +1,7 @@
 """How sure a number is: intervals, paired tests, and the sample sizes that would tell two models apart."""
 
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -158,6 +159,32 @@ def printed_difference(first: float, second: float, n: int) -> tuple[float, tupl
     p = 2 * norm.sf(abs(difference) / math.sqrt(2 * pooled * (1 - pooled) / n))
     needed = (norm.ppf(1 - LEVEL / 2) + norm.ppf(POWER)) ** 2 * spread / difference**2 if difference else None
     return float(p), (difference - half, difference + half), needed and math.ceil(needed)
+
+
+def printed_range(quoted: str) -> tuple[float, float]:
+    """The values that a printed number may stand for: `0.91` is 0.905 to 0.915, `90-91 %` is what it says.
+
+    Thousands have commas; `%`, `million` and `×10^n` are read.
+
+    Raises:
+        ValueError: no number is in the text.
+    """
+    found = re.findall(r"\d[\d,]*(?:\.\d+)?", re.sub(r"×10\^\d+", "", quoted))
+    if not found:
+        raise ValueError(f"'{quoted}' has no number.")
+    digits = [text.replace(",", "") for text in found]
+    power = re.search(r"×10\^(\d+)", quoted)
+    unit = 0.01 if "%" in quoted else 1e6 if "million" in quoted else 10.0 ** int(power[1]) if power else 1.0
+    if len(digits) == 2:
+        return float(digits[0]) * unit, float(digits[1]) * unit
+    half = 0.5 * 10.0 ** -len(digits[0].partition(".")[2])
+    return (float(digits[0]) - half) * unit, (float(digits[0]) + half) * unit
+
+
+def fraction_range(quoted: str) -> tuple[float, float]:
+    """The same for an accuracy, as a fraction: the reports write 0.91, 91 % and 91 for the same."""
+    low, high = printed_range(quoted)
+    return (low / 100, high / 100) if high > 1.5 else (low, high)
 
 
 def in_points(interval: tuple[float, float]) -> str:

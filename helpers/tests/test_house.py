@@ -15,7 +15,6 @@ NOTEBOOK_LINES = range(80, 131)
 # What does not hold yet, and by how much. A number only falls; an entry goes when its limit holds.
 TODAY = {
     "lines": 8384,
-    "claims": 874,
     "files": {
         "helpers/demo/classify.py": 388,
         "helpers/experiments/plan.py": 327,
@@ -70,8 +69,8 @@ def code_cells(path: Path) -> list:
 
 def test_the_helpers_stay_thin():
     assert sum(map(lines, SOURCES)) <= max(LINES, TODAY["lines"])
-    claims = [path for path in SOURCES if "claims" in path.parts or path.stem == "claims"]
-    assert sum(map(lines, claims)) <= max(CLAIMS_LINES, TODAY["claims"])
+    claims = [path for path in SOURCES if "claims" in path.relative_to(ROOT).parts]
+    assert sum(map(lines, claims)) <= CLAIMS_LINES
 
 
 def test_files_and_functions_stay_short():

@@ -78,18 +78,13 @@ def find(statement: Statement, runs: Runs) -> Finding:
         return Finding("", "", rules.NOT_YET, statement.how())
 
 
-def network(name: str, num_classes: int):
-    """A named network without data. Raises NotYet where there is none of this name."""
-    if name not in models.MODELS:
-        raise NotYet
-    return anatomy.network(name, num_classes)
-
-
 def measured(statement: Statement, runs: Runs, rule: Callable) -> Finding:
     """A number or a text that needs no training: of a network, of the data, or of what the report prints."""
+    if any(name not in models.MODELS for name, _ in statement.networks):
+        raise NotYet
     if statement.networks:
-        value = [measures.OF_NETWORKS[statement.measure](network(*name)) for name in statement.networks]
-        value = value[0] if len(value) == 1 else value
+        values = [measures.OF_NETWORKS[statement.measure](anatomy.network(*name)) for name in statement.networks]
+        value = values[0] if len(values) == 1 else values
     else:
         loaded = {"run": runs.on(statement.data)} if statement.data else {}
         value = measures.OTHERS[statement.measure](**loaded, **statement.arguments)
@@ -215,4 +210,4 @@ KINDS: dict[str, tuple[Callable[[Statement, Runs, Callable], Finding], Callable[
     "each epoch": (each_epoch, rules.each_epoch),
     "cost": (cost, rules.cost),
 }
-TRAINED = ("accuracy", "loss", "comparison", "closeness", "lower loss", "each epoch", "cost")  # judged by trained networks
+TRAINED = [kind for kind, (check, _) in KINDS.items() if check not in (measured, printed)]  # judged by trained networks

@@ -14,21 +14,11 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 
-from helpers import models
 from helpers.data import cifar
 from helpers.experiments import recipes
+from helpers.models import inspect as anatomy
 from helpers.models.blocks import BasicBlock
-from helpers.models.inspect import (
-    Line,
-    bottlenecks,
-    convolutions,
-    depth,
-    directly_activated,
-    image_sizes,
-    kernel,
-    network,
-    stages,
-)
+from helpers.models.inspect import Line, bottlenecks, convolutions, count_parameters, kernel
 from helpers.models.inspect import batch_norms as norms
 from helpers.models.inspect import lines as summary_lines
 from helpers.models.resnet import ResidualNet, Stage, Stem
@@ -56,15 +46,10 @@ def group_widths(net: nn.Module) -> list[int]:
     return [layer.out_channels // layer.groups for layer in first]
 
 
-def width_ratio(net: nn.Module) -> float:
-    """The ratio of the bottleneck widths of neighbouring stages, the later over the earlier."""
-    return only(wide / narrow for narrow, wide in pairwise(group_widths(net)))
-
-
 def shrinking(net: nn.Module) -> str:
     """How the second and the third stage reduce the resolution of the image, in the words of report `amp`."""
     words = {2: "half", 4: "a quarter", 8: "an eighth"}
-    return " and ".join(words[32 // side] for side in image_sizes(net, 32)[2:4])
+    return " and ".join(words[32 // side] for side in anatomy.image_sizes(net, 32)[2:4])
 
 
 def not_3x3(net: nn.Module) -> str:
@@ -93,7 +78,7 @@ def megabytes(lines: Sequence[Line]) -> float:
 
 def total_megabytes(net: nn.Module) -> float:
     """torchsummary's estimated total size: the input, all outputs and gradients, the parameters."""
-    return 3 * 32**2 * 4 / MIB + megabytes(summary_lines(net, 32)) + models.count_parameters(net) * 4 / MIB
+    return 3 * 32**2 * 4 / MIB + megabytes(summary_lines(net, 32)) + count_parameters(net) * 4 / MIB
 
 
 def perturbed_step(epsilon: float = 0.5) -> tuple[str, float]:
@@ -103,24 +88,20 @@ def perturbed_step(epsilon: float = 0.5) -> tuple[str, float]:
     taken = []
 
     def closure() -> Tensor:
-        taken.append({"parameters": weights.detach().clone(), "input data": inputs.clone()})
+        taken.append((weights.detach().clone(), inputs.clone()))
         optimizer.zero_grad()
         loss = (weights * inputs).square().sum()
         loss.backward()
         return loss
 
     optimizer.step(closure)
-    moved = {name: (taken[1][name] - before).norm().item() for name, before in taken[0].items()}
-    return " and ".join(name for name, far in moved.items() if far), moved["parameters"]
+    far = [(after - before).norm().item() for before, after in zip(*taken, strict=True)]
+    return " and ".join(name for name, moved in zip(("parameters", "input data"), far, strict=True) if moved), far[0]
 
 
 def closed_form_parameters(stem: Sequence[int], stages: Sequence[Sequence[int]], num_classes: int = 10) -> int:
-    """Parameters of a network as report `slim` prints it: two convolutions a block, BatchNorm behind each, and a 1×1
-    convolution in the shortcut where the channels change.
-
-    Args:
-        stem: kernel and channels.
-        stages: blocks, channels and kernel of each.
+    """Parameters of a network as report `slim` prints it: `stem` (kernel, channels), `stages` (blocks, channels, kernel); two
+    convolutions a block, BatchNorm behind each, and a 1×1 convolution in the shortcut where the channels change.
     """
 
     def convolution(inputs: int, outputs: int, side: int) -> int:
@@ -138,64 +119,57 @@ def closed_form_parameters(stem: Sequence[int], stages: Sequence[Sequence[int]],
 def resnet20() -> int:
     """Parameters of the smallest network of the paper that report `slim` cites as [1] (He et al. 2016, table 6: 0.27 M)."""
     stages = [Stage(3, 16), Stage(3, 32, 2), Stage(3, 64, 2)]
-    return models.count_parameters(ResidualNet(BasicBlock, Stem(16, 3, 1, max_pool=False), stages, 10))
+    return count_parameters(ResidualNet(BasicBlock, Stem(16, 3, 1, max_pool=False), stages, 10))
 
 
 def times_simplenet(names: Sequence[str]) -> list[float]:
     """How many times SimpleNet's parameters torchvision's networks have, from the least to the most, all with 100 classes."""
-    simplenet = models.count_parameters(network("simplenet", 100))
+    simplenet = count_parameters(anatomy.network("simplenet", 100))
     without = {"googlenet": {"init_weights": False, "aux_logits": False}}
     with torch.device("meta"):
-        sizes = [models.count_parameters(get_model(name, num_classes=100, **without.get(name, {}))) for name in names]
+        sizes = [count_parameters(get_model(name, num_classes=100, **without.get(name, {}))) for name in names]
     return sorted({min(sizes) / simplenet, max(sizes) / simplenet})
 
 
 def layers(net: nn.Module, kind: type) -> list[nn.Module]:
-    """The layers of a kind."""
+    """The layers of a kind, in the order of registration."""
     return [layer for layer in net.modules() if isinstance(layer, kind)]
 
 
 OF_NETWORKS: dict[str, Callable] = {
-    "parameters": models.count_parameters,
-    "parameters over 5,000,000": lambda net: models.count_parameters(net) / 5_000_000,
-    "parameters outside BatchNorm": lambda net: models.count_parameters(net) - sum(map(models.count_parameters, norms(net))),
-    "multiply-adds": models.count_macs,
-    "layers on the main path": depth,
+    "parameters": count_parameters,
+    "parameters over 5,000,000": lambda net: count_parameters(net) / 5_000_000,
+    "parameters outside BatchNorm": lambda net: count_parameters(net) - sum(map(count_parameters, norms(net))),
+    "multiply-adds": anatomy.count_macs,
+    "layers on the main path": anatomy.depth,
     "first layers": lambda net: f"{kernel(net.conv1)}, {kernel(net.maxpool)} max pool",
-    "stages": stages,
+    "stages": anatomy.stages,
     "number of stages": lambda net: len(net.stage_names),
     "blocks of a stage": lambda net: only(len(net.get_submodule(name)) for name in net.stage_names),
-    "convolutions on the main path of every block": lambda net: only(map(depth, bottlenecks(net))),
+    "convolutions on the main path of every block": lambda net: only(map(anatomy.depth, bottlenecks(net))),
     "groups of every middle convolution": lambda net: only(block.conv2.groups for block in bottlenecks(net)),
     "channels in a group of the first stage": lambda net: group_widths(net)[0],
-    "ratio of the widths of neighbouring stages": width_ratio,
+    "ratio of the widths of neighbouring stages": lambda net: only(b / a for a, b in pairwise(group_widths(net))),
     "convolutions": lambda net: len(convolutions(net)),
     "BatchNorms and convolutions": lambda net: (len(norms(net)), len(convolutions(net))),
-    "convolutions with a ReLU before anything is added, of all convolutions": lambda net: (
-        directly_activated(net),
-        len(convolutions(net)),
-    ),
+    "convolutions with a ReLU before any addition": lambda net: (anatomy.directly_activated(net), len(convolutions(net))),
     "BatchNorms and ReLUs": lambda net: (len(norms(net)), len(layers(net, nn.ReLU))),
-    "blocks with a reducing first convolution": lambda net: tally(
-        block.conv1.out_channels < block.conv1.in_channels for block in bottlenecks(net)
-    ),
-    "blocks with an increasing third convolution": lambda net: tally(
-        block.conv3.out_channels > block.conv3.in_channels for block in bottlenecks(net)
-    ),
+    "blocks that reduce first": lambda net: tally(b.conv1.out_channels < b.conv1.in_channels for b in bottlenecks(net)),
+    "blocks that increase last": lambda net: tally(b.conv3.out_channels > b.conv3.in_channels for b in bottlenecks(net)),
     "convolutions that are not 3x3": not_3x3,
     "kernels of max-pooling": lambda net: ", ".join(sorted(set(map(kernel, layers(net, nn.MaxPool2d))))),
     "one less the momentum of BatchNorm": lambda net: only(1 - norm.momentum for norm in norms(net)),
     "output": lambda net: f"[-1, {net(torch.empty(1, 3, 32, 32, device='meta')).shape[1]}]",
     "linear layer": lambda net: f"{net.fc.in_features}->{net.fc.out_features}",
-    "image sizes from 224 pixels": lambda net: ", ".join(map(str, image_sizes(net, 224))),
-    "image sizes of the stages": lambda net: ", ".join(f"{side}*{side}" for side in image_sizes(net, 32)[1:]),
+    "image sizes from 224 pixels": lambda net: ", ".join(map(str, anatomy.image_sizes(net, 224))),
+    "image sizes of the stages": lambda net: ", ".join(f"{side}*{side}" for side in anatomy.image_sizes(net, 32)[1:]),
     "image sizes of stages 2 and 3": shrinking,
     "weights of a block of 256 channels": lambda net: sum(layer.weight.numel() for layer in convolutions(net.layer1[1])),
     "parameters in line 30 of its summary": lambda net: summary_lines(net, 32)[29].parameters,
     "lines with the parameters": lambda net: agreeing(net, ["parameters"]),
     "lines with the output shapes": lambda net: agreeing(net, ["channels", "side"]),
     "twice all outputs, 4 bytes each,": lambda net: megabytes(summary_lines(net, 32)),
-    "parameters, 4 bytes each,": lambda net: models.count_parameters(net) * 4 / MIB,
+    "parameters, 4 bytes each,": lambda net: count_parameters(net) * 4 / MIB,
     "input, outputs, gradients and parameters": total_megabytes,
 }
 OTHERS: dict[str, Callable] = {

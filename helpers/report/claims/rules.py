@@ -1,44 +1,17 @@
 """The rule behind each verdict, for every kind of statement. The docstrings of the rules are the key to the table."""
 
 import math
-import re
 from collections.abc import Sequence
 
 import numpy as np
 
-from helpers.report.statistics import LEVEL, Paired, accuracy_interval, prediction_interval
+from helpers.report.statistics import LEVEL, Paired, accuracy_interval, fraction_range, prediction_interval, printed_range
 
 HOLDS, APPROXIMATELY, DOES_NOT = "holds", "holds approximately", "does not hold"
 CONTRADICTS, CANNOT_TELL, NOT_YET = "contradicts itself", "cannot be told from the data", "not yet run"
 VERDICTS = (HOLDS, APPROXIMATELY, DOES_NOT, CONTRADICTS, CANNOT_TELL, NOT_YET)
 
 NEAR, WIDEST, FAR = 0.02, 0.10, 0.10  # of an accuracy: "approximately", the widest interval that tells, too far for one seed
-
-
-def printed_range(quoted: str) -> tuple[float, float]:
-    """The values that a printed number may stand for: `0.91` is 0.905 to 0.915, `90-91 %` is what it says.
-
-    Thousands have commas; `%`, `million` and `×10^n` are read.
-
-    Raises:
-        ValueError: no number is in the text.
-    """
-    found = re.findall(r"\d[\d,]*(?:\.\d+)?", re.sub(r"×10\^\d+", "", quoted))
-    if not found:
-        raise ValueError(f"'{quoted}' has no number.")
-    digits = [text.replace(",", "") for text in found]
-    power = re.search(r"×10\^(\d+)", quoted)
-    unit = 0.01 if "%" in quoted else 1e6 if "million" in quoted else 10.0 ** int(power[1]) if power else 1.0
-    if len(digits) == 2:
-        return float(digits[0]) * unit, float(digits[1]) * unit
-    half = 0.5 * 10.0 ** -len(digits[0].partition(".")[2])
-    return (float(digits[0]) - half) * unit, (float(digits[0]) + half) * unit
-
-
-def fraction_range(quoted: str) -> tuple[float, float]:
-    """The same for an accuracy, as a fraction: the reports write 0.91, 91 % and 91 for the same."""
-    low, high = printed_range(quoted)
-    return (low / 100, high / 100) if high > 1.5 else (low, high)
 
 
 def count(quoted: str, ours: float) -> str:

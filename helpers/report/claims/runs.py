@@ -30,10 +30,9 @@ class Found(NamedTuple):
     @property
     def how(self) -> str:
         """Which runs these are, in words."""
-        names = " and ".join(dict.fromkeys(run["experiment"] for run in (self.first[0], *self.second[:1])))
-        seeds = ", ".join(str(run["seed"]) for run in self.first)
-        record = "run records" if self.second else "run record"
-        return f"{record} of {names}, seed{'s' * (len(self.first) > 1)} {seeds}{self.stand_in and f', {self.stand_in}'}"
+        names = [side[0]["experiment"] for side in (self.first, self.second) if side]
+        text = f"run record{'s' * (len(names) > 1)} of {' and '.join(names)}, seed{'s' * (len(self.first) > 1)} "
+        return text + ", ".join([*(str(run["seed"]) for run in self.first), *filter(None, [self.stand_in])])
 
 
 class Runs:
@@ -58,7 +57,9 @@ class Runs:
         """
         for _, runs in self._candidates(experiment, same_data=True):
             if runs := [run for run in runs if len(run["history"]) >= (epoch or 0)]:
-                return Found(runs, [], "" if epoch and _constant(runs[0]) else stand_in(runs, experiment))
+                # With a constant rate, a shortened run is the beginning of the whole one.
+                begun = epoch and runs[0]["recipe"]["schedule"] == "constant" and not _is_jpeg(runs[0])
+                return Found(runs, [], "" if begun else stand_in(runs, experiment))
         raise NotYet
 
     def pairs(self, first: str, second: str) -> Found:
@@ -121,14 +122,9 @@ def _is_jpeg(run: dict) -> bool:
     return run["dataset"]["name"].endswith("-jpeg")
 
 
-def _constant(run: dict) -> bool:
-    """Whether a shortened run is the beginning of the whole one."""
-    return not _is_jpeg(run) and run["recipe"]["schedule"] == "constant"
-
-
-def _whole(experiment: str) -> str:
+def _whole(name: str) -> str:
     """The experiment whose schedule one like `cifar10/slim_resnet_3ep` shortens."""
-    return re.sub(r"_\d+ep$", "", experiment)
+    return re.sub(r"_\d+ep$", "", name)
 
 
 def _share(run: dict) -> float:

@@ -59,28 +59,6 @@ def judge(runs, kind, quoted, *experiments, **more):
     return find(Statement("amp", "here", "so", quoted, kind, experiments=experiments, **more), runs)
 
 
-@pytest.mark.parametrize(
-    ("quoted", "low", "high"),
-    [
-        ("0.91", 0.905, 0.915),
-        ("4,761,770", 4_761_769.5, 4_761_770.5),
-        ("25.5×10^6", 25.45e6, 25.55e6),
-        ("79.46 %", 0.79455, 0.79465),
-        ("below 5 million", 4.5e6, 5.5e6),
-        ("90-91%", 0.90, 0.91),
-    ],
-)
-def test_a_printed_number_stands_for_all_that_round_to_it(quoted, low, high):
-    assert rules.printed_range(quoted) == pytest.approx((low, high), rel=1e-12)
-
-
-def test_accuracies_printed_in_three_ways_are_the_same():
-    assert rules.fraction_range("0.91") == rules.fraction_range("91 %") == pytest.approx((0.905, 0.915))
-    assert rules.fraction_range("91") == pytest.approx((0.905, 0.915))
-    with pytest.raises(ValueError, match="'greatly' has no number"):
-        rules.printed_range("greatly")
-
-
 SEEDS = (0.7990, 0.8000, 0.8010)  # s = 0.001, half of the interval 4.302653 · 0.001 · √(4 / 3) = 0.00497
 WIDE = (0.78, 0.80, 0.82)  # half 0.0994
 
@@ -417,7 +395,7 @@ def test_quoted_accuracies_are_those_of_the_plan():
     for row in claims.statements():
         planned = experiments.EXPERIMENTS.get(row.experiments[0] if row.experiments else "")
         if row.kind == "accuracy" and not row.arguments and planned and "test_accuracy" in planned.reported:
-            low, high = rules.fraction_range(row.quoted)
+            low, high = intervals.fraction_range(row.quoted)
             values = np.atleast_1d(planned.reported["test_accuracy"])
             assert low <= values.min() and values.max() <= high, row
             compared += 1

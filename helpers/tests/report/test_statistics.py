@@ -150,3 +150,25 @@ def test_a_mean_never_lies_outside_the_interval_beside_it(correct):
     accuracies = [right / 258 for right in correct]
     low, high = intervals.accuracy_interval(accuracies, 258)
     assert 0 <= low <= high <= 1 and low - 1e-12 <= np.mean(accuracies) <= high + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("quoted", "low", "high"),
+    [
+        ("0.91", 0.905, 0.915),
+        ("4,761,770", 4_761_769.5, 4_761_770.5),
+        ("25.5×10^6", 25.45e6, 25.55e6),
+        ("79.46 %", 0.79455, 0.79465),
+        ("below 5 million", 4.5e6, 5.5e6),
+        ("90-91%", 0.90, 0.91),
+    ],
+)
+def test_a_printed_number_stands_for_all_that_round_to_it(quoted, low, high):
+    assert intervals.printed_range(quoted) == pytest.approx((low, high), rel=1e-12)
+
+
+def test_accuracies_printed_in_three_ways_are_the_same():
+    assert intervals.fraction_range("0.91") == intervals.fraction_range("91 %") == pytest.approx((0.905, 0.915))
+    assert intervals.fraction_range("91") == pytest.approx((0.905, 0.915))
+    with pytest.raises(ValueError, match="'greatly' has no number"):
+        intervals.printed_range("greatly")
