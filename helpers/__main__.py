@@ -49,6 +49,10 @@ def make_parser() -> Parser:
     speed.add_argument("models", nargs="*", metavar="MODEL", help=" · ".join(bench.MODELS))
     speed.add_argument("--device")
     speed.add_argument("--batch", type=int)
+    speed.add_argument(
+        "--to", type=float, metavar="ACCURACY", help="instead, train the EXPERIMENT named until validation has it"
+    )
+    speed.add_argument("--data-dir", type=folder, help="with --to")
     speed.add_argument("--compile", action="store_true", help="our loop through torch.compile too")
     speed.add_argument(
         "--json", type=folder, metavar="FILE", help="write what was measured here, such as results/bench/t4.json"
@@ -175,7 +179,10 @@ def run_bench(options) -> None:
         require_writable(options.json.parent, "--json")
         if options.json.is_dir():
             raise UserError(f"{options.json} is a folder; name a file with --json.")
-    measured = bench.run(options.models, options.device, options.batch, options.compile)
+    if options.to is None:
+        measured = bench.run(options.models, options.device, options.batch, options.compile)
+    else:
+        measured = bench.time_to(options.to, options.models, options.data_dir, options.device)
     if options.json:
         text = json.dumps(measured, indent=1, ensure_ascii=False) + "\n"
         try:

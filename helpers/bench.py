@@ -1,9 +1,7 @@
-"""How fast: a textbook training loop against ours, turn by turn in one run, and the ceiling of the machine."""
+"""How fast: a textbook training loop against ours, turn by turn in one run; and how long to an accuracy."""
 
 import multiprocessing
-import re
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -19,9 +17,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from helpers import data, models, pieces, training
+from helpers import data, experiments, models, pieces, training
+from helpers.experiments.queue import passes
 from helpers.experiments.recipes import AMP_SGD, PIKACHU
-from helpers.experiments.runner import peak_memory
+from helpers.experiments.runner import make_model, peak_memory
 from helpers.runtime import UserError, autocast_dtype, choose_device, environment
 
 MODELS = {  # batch and image size of the comparison; the reports' own, but for the batches of photographs
@@ -223,19 +222,6 @@ def _line(row: dict) -> str:
     )
 
 
-def hardware(device: torch.device) -> dict[str, str]:
-    """Driver and clocks of a GPU, or name and clock of a CPU, where the system tells them."""
-    with suppress(OSError, subprocess.SubprocessError):
-        if device.type == "cuda":
-            names = ("driver_version", "clocks.sm", "clocks.max.sm")
-            query = ["nvidia-smi", f"--id={torch.cuda.current_device()}", f"--query-gpu={','.join(names)}"]
-            answer = subprocess.run([*query, "--format=csv,noheader"], capture_output=True, text=True, check=True, timeout=10)
-            return dict(zip(names, answer.stdout.strip().split(", "), strict=True))
-        facts = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        return dict(re.findall(r"^(model name|cpu MHz)\s*: (.*)", facts, re.MULTILINE)[:2])
-    return {}
-
-
 def run(
     names: list[str] | None = None, device: str | None = None, batch_size: int | None = None, compiled: bool = False
 ) -> dict:
@@ -256,7 +242,7 @@ def run(
     device = choose_device(device)
     around = environment(device) | {"mixed_precision": str(autocast_dtype(device) or torch.float32).removeprefix("torch.")}
     ceiling = pieces.ceiling(device)
-    around |= hardware(device)
+    around |= pieces.hardware(device)
     print(f"{around['device']}, torch {around['torch']}, mixed precision {around['mixed_precision']}; textbook and ours:")
     print("; ".join(f"{name}: {speed:,.0f} GFLOP/s" for name, speed in ceiling.items()))
     rows = []
@@ -269,3 +255,30 @@ def run(
     for part in parts:
         print(f"{part['piece']:24} {part['variant']:48} {part['milliseconds']:9.2f} ms")
     return {"environment": around, "ceiling": ceiling, "results": rows, "pieces": parts}
+
+
+def time_to(accuracy: float, names: list[str], data_dir: str | Path | None = None, device: str | None = None) -> dict:
+    """Train an experiment, seed 0, until its validation accuracy is first this high: seconds, epochs, images, operations.
+
+    Raises:
+        UserError: the accuracy is no fraction, or not exactly one experiment is named.
+    """
+    if not 0 < accuracy <= 1:
+        raise UserError(f"The accuracy after --to is {accuracy}; it is a fraction, such as 0.90.")
+    if len(names) != 1:
+        raise UserError(f"--to takes one experiment, and {len(names)} are named; choose one of those that list shows.")
+    experiment, device = experiments.find(names[0]), choose_device(device)
+    recipe, around = experiments.recipe_for(experiment, "full"), environment(device) | pieces.hardware(device)
+    dataset = experiments.load_data(experiment, "full", data_dir)
+    model = make_model(experiment, recipe, len(dataset.classes), seed=0).to(device)
+    macs = models.count_macs(model, (1, 3, recipe.image_size, recipe.image_size))
+    fitted = training.fit(model, dataset.train, dataset.validation, recipe, target=accuracy)
+    epochs, images, best = len(fitted.history), data.images_shown(dataset.train, recipe.augment), fitted.best["val_accuracy"]
+    row = {"experiment": experiment.name, "target": accuracy, "reached": best >= accuracy, "best": best, "epochs": epochs}
+    row |= {"seconds": sum(epoch["seconds"] for epoch in fitted.history), "images": epochs * images}
+    row["flops"] = sum(6 * macs * images * passes(recipe, epoch) for epoch in range(epochs))
+    print(
+        f"{experiment.name}: a validation accuracy of {accuracy:.2%} was {'' if row['reached'] else 'not '}reached in "
+        f"{row['seconds']:.0f} s, {epochs} epochs, {row['images']:,} images, {row['flops']:.3g} operations; best {best:.2%}."
+    )
+    return {"environment": around, "results": [], "time_to": row}

@@ -1,9 +1,13 @@
 """The pieces of a step alone: what dense work reaches on this machine, and grouped convolution in every form."""
 
+import re
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import product
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +55,19 @@ def ceiling(device: torch.device, batch: int = 64, size: int = 4096) -> dict[str
         "matrix multiplication": (lambda: matrix @ matrix, size**3),
     }
     return {name: 2 * macs / milliseconds(work, device) / 1e6 for name, (work, macs) in works.items()}
+
+
+def hardware(device: torch.device) -> dict[str, str]:
+    """Driver and clocks of a GPU, or name and clock of a CPU, where the system tells them."""
+    with suppress(OSError, subprocess.SubprocessError):
+        if device.type == "cuda":
+            names = ("driver_version", "clocks.sm", "clocks.max.sm")
+            query = ["nvidia-smi", f"--id={torch.cuda.current_device()}", f"--query-gpu={','.join(names)}"]
+            answer = subprocess.run([*query, "--format=csv,noheader"], capture_output=True, text=True, check=True, timeout=10)
+            return dict(zip(names, answer.stdout.strip().split(", "), strict=True))
+        facts = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        return dict(re.findall(r"^(model name|cpu MHz)\s*: (.*)", facts, re.MULTILINE)[:2])
+    return {}
 
 
 def split_convolution(images: Tensor, weight: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from helpers import bench, data, models, pieces
+from helpers import bench, data, experiments, models, pieces, training
 from helpers.__main__ import main
 from helpers.training import layout as arrange
 from helpers.training import step
@@ -79,6 +79,10 @@ def test_the_textbooks_images_are_the_splits(size, tmp_path):
         (["resnet1000"], "There is no benchmark of 'resnet1000'; choose from resnext29_32x4d"),
         (["resnet18", "nonsense"], "There is no benchmark of 'nonsense'; choose from resnext29_32x4d"),
         (["--batch", "0"], "The batch size is 0; choose at least 1."),
+        (["--to", "90", "cifar10/wrn16_2"], "The accuracy after --to is 90.0; it is a fraction, such as 0.90."),
+        (["--to", "nan", "cifar10/wrn16_2"], "The accuracy after --to is nan"),
+        (["--to", "0.9"], "--to takes one experiment, and 0 are named"),
+        (["--to", "0.9", "cifar10/nonsense"], "There is no experiment 'cifar10/nonsense'"),
         (["--device", "tpu9"], "Device 'tpu9' cannot be used"),
     ],
 )
@@ -106,11 +110,11 @@ def test_the_two_sides_run_in_turns_and_their_numbers_agree(monkeypatch, name, s
 
 
 def test_the_hardware_is_told_where_the_system_tells_it(monkeypatch):
-    assert set(bench.hardware(CPU)) <= {"model name", "cpu MHz"}
+    assert set(pieces.hardware(CPU)) <= {"model name", "cpu MHz"}
     answer = subprocess.CompletedProcess([], 0, "550.54.15, 1980 MHz, 1980 MHz\n")
-    monkeypatch.setattr(bench.subprocess, "run", lambda *arguments, **keywords: answer)
+    monkeypatch.setattr(pieces.subprocess, "run", lambda *arguments, **keywords: answer)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    found = bench.hardware(torch.device("cuda"))
+    found = pieces.hardware(torch.device("cuda"))
     assert found == {"driver_version": "550.54.15", "clocks.sm": "1980 MHz", "clocks.max.sm": "1980 MHz"}
 
 
@@ -124,3 +128,17 @@ def test_the_record_has_the_ceiling_and_ours_as_a_part_of_it(monkeypatch, capsys
     measured = bench.run(["resnet18"], "cpu")
     assert measured["ceiling"]["dense 3×3 convolution"] == 400 and measured["results"][0]["part_of_ceiling"] == 0.25
     assert "0.25 of the ceiling" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("target", "epochs", "reached"), [(0.5, 2, True), (0.95, 3, False)])
+def test_the_time_to_an_accuracy_ends_with_the_first_epoch_that_has_it(monkeypatch, target, epochs, reached):
+    """The sample's 40 training images in each epoch, of which the second has 0.6; 6 operations for each multiply-add."""
+    recipe = training.Recipe(epochs=3, batch_size=20, image_size=16, mean=(0.5,) * 3, std=(0.5,) * 3)
+    accuracies = iter([0.3, 0.6, 0.9])
+    monkeypatch.setattr("helpers.training.loop.evaluate", lambda *arguments: (1.0, next(accuracies)))
+    monkeypatch.setattr(experiments, "recipe_for", lambda experiment, profile: recipe)
+    monkeypatch.setattr(experiments, "load_data", lambda *arguments: data.sample("cifar10"))
+    found = bench.time_to(target, ["cifar10/resnet18_torchvision"], device="cpu")["time_to"]
+    macs = models.count_macs(models.build("torchvision/resnet18", 10), (1, 3, 16, 16))
+    assert (found["epochs"], found["images"], found["reached"]) == (epochs, 40 * epochs, reached)
+    assert found["flops"] == 6 * macs * 40 * epochs and found["best"] == (0.6 if reached else 0.9)

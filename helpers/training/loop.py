@@ -104,6 +104,7 @@ class Options:
             one starts only if, at the median of those before, it ends in time, so that one epoch too many is the most.
         patience: in place of the recipe's: epochs without a better validation accuracy.
         until: stop after this epoch, to go on from the checkpoint another time.
+        target: stop as soon as the validation accuracy is this high.
         deadline: no epoch starts when the clock shows so much, to go on from the checkpoint another time.
         clock: what tells the seconds.
     """
@@ -116,6 +117,7 @@ class Options:
     time_budget: float | None = None
     patience: int | None = None
     until: int | None = None
+    target: float | None = None
     deadline: float | None = None
     clock: Callable[[], float] = time.perf_counter
 
@@ -273,6 +275,8 @@ def _reason_to_stop(done: Fit, options: Options) -> str | None:
         return f"no better validation accuracy in {options.patience} epochs after epoch {done.best['epoch']}"
     if options.until is not None and len(done.history) >= options.until:
         return f"asked to stop after epoch {options.until}"
+    if options.target is not None and done.best and done.best["val_accuracy"] >= options.target:
+        return f"validation accuracy of {options.target:g} reached in epoch {done.best['epoch']}"
     if options.deadline is not None and options.clock() >= options.deadline:
         return OUT_OF_TIME
     return None
