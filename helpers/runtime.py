@@ -109,8 +109,8 @@ def _cpu_flags() -> set[str]:
     return next((set(line.split(":")[1].split()) for line in lines if line.startswith("flags")), set())
 
 
-def keep_freed_memory() -> bool:
-    """Let the C library keep what a training step frees, for the next one; returns whether it could be told so.
+def keep_freed_memory_in_process() -> bool:
+    """Have the C library keep all memory that this process frees, for its next step; returns whether it could be told so.
 
     By default glibc hands every large tensor's memory back to the system, which must zero it page by page when the next
     step asks again: up to a third of a CPU training step. Peak memory stays what it was; the process just no longer shrinks

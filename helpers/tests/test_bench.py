@@ -8,7 +8,6 @@ import torch.nn.functional as F
 
 from helpers import bench, data, experiments, models, pieces, training
 from helpers.__main__ import main
-from helpers.training import layout as arrange
 from helpers.training import step
 
 CPU = torch.device("cpu")
@@ -19,7 +18,7 @@ def test_merged_groups_and_branches_are_the_grouped_convolution(merged):
     torch.manual_seed(0)
     images, weight = torch.randn(2, 128, 6, 6), torch.randn(128, 4, 3, 3)
     grouped = F.conv2d(images, weight, padding=1, groups=32)
-    wider = arrange.merge_groups(weight, merged)
+    wider = pieces.merge_groups(weight, merged)
     assert wider.shape == (128, 4 * merged, 3, 3) and wider.count_nonzero() == weight.count_nonzero()
     torch.testing.assert_close(F.conv2d(images, wider, padding=1, groups=32 // merged), grouped, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(pieces.split_convolution(images, weight), grouped, rtol=1e-5, atol=1e-4)

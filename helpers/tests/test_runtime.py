@@ -78,9 +78,9 @@ def test_freed_memory_stays_with_the_process():
     """Zeroing its pages anew in every step cost up to a third of a CPU training step."""
     program = """
 import resource, sys, torch
-from helpers.runtime import keep_freed_memory
+from helpers.runtime import keep_freed_memory_in_process
 if sys.argv[1] == "keep":
-    assert keep_freed_memory()
+    assert keep_freed_memory_in_process()
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 rounds = []
 for _ in range(20):

@@ -1,16 +1,15 @@
 """How it is trained: recipes, the loop, the perturbed step, checkpoints."""
 
 from helpers.training.evaluation import EVALUATION_BATCH, accuracy_at, evaluate, predict, score
+from helpers.training.layout import Arrangement, choose_arrangement, prepare
 from helpers.training.loop import (
     FIRST_EPOCHS,
     OUT_OF_TIME,
     Diverged,
     Fit,
     Options,
-    choose_arrangement,
     estimate_epochs,
     fit,
-    prepare,
     training_batches,
 )
 from helpers.training.perturbation import AdversarialModelPerturbation
@@ -19,6 +18,7 @@ from helpers.training.step import Learner, autocast, make_optimizer, make_scaler
 
 __all__ = [
     "AdversarialModelPerturbation",
+    "Arrangement",
     "Diverged",
     "EVALUATION_BATCH",
     "FIRST_EPOCHS",

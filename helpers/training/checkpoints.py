@@ -3,12 +3,17 @@
 import hashlib
 import io
 import os
+import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from helpers.runtime import UserError
+
+DIGEST = 64  # hexadecimal digits of a SHA-256, in front of what `torch.save` writes
+MISFITS = (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError, pickle.UnpicklingError)
 
 
 def previous(checkpoint: Path) -> Path:
@@ -16,10 +21,13 @@ def previous(checkpoint: Path) -> Path:
     return checkpoint.with_name(f"{checkpoint.stem}.previous{checkpoint.suffix}")
 
 
-def save_checkpoint(state: dict, checkpoint: Path, mirror: Path | None = None) -> None:
-    """Write a checkpoint whole or not at all: temporary file, fsync, rename. The one before it is kept.
+def temporary(checkpoint: Path) -> Path:
+    """Where a checkpoint is written before it takes its name."""
+    return checkpoint.with_name(checkpoint.name + ".tmp")
 
-    The file is the SHA-256 of what follows, as 64 hexadecimal digits, then what `torch.save` writes.
+
+def save_checkpoint(state: dict, checkpoint: Path) -> None:
+    """Write a checkpoint whole or not at all: temporary file, fsync, rename. The one before it is kept if it is whole.
 
     Raises:
         UserError: the folder cannot be written or the disk is full; the earlier checkpoint is still there.
@@ -27,41 +35,83 @@ def save_checkpoint(state: dict, checkpoint: Path, mirror: Path | None = None) -
     buffer = io.BytesIO()
     torch.save(state, buffer)
     payload = buffer.getbuffer()
-    temporary = checkpoint.with_name(checkpoint.name + ".tmp")
+    new = temporary(checkpoint)  # always the same, so that kills leave one such file at most
     try:
-        with open(temporary, "wb") as file:
+        with open(new, "wb") as file:
             file.write(hashlib.sha256(payload).hexdigest().encode())
             file.write(payload)
             file.flush()
             os.fsync(file.fileno())
-        if checkpoint.exists():
+        if _read(checkpoint):
             os.replace(checkpoint, previous(checkpoint))
-        os.replace(temporary, checkpoint)
-        if mirror:
-            mirror.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(checkpoint, mirror / temporary.name)
-            os.replace(mirror / temporary.name, mirror / checkpoint.name)
+        os.replace(new, checkpoint)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        new.unlink(missing_ok=True)
         raise UserError(
             f"The checkpoint {checkpoint.name} could not be written ({error.strerror}); "
             "free some space or choose another folder with --checkpoint-dir, then run the same again to go on."
         ) from error
 
 
-def load_checkpoint(checkpoint: Path, mirror: Path | None = None) -> dict | None:
-    """The newest checkpoint that is whole, or None where there is none at all.
+def copy_checkpoint(checkpoint: Path, mirror: Path) -> str | None:
+    """Copy a checkpoint into another folder, whole or not at all; returns why it could not be, or None.
+
+    Four folders are made at most: a Drive that is no longer mounted is not replaced by a folder of its name.
+    """
+    copy = mirror / temporary(checkpoint).name
+    try:
+        if not any(parent.is_dir() for parent in list(mirror.parents)[:4]):
+            return "its folder is gone"
+        mirror.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(checkpoint, copy)
+        os.replace(copy, mirror / checkpoint.name)
+    except OSError as error:
+        try:
+            copy.unlink(missing_ok=True)
+        except OSError:
+            pass  # the folder itself is gone
+        return error.strerror or type(error).__name__
+    return None
+
+
+def load_checkpoint(
+    checkpoint: Path, mirror: Path | None = None, accept: Callable[[dict], None] = lambda state: None
+) -> dict | None:
+    """The newest checkpoint that is whole and fits, or None where there is none at all.
+
+    Args:
+        mirror: a folder with copies, read when those here are gone or damaged.
+        accept: takes the state over, and raises one of `MISFITS` where it does not fit.
 
     Raises:
-        UserError: there are checkpoints, and none of them is whole.
+        UserError: there are checkpoints, and none of them is whole and fits.
     """
-    candidates = [checkpoint, previous(checkpoint)] + ([mirror / checkpoint.name] if mirror else [])
+    candidates = [checkpoint, temporary(checkpoint), *([mirror / checkpoint.name] if mirror else []), previous(checkpoint)]
     found = [path for path in candidates if path.exists()]
     for path in found:
-        blob = path.read_bytes()
-        if hashlib.sha256(blob[64:]).hexdigest().encode() == blob[:64]:
-            return torch.load(io.BytesIO(blob[64:]), map_location="cpu", weights_only=True)
-        print(f"The checkpoint {path.name} is damaged; trying the one before it.")
-    if found:
-        raise UserError(f"No checkpoint beside {checkpoint.name} is whole; start over with --fresh (resume=False).")
+        payload = _read(path)
+        if payload is None:
+            print(f"The checkpoint {path.name} is damaged; trying another one.")
+            continue
+        try:
+            state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+            accept(state)
+        except MISFITS as error:
+            reason = str(error).strip().partition("\n")[0]
+            print(f"The checkpoint {path.name} does not fit this run ({type(error).__name__}: {reason}); trying another one.")
+            continue
+        if path == temporary(checkpoint):
+            os.replace(path, checkpoint)  # or the next one would be written over the only whole one
+        return state
+    if found and found != [temporary(checkpoint)]:  # the first one of a run was being written when it was killed
+        raise UserError(f"No checkpoint beside {checkpoint.name} is whole and fits; start over with --fresh (resume=False).")
     return None
+
+
+def _read(path: Path) -> memoryview | None:
+    """What `torch.save` wrote into a checkpoint, or None where it is not there, damaged or no file."""
+    try:
+        blob = memoryview(path.read_bytes())
+    except OSError:
+        return None
+    return blob[DIGEST:] if hashlib.sha256(blob[DIGEST:]).hexdigest().encode() == blob[:DIGEST] else None

@@ -1,106 +1,111 @@
-"""The same arithmetic, arranged for speed: memory layout and width of the convolution groups, chosen by measurement.
+"""Memory layout and compilation: how a network is computed fastest, with the same parameters and scores.
 
-Grouped convolutions are the trap: in some shapes cuDNN ran 30 to 40 times slower in one memory layout than in the other
-(pytorch issues 34977, 70954 and 10290), and groups of four channels leave a matrix unit idle. So nothing is believed here.
+Nothing is believed of a GPU: in some shapes of grouped convolutions cuDNN ran 30 to 40 times slower in one memory layout
+than in the other (pytorch issues 34977, 70954 and 10290).
 """
 
 import copy
 import math
+import shutil
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-STEPS = 5
+from helpers import data
+from helpers.runtime import UserError
+from helpers.training.evaluation import plain
+from helpers.training.recipe import Recipe
+from helpers.training.step import autocast, convolutions
+
+ROUNDS, WARM_UP = 5, 1.0  # steps each, and seconds each before them
 CLEARLY_FASTER = 0.9  # of the time of the first: smaller gains are noise, which must not decide how a run rounds
-GROUP_WIDTHS = (16, 64)
 
 
 @dataclass(frozen=True)
 class Arrangement:
-    """How a network computes what it computes.
-
-    Attributes:
-        channels_last: the channels of a pixel lie side by side in memory; else those of an image, torch's default.
-        group_width: convolution groups narrower than this many channels are computed several at a time.
-    """
+    """Whether the channels of a pixel lie side by side in memory; else those of an image do, torch's default."""
 
     channels_last: bool = True
-    group_width: int = 1
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """The layout as torch names it."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
 
 
-PLAIN = Arrangement(channels_last=False)
+def choose_arrangement(model: nn.Module, train: data.Split, recipe: Recipe) -> Arrangement:
+    """How the model trains fastest on the device it is on: on a GPU by measurement, on a first batch of the split.
 
-
-class MergedConv2d(nn.Conv2d):
-    """A grouped convolution computed in fewer and wider groups; its parameters and outputs are those of the narrow ones."""
-
-    merged: int
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight, groups = merge_groups(self.weight, self.merged), self.groups // self.merged
-        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, groups)
-
-
-def merge_groups(weight: Tensor, merged: int) -> Tensor:
-    """The weight of a grouped convolution with `merged` neighbouring groups made one, zeros between them.
-
-    Fewer and wider groups feed a matrix unit better, at `merged` times the arithmetic; the outputs are the same.
-
-    Args:
-        weight: (out_channels, group_width, k, k) of a convolution with as many channels in as out.
-
-    Returns:
-        (out_channels, merged · group_width, k, k).
+    On every CPU that was tried it was channels-last (`python -m helpers bench`). Copies of the model are measured: its
+    BatchNorm, the random state and the peak of memory stay as they were.
     """
-    out_channels, width, *kernel = weight.shape
-    blocks = weight.view(-1, merged, width, 1, width, *kernel)
-    eye = torch.eye(merged, dtype=weight.dtype, device=weight.device).view(1, merged, 1, merged, 1, 1, 1)
-    return (blocks * eye).reshape(out_channels, merged * width, *kernel)
-
-
-def arrange(model: nn.Module, arrangement: Arrangement) -> nn.Module:
-    """The model, rearranged in place; its parameters stay the same objects, with the same names."""
-    for conv in model.modules():
-        if not isinstance(conv, nn.Conv2d) or conv.groups == 1 or conv.in_channels != conv.out_channels:
-            continue
-        width, conv.merged = conv.in_channels // conv.groups, 1
-        while width * conv.merged < arrangement.group_width and conv.groups % (2 * conv.merged) == 0:
-            conv.merged *= 2
-        conv.__class__ = MergedConv2d if conv.merged > 1 else nn.Conv2d  # in place, as torch's parametrizations do it
-    return model.to(memory_format=torch.channels_last if arrangement.channels_last else torch.contiguous_format)
-
-
-def fastest(seconds_of: Callable[[Arrangement], float]) -> Arrangement:
-    """The arrangement of least time: first the better layout, then in it the width of the groups.
-
-    What is not clearly faster than the first, channels-last with the groups as they are, does not displace it.
-    """
-    best = Arrangement()
-    fewest = seconds_of(best)
-    for changes in [{"channels_last": False}] + [{"group_width": width} for width in GROUP_WIDTHS]:
-        other = Arrangement(**{"channels_last": best.channels_last} | changes)
-        seconds = seconds_of(other)
-        if seconds < CLEARLY_FASTER * fewest:
-            best, fewest = other, seconds
-    return best
-
-
-def step_seconds(model: nn.Module, arrangement: Arrangement, step: Callable[[nn.Module], None]) -> float:
-    """The median seconds of a step on a copy of the model, after one that is not counted; infinite if it does not fit."""
     device = next(model.parameters()).device
-    candidate, times = arrange(copy.deepcopy(model), arrangement), []
-    try:
-        for _ in range(1 + STEPS):
-            start = time.perf_counter()
-            step(candidate)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            times.append(time.perf_counter() - start)
-    except torch.OutOfMemoryError:
-        return math.inf
-    return statistics.median(times[1:])
+    if device.type != "cuda" or not recipe.channels_last:
+        return Arrangement(recipe.channels_last)
+    images, labels = next(data.batches(train.to(device), min(recipe.batch_size, len(train)), **plain(recipe)))
+
+    def step_of(arrangement: Arrangement) -> Callable[[], None]:
+        called = prepare(copy.deepcopy(model), recipe, arrangement).train()
+
+        def step() -> None:
+            called.zero_grad(set_to_none=True)
+            with convolutions(recipe), autocast(device, recipe):
+                loss = F.cross_entropy(called(images), labels)
+            loss.backward()
+            torch.cuda.synchronize(device)
+
+        return step
+
+    with torch.random.fork_rng(devices=[device]):
+        seconds = step_seconds({arrangement: step_of(arrangement) for arrangement in (Arrangement(), Arrangement(False))})
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    return fastest(seconds)
+
+
+def prepare(model: nn.Module, recipe: Recipe, arrangement: Arrangement) -> nn.Module:
+    """What is called in training: the model itself, rearranged in place, or its compiled form, which shares its parameters.
+
+    Raises:
+        UserError: it is to be compiled, and there is no C++ compiler.
+    """
+    model.to(memory_format=arrangement.memory_format)
+    if not recipe.compiled:
+        return model
+    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        raise UserError("torch.compile needs a C++ compiler, and none is here; install g++, or train without --compile.")
+    # A program for each batch size: the last batch of an epoch is smaller, and CUDA graphs have fixed shapes.
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    return torch.compile(model, dynamic=False, mode="reduce-overhead" if on_gpu else "default")
+
+
+def step_seconds(
+    steps: Mapping[Arrangement, Callable[[], None]], clock: Callable[[], float] = time.perf_counter
+) -> dict[Arrangement, float]:
+    """The median seconds of each step, taken in turns after a warm-up; infinite where it fails, as for want of an engine."""
+    times: dict[Arrangement, list[float]] = {arrangement: [] for arrangement in steps}
+    for number in range(1 + ROUNDS):
+        for arrangement, step in steps.items():
+            start = clock()
+            try:
+                step()
+                while number == 0 and clock() - start < WARM_UP:
+                    step()
+            except RuntimeError:  # torch.OutOfMemoryError is one, and so is cuDNN's "unable to find an engine"
+                times[arrangement].append(math.inf)
+                continue
+            if number:
+                times[arrangement].append(clock() - start)
+    return {arrangement: max(taken) if math.inf in taken else statistics.median(taken) for arrangement, taken in times.items()}
+
+
+def fastest(seconds: Mapping[Arrangement, float]) -> Arrangement:
+    """The arrangement of least time; what is not clearly faster than the first does not displace it."""
+    first, *others = seconds
+    best = min(others, key=seconds.__getitem__, default=first)
+    return best if seconds[best] < CLEARLY_FASTER * seconds[first] else first

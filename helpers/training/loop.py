@@ -1,6 +1,5 @@
 """The loop: epochs of steps and an evaluation, with resume, early stop and a time budget."""
 
-import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -8,14 +7,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from helpers import data
-from helpers.runtime import UserError, keep_freed_memory, progress, require_writable, seed_epoch
-from helpers.training.checkpoints import load_checkpoint, save_checkpoint
-from helpers.training.evaluation import evaluate, plain
-from helpers.training.layout import PLAIN, Arrangement, arrange, fastest, step_seconds
+from helpers.runtime import UserError, device_name, keep_freed_memory_in_process, progress, require_writable, seed_epoch
+from helpers.training.checkpoints import copy_checkpoint, load_checkpoint, save_checkpoint
+from helpers.training.evaluation import evaluate
+from helpers.training.layout import Arrangement, choose_arrangement, prepare
 from helpers.training.recipe import (
     Recipe,
     check_time_budget,
@@ -25,49 +23,10 @@ from helpers.training.recipe import (
     pixels_at,
     share_of_run,
 )
-from helpers.training.step import Learner, autocast, convolutions, train_epoch
+from helpers.training.step import Learner, train_epoch
 
 FIRST_EPOCHS = 3
 OUT_OF_TIME = "the deadline has passed"
-
-
-def choose_arrangement(model: nn.Module, train: data.Split, recipe: Recipe) -> Arrangement:
-    """How the model trains fastest on the device it is on: on a GPU by measurement, on a first batch of the split.
-
-    On every CPU that was tried it was channels-last with the groups as they are (`python -m helpers bench`).
-    """
-    device = next(model.parameters()).device
-    if device.type != "cuda" or not recipe.channels_last:
-        return Arrangement() if recipe.channels_last else PLAIN
-    images, labels = next(data.batches(train.to(device), recipe.batch_size, **plain(recipe)))
-
-    def step(candidate: nn.Module) -> None:
-        candidate.train().zero_grad(set_to_none=True)
-        with convolutions(recipe), autocast(device, recipe):
-            loss = F.cross_entropy(candidate(images), labels)
-        loss.backward()
-
-    return fastest(lambda arrangement: step_seconds(model, arrangement, step))
-
-
-def prepare(model: nn.Module, recipe: Recipe, arrangement: Arrangement) -> nn.Module:
-    """The model, and on a CPU the process, made ready for fast steps; returns what is to be called in training.
-
-    That is the model itself, rearranged in place, or its compiled form, which shares its parameters.
-
-    Raises:
-        UserError: it is to be compiled, and there is no C++ compiler.
-    """
-    device = next(model.parameters()).device
-    if device.type == "cpu":
-        keep_freed_memory()
-    arrange(model, arrangement)
-    if not recipe.compiled:
-        return model
-    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        raise UserError("torch.compile needs a C++ compiler, and none is here; install g++, or train without --compile.")
-    # A program for each batch size: the last batch of an epoch is smaller, and CUDA graphs have fixed shapes.
-    return torch.compile(model, dynamic=False, mode="reduce-overhead" if device.type == "cuda" else "default")
 
 
 class Diverged(UserError):
@@ -88,6 +47,11 @@ class Fit:
     limits: dict = field(default_factory=dict)
     arrangement: Arrangement = field(default_factory=Arrangement)
     best_weights: dict | None = field(default=None, repr=False)
+
+    def state_dict(self) -> dict:
+        """What a checkpoint keeps of it."""
+        kept = {name: getattr(self, name) for name in ("history", "best", "best_weights")}
+        return kept | {"arrangement": asdict(self.arrangement)}
 
 
 @dataclass(frozen=True)
@@ -145,15 +109,14 @@ def fit(model: nn.Module, train: data.Split, validation: data.Split, recipe: Rec
     budget = recipe.time_budget if options.time_budget is None else options.time_budget
     options = replace(options, time_budget=budget, patience=options.patience or recipe.patience)
     device = next(model.parameters()).device
+    if device.type == "cpu":
+        keep_freed_memory_in_process()
     train, validation = train.to(device), validation.to(device)
     identity = {"seed": options.seed, "train_images": len(train), **(options.about or {}), **asdict(recipe)}
-    saved = _saved(options, identity)
-    done = Fit(arrangement=Arrangement(**saved.get("arrangement", {})) if saved else choose_arrangement(model, train, recipe))
-    learner = Learner(model, recipe, called=prepare(model, recipe, done.arrangement))
-    if saved:
-        done.history, done.best, done.best_weights = saved["history"], saved["best"], saved["best_weights"]
-        learner.load_state_dict(saved)
-        print(f"Resumed after epoch {len(done.history)} of {recipe.epochs}.")
+    learner = Learner(model, recipe)
+    done = _resumed(learner, identity, options) or Fit(arrangement=choose_arrangement(model, train, recipe))
+    learner.called = prepare(model, recipe, done.arrangement)
+    mirrored = True
     try:
         while len(done.history) < recipe.epochs:
             done.stopped = _reason_to_stop(done, options)
@@ -161,9 +124,8 @@ def fit(model: nn.Module, train: data.Split, validation: data.Split, recipe: Rec
                 break
             _advance(learner, done, _epoch(learner, train, validation, options, done.history), options)
             if options.checkpoint:
-                state = {"identity": identity, **learner.state_dict(), "arrangement": asdict(done.arrangement)}
-                state |= {name: getattr(done, name) for name in ("history", "best", "best_weights")}
-                save_checkpoint(state, options.checkpoint, options.mirror)
+                save_checkpoint({"identity": identity, **learner.state_dict(), **done.state_dict()}, options.checkpoint)
+                mirrored = _mirror(options, mirrored)
     except KeyboardInterrupt:
         if options.checkpoint and done.history:
             print(f"\nStopped: the last whole epoch is kept in {options.checkpoint.name}; run the same again to go on.")
@@ -177,15 +139,51 @@ def fit(model: nn.Module, train: data.Split, validation: data.Split, recipe: Rec
     return replace(done, best_weights=None)
 
 
-def _saved(options: Options, identity: dict) -> dict | None:
-    """The state that this run's checkpoint holds, or None where there is none or it is not wanted."""
+def _resumed(learner: Learner, identity: dict, options: Options) -> Fit | None:
+    """The run as its checkpoint left it, taken over by the learner; None where there is none or it is not wanted."""
     if not options.checkpoint:
         return None
     require_writable(options.checkpoint.parent, "--checkpoint-dir")
-    saved = load_checkpoint(options.checkpoint, options.mirror) if options.resume else None
-    if saved:
-        _check_identity(saved["identity"], identity, options.checkpoint)
-    return saved
+
+    def accept(state: dict) -> None:
+        _check_identity(state["identity"], identity, options.checkpoint)
+        if set(state["best_weights"]) != set(learner.model.state_dict()):
+            raise ValueError("the best weights are another network's")
+        learner.load_state_dict(state)
+        _ = state["history"], state["best"]["epoch"]
+
+    state = load_checkpoint(options.checkpoint, options.mirror, accept) if options.resume else None
+    if not state:
+        return None
+    done = Fit(**{name: state[name] for name in ("history", "best", "best_weights")})
+    done.arrangement = Arrangement(state.get("arrangement", {}).get("channels_last", True))  # not measured again
+    print(f"Resumed after epoch {len(done.history)} of {learner.recipe.epochs}.")
+    before, here = done.history[-1], platform(learner.device)
+    if any(name in before and before[name] != here[name] for name in here):
+        old, new = (", ".join(place[name] for name in here) for place in (before, here))
+        print(f"It began on {old} and goes on on {new}: from here on its bits differ from those of a run that stayed.")
+    return done
+
+
+def platform(device: torch.device) -> dict[str, str]:
+    """The device and the libraries that compute on it, in words: speeds and bits are only compared where they are equal."""
+    software = f"torch {torch.__version__}"
+    if device.type == "cuda":
+        software += f", CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+    return {"device": device_name(device), "software": software}
+
+
+def _mirror(options: Options, worked: bool) -> bool:
+    """Copy the checkpoint into the mirror; whether it worked, and a line where it no longer does."""
+    if not options.mirror:
+        return True
+    reason = copy_checkpoint(options.checkpoint, options.mirror)
+    if reason and worked:
+        print(
+            f"The checkpoint could not be copied to {options.mirror} ({reason}); "
+            "training goes on with the one here, and the copy is tried again after each epoch."
+        )
+    return not reason
 
 
 def _advance(learner: Learner, done: Fit, row: dict, options: Options) -> None:
@@ -264,6 +262,7 @@ def _epoch(learner: Learner, train: data.Split, validation: data.Split, options:
         "val_accuracy": val_accuracy,
         "train_seconds": turned - start,
         "seconds": clock() - start,
+        **platform(learner.device),
     }
 
 

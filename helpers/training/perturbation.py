@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 
@@ -176,21 +176,3 @@ def along_momentum(optimizer: torch.optim.Optimizer, length: float | None) -> It
     finally:
         with torch.no_grad():
             torch._foreach_copy_(parameters, weights)
-
-
-@contextmanager
-def hold_statistics(model: nn.Module) -> Iterator[None]:
-    """Keep BatchNorm's running statistics as they are while the model, in training mode, still uses its batches' own.
-
-    The second pass of a perturbed step shows the network a batch that it has seen already, at weights it will not keep.
-    Counting it would move the statistics twice a step, the second time toward another network, and a perturbation of
-    zero would no longer be plain SGD.
-    """
-    layers = [layer for layer in model.modules() if getattr(layer, "track_running_stats", False)]
-    for layer in layers:
-        layer.track_running_stats = False
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.track_running_stats = True

@@ -1,5 +1,6 @@
 """One step of training: forward pass, gradients, optimiser; in parts where a batch does not fit into memory."""
 
+import re
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -10,8 +11,12 @@ from torch import Tensor, nn
 
 from helpers.runtime import UserError, autocast_dtype
 from helpers.training.average import Average
-from helpers.training.perturbation import AdversarialModelPerturbation, along_momentum, hold_statistics, step_clipped
+from helpers.training.batchnorm import RunningStatistics, hold_statistics
+from helpers.training.perturbation import AdversarialModelPerturbation, along_momentum, step_clipped
 from helpers.training.recipe import Recipe
+
+OUT_OF_MEMORY = re.compile(r"out of memory|ALLOC(ATION)?_FAILED", re.IGNORECASE)  # torch's words, cuDNN's and cuBLAS's
+ONE_VALUE = "Expected more than 1 value per channel"  # torch's words
 
 
 @dataclass
@@ -42,6 +47,7 @@ class Learner:
         self.called = self.called or self.model
         if self.recipe.ema is not None:
             self.average = self.average or Average(self.model, self.recipe.ema)
+        self.statistics = RunningStatistics(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -63,16 +69,22 @@ class Learner:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict() or None,
             "average": self.average.state_dict() if self.average else None,
+            "parts": self.parts,
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on where another learner of the same recipe stopped."""
+        """Go on where another learner of the same recipe stopped, on whatever device that was."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if state["scaler"]:
+        groups = [
+            group | {name: own[name] for name in ("foreach", "fused")}  # as this device wants it
+            for group, own in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True)
+        ]
+        self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
+        if state["scaler"]:  # None: it ran without one, as in bf16
             self.scaler.load_state_dict(state["scaler"])
         if self.average:
             self.average.load_state_dict(state["average"])
+        self.parts = state.get("parts", 1)
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -83,7 +95,8 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         weights = [parameter for parameter in parameters if parameter.ndim > 1]
         others = [parameter for parameter in parameters if parameter.ndim <= 1]
         groups = [{"params": weights}, {"params": others, "weight_decay": 0.0}]
-    base, arguments = torch.optim.Adam, {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "foreach": True}
+    kind = "fused" if parameters[0].device.type == "cuda" else "foreach"
+    base, arguments = torch.optim.Adam, {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, kind: True}
     if recipe.optimizer == "sgd":
         base, arguments = torch.optim.SGD, arguments | {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
     if recipe.perturbation is None:
@@ -144,10 +157,18 @@ def _step_that_fits(learner: Learner, images: Tensor, labels: Tensor) -> tuple[T
     """A step on the batch in the learner's parts, or None where even those do not fit into the device's memory."""
     try:
         return step(learner, images, labels)
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, ValueError) as error:
+        if ONE_VALUE in str(error):
+            raise UserError(
+                f"BatchNorm cannot learn from one image whose features are one pixel, as in this batch of {len(labels)}; "
+                "choose a batch size that leaves no single image over, or larger images."
+            ) from error
+        if not isinstance(error, torch.OutOfMemoryError) and not OUT_OF_MEMORY.search(str(error)):
+            raise
         if learner.parts >= len(labels):
             raise UserError("Not even one image fits into the device's memory; choose a smaller model or image.") from error
         learner.optimizer.zero_grad(set_to_none=True)
+        learner.statistics.undo()
     torch.cuda.empty_cache()  # out here, where the failed step's own tensors are gone
     return None
 
@@ -163,7 +184,8 @@ def step(learner: Learner, images: Tensor, labels: Tensor) -> tuple[Tensor, Tens
     def closure() -> Tensor:
         nonlocal first
         optimizer.zero_grad(set_to_none=True)
-        with hold_statistics(learner.model) if first else nullcontext():
+        counted = learner.statistics.moving(min(learner.parts, len(labels)), mend=scaler.is_enabled())
+        with hold_statistics(learner.model) if first else counted:
             logits, loss = gradients(learner, images, labels)
         first = first or (logits, loss)
         return loss
@@ -183,9 +205,10 @@ def step(learner: Learner, images: Tensor, labels: Tensor) -> tuple[Tensor, Tens
 def gradients(learner: Learner, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Add the gradients of a batch to the parameters; returns its logits and loss."""
     scores, losses = [], []
+    called = learner.called if learner.parts == 1 else learner.model  # a compiled program is of one batch size
     for image_part, label_part in zip(images.chunk(learner.parts), labels.chunk(learner.parts), strict=True):
         with autocast(images.device, learner.recipe):
-            logits = learner.called(image_part)
+            logits = called(image_part)
             loss = F.cross_entropy(logits, label_part, label_smoothing=learner.recipe.label_smoothing)
             loss = loss * (len(label_part) / len(labels))
         learner.scaler.scale(loss).backward()

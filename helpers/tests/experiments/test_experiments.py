@@ -240,7 +240,7 @@ def test_a_smoke_run_writes_a_record_with_every_field(smoke):
     assert set(record["dataset"]) >= {"name", "source", "fingerprint", "num_classes", "n_train", "n_val", "n_test"}
     assert set(record["test"]) == {"loss", "accuracy", "n", "confusion"}, "two classes have no five best"
     assert record["limits"] == {"time_budget": None, "patience": None, "estimated_epochs": None}
-    assert record["arrangement"] == {"channels_last": True, "group_width": 1}
+    assert record["arrangement"] == {"channels_last": True}
     assert record["dataset"]["source"] == "sample"
     assert record["model"]["params"] == 11_177_538
     assert len(record["history"]) == 2

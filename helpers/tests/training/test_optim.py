@@ -163,6 +163,51 @@ def test_a_restored_optimiser_goes_on_bit_for_bit(base):
     assert equal(whole, resumed)
 
 
+def step_tensor_by_tensor(optimizer, closure, velocity):
+    """Algorithm 1 with clipping, a tensor at a time, and SGD with momentum 0.9."""
+    closure()
+    members = [(p, p.detach().clone(), torch.zeros_like(p), group) for group in optimizer.param_groups for p in group["params"]]
+
+    def clip() -> torch.Tensor:
+        norm = torch.linalg.vector_norm(torch.stack([parameter.grad.norm() for parameter, *_ in members]))
+        return (optimizer.clip_norm / (norm + 1e-6)).clamp(max=1)
+
+    with torch.no_grad():
+        for _ in range(optimizer.inner_steps):
+            factor = clip()
+            for parameter, weights, delta, group in members:
+                delta.add_(parameter.grad * factor, alpha=group["inner_lr"])
+                delta.mul_((group["epsilon"] / (delta.norm() + 1e-12)).clamp(max=1))
+                torch.add(weights, delta, out=parameter)
+            with torch.enable_grad():
+                closure()
+        factor = clip()
+        for parameter, weights, _, group in members:
+            gradient = parameter.grad.mul_(factor)
+            if parameter in velocity:
+                gradient = velocity[parameter].mul_(0.9).add_(gradient)
+            velocity.setdefault(parameter, gradient.clone())
+            parameter.copy_(weights.add(gradient, alpha=-group["lr"]))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_all_tensors_at_once_are_one_after_the_other_bit_for_bit(memory_format):
+    """Two inner steps, groups with their own radius, and a clip that bites."""
+    together, apart = (network().to(memory_format=memory_format) for _ in "ab")
+    optimizers = [
+        AdversarialModelPerturbation(
+            [{"params": [*model[0].parameters()], "epsilon": 0.3, "inner_lr": 0.7}, {"params": model[3].parameters()}],
+            **{"lr": 0.05, "epsilon": 0.1, "inner_steps": 2, "momentum": 0.9, "clip_norm": 0.5},
+        )
+        for model in (together, apart)
+    ]
+    velocity = {}
+    for batch in BATCHES:
+        optimizers[0].step(make_closure(together, optimizers[0], batch))
+        step_tensor_by_tensor(optimizers[1], make_closure(apart, optimizers[1], batch), velocity)
+    assert equal(together, apart) and not equal(together, network())
+
+
 def scaled_step(model, optimizer, scaler, batch, spoil=None):
     """A step as fp16 training makes it; `spoil` is the pass whose gradients overflow."""
     calls = []

@@ -14,9 +14,9 @@ from torch import nn
 from helpers import data, models, training
 from helpers.data.datasets import Split
 from helpers.runtime import UserError, seed_epoch
-from helpers.training import checkpoints, evaluation, loop
+from helpers.training import evaluation, loop
 from helpers.training import step as stepping
-from helpers.training.checkpoints import load_checkpoint, previous, save_checkpoint
+from helpers.training.checkpoints import load_checkpoint, save_checkpoint
 from helpers.training.loop import fit
 from helpers.training.recipe import Recipe, learning_rate
 
@@ -518,48 +518,6 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path, monk
     with pytest.raises(training.Diverged, match=sentence):
         fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=tmp_path / "a.ckpt")
     assert len(load_checkpoint(tmp_path / "a.ckpt")["history"]) == 1
-
-
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capsys):
-    path = tmp_path / "a.ckpt"
-    for epoch in (1, 2):
-        save_checkpoint({"history": [epoch]}, path)
-    assert load_checkpoint(path) == {"history": [2]}
-    content = path.read_bytes()
-    path.write_bytes(content[:-20])
-    assert load_checkpoint(path) == {"history": [1]}
-    assert "a.ckpt is damaged" in capsys.readouterr().out
-    previous(path).write_bytes(b"")
-    with pytest.raises(UserError, match="No checkpoint beside a.ckpt is whole; start over with --fresh"):
-        load_checkpoint(path)
-
-
-def test_a_kill_between_the_two_renames_loses_one_epoch_at_most(tmp_path):
-    path = tmp_path / "a.ckpt"
-    save_checkpoint({"history": [1]}, path)
-    path.rename(previous(path))
-    assert load_checkpoint(path) == {"history": [1]}
-
-
-def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
-    path = tmp_path / "a.ckpt"
-    save_checkpoint({"history": [1]}, path)
-
-    def full(_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoints.os, "fsync", full)
-    with pytest.raises(UserError, match="could not be written .No space left on device.*--checkpoint-dir"):
-        save_checkpoint({"history": [2]}, path)
-    assert load_checkpoint(path) == {"history": [1]}
-    assert [file.name for file in tmp_path.iterdir()] == ["a.ckpt"]
-
-
-def test_the_mirror_takes_over_when_the_local_checkpoint_is_gone(tmp_path):
-    local, mirror = tmp_path / "a.ckpt", tmp_path / "drive"
-    save_checkpoint({"history": [1]}, local, mirror)
-    local.unlink()
-    assert load_checkpoint(local, mirror) == {"history": [1]}
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):

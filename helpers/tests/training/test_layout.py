@@ -1,4 +1,4 @@
-"""Another arrangement is the same network: same parameters, same scores, same gradients, and it outlives a kill."""
+"""Another layout is the same network: same parameters, same scores, same gradients, and it outlives a kill."""
 
 import math
 import shutil
@@ -10,10 +10,10 @@ from torch import nn
 
 from helpers import data, models, training
 from helpers.runtime import UserError, seed_epoch
-from helpers.training import layout as arrange
-from helpers.training import loop
-from helpers.training.layout import PLAIN, Arrangement
+from helpers.training import layout, loop
+from helpers.training.layout import Arrangement
 
+PLAIN = Arrangement(channels_last=False)
 RECIPE = training.Recipe(3, 8, 32, (0.5,) * 3, (0.5,) * 3, learning_rate=0.01, mixed_precision=False)
 SPLITS = data.sample("cifar10", counts=(20, 10, 10))
 
@@ -33,67 +33,57 @@ def small() -> nn.Module:
     )
 
 
-@pytest.mark.parametrize("arrangement", [PLAIN, Arrangement(), Arrangement(True, 16), Arrangement(False, 64)])
 @pytest.mark.parametrize("name", ["resnext29_32x4d", "torchvision/resnext50_32x4d"])
-def test_parameters_scores_and_gradients_stay(name, arrangement):
+def test_parameters_scores_and_gradients_stay(name):
     """In double precision, where BatchNorm over a few images does not blow rounding up."""
     seed_epoch(0)
     model, images = models.build(name, 10).double().train(), torch.randn(4, 3, 32, 32).double()
     names = list(model.state_dict())
 
-    def look() -> torch.Tensor:
+    def scores_and_gradient() -> torch.Tensor:
         scores = model(images)
         first = torch.autograd.grad(scores.square().sum(), model.layer1[0].conv2.weight)[0]
         return torch.cat([scores.detach().flatten(), first.flatten()])
 
-    before, same = look(), dict(model.named_parameters())
-    arrange.arrange(model, arrangement)
-    widths = {conv.in_channels // conv.groups * conv.merged for conv in convolutions(model)}
-    assert min(widths) >= arrangement.group_width and list(model.state_dict()) == names
-    assert all(same[key] is value for key, value in model.named_parameters())
-    after = look()
+    before, parameters = scores_and_gradient(), dict(model.named_parameters())
+    assert layout.prepare(model, RECIPE, Arrangement()) is model and list(model.state_dict()) == names
+    assert all(parameters[key] is value for key, value in model.named_parameters())
+    assert model.layer1[0].conv2.weight.is_contiguous(memory_format=torch.channels_last)
+    after = scores_and_gradient()
     assert (after - before).norm() < 1e-9 * before.norm()
-    arrange.arrange(model, PLAIN)
-    assert {type(conv) for conv in convolutions(model)} == {nn.Conv2d} and look().equal(before)
+    layout.prepare(model, RECIPE, PLAIN)
+    assert scores_and_gradient().equal(before)
 
 
-def convolutions(model: nn.Module) -> list[nn.Conv2d]:
-    return [conv for conv in model.modules() if isinstance(conv, nn.Conv2d) and conv.groups > 1]
+def test_on_a_cpu_the_recipe_decides():
+    assert training.choose_arrangement(small(), SPLITS.train, RECIPE) == Arrangement()
+    assert training.choose_arrangement(small(), SPLITS.train, replace(RECIPE, channels_last=False)) == PLAIN
 
 
 @pytest.mark.parametrize(
     ("seconds", "expected"),
-    [
-        ({}, Arrangement(True, 1)),
-        ({PLAIN: 0.95}, Arrangement(True, 1)),
-        ({PLAIN: 0.5}, PLAIN),
-        ({PLAIN: 0.5, Arrangement(False, 64): 0.3, Arrangement(True, 16): 0.1}, Arrangement(False, 64)),
-        ({Arrangement(True, 16): 0.8, Arrangement(True, 64): 0.75}, Arrangement(True, 16)),
-        ({Arrangement(): math.inf, PLAIN: math.inf}, Arrangement(True, 16)),
-    ],
+    [((1.0, 0.95), Arrangement()), ((1.0, 0.5), PLAIN), ((0.5, 1.0), Arrangement()), ((math.inf, 1.0), PLAIN)]
+    + [((1.0, math.inf), Arrangement()), ((math.inf, math.inf), Arrangement())],
 )
 def test_only_what_is_clearly_faster_is_chosen(seconds, expected):
-    assert arrange.fastest(lambda arrangement: seconds.get(arrangement, 1.0)) == expected
+    assert layout.fastest(dict(zip((Arrangement(), PLAIN), seconds, strict=True))) == expected
 
 
-def test_a_trial_leaves_the_model_alone_and_lack_of_memory_is_no_choice():
-    model = small()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    steps = []
+def test_candidates_are_timed_in_turns_after_a_warm_up_of_a_second_and_a_failure_is_no_choice():
+    now, calls = [0.0], []
 
-    def step(candidate):
-        steps.append([conv.merged for conv in convolutions(candidate)])
-        candidate(torch.randn(2, 3, 8, 8)).sum().backward()
+    def step_of(name, seconds):
+        def step():
+            calls.append(name)
+            now[0] += seconds if len(calls) > 1 else 9.0  # the first call compiles, and must not count
+            if seconds == 7:
+                raise RuntimeError("GET was unable to find an engine to execute this computation")
 
-    assert 0 < arrange.step_seconds(model, Arrangement(True, 16), step) < math.inf
-    assert steps == [[4, 4]] * (1 + arrange.STEPS)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert all(parameter.grad is None for parameter in model.parameters())
+        return step
 
-    def too_large(candidate):
-        raise torch.OutOfMemoryError
-
-    assert arrange.step_seconds(model, PLAIN, too_large) == math.inf
+    found = layout.step_seconds({"a": step_of("a", 0.3), "b": step_of("b", 0.4), "c": step_of("c", 7)}, lambda: now[0])
+    assert found == pytest.approx({"a": 0.3, "b": 0.4, "c": math.inf})
+    assert "".join(calls) == "a" + "bbb" + "c" + "abc" * layout.ROUNDS
 
 
 def test_a_resumed_run_keeps_its_arrangement_and_equals_an_uninterrupted_one(tmp_path, monkeypatch):
@@ -102,10 +92,10 @@ def test_a_resumed_run_keeps_its_arrangement_and_equals_an_uninterrupted_one(tmp
         fitted = training.fit(model, SPLITS.train, SPLITS.validation, RECIPE, **more)
         return fitted, torch.cat([value.double().flatten() for value in model.state_dict().values()])
 
-    _, plain = fit()
-    monkeypatch.setattr(loop, "choose_arrangement", lambda *_: Arrangement(False, 16))
+    _, default = fit()
+    monkeypatch.setattr(loop, "choose_arrangement", lambda *_: PLAIN)
     whole, weights = fit()
-    assert whole.arrangement == Arrangement(False, 16) and (weights - plain).norm() < 1e-3 * plain.norm()
+    assert whole.arrangement == PLAIN and (weights - default).norm() < 1e-3 * default.norm()
     fit(checkpoint=tmp_path / "a.ckpt", until=1)
     monkeypatch.setattr(loop, "choose_arrangement", lambda *_: pytest.fail("it was measured again"))
     resumed, again = fit(checkpoint=tmp_path / "a.ckpt")

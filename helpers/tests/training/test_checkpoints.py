@@ -1,0 +1,198 @@
+"""Checkpoints: whole or not there, damaged ones never in the way of good ones, mirrors that may vanish."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from helpers import training
+from helpers.runtime import UserError
+from helpers.tests.training.test_training import RECIPE, TRAIN, VALIDATION, make_model, same, without_times
+from helpers.training import checkpoints, loop
+from helpers.training import step as stepping
+from helpers.training.checkpoints import copy_checkpoint, load_checkpoint, previous, save_checkpoint, temporary
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "a.ckpt"
+
+
+def damage(path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(path, capsys):
+    for epoch in (1, 2):
+        save_checkpoint({"history": [epoch]}, path)
+    assert load_checkpoint(path) == {"history": [2]}
+    damage(path)
+    assert load_checkpoint(path) == {"history": [1]}
+    assert "a.ckpt is damaged" in capsys.readouterr().out
+    previous(path).write_bytes(b"")
+    with pytest.raises(UserError, match="No checkpoint beside a.ckpt is whole and fits; start over with --fresh"):
+        load_checkpoint(path)
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(path):
+    save_checkpoint({"history": [1]}, path)
+    path.rename(previous(path))
+    assert load_checkpoint(path) == {"history": [1]}
+
+
+def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one(path):
+    for epoch in (1, 2):
+        save_checkpoint({"history": [epoch]}, path)
+    damage(path)
+    save_checkpoint({"history": [3]}, path)
+    damage(path)
+    assert load_checkpoint(path) == {"history": [1]}, "not the damaged second one"
+
+
+def test_a_whole_temporary_file_is_read_and_takes_its_name(path):
+    save_checkpoint({"history": [1]}, path)
+    path.rename(temporary(path))
+    path.write_bytes(b"damaged")
+    assert load_checkpoint(path) == {"history": [1]}
+    assert not temporary(path).exists() and load_checkpoint(path) == {"history": [1]}
+
+
+def test_a_first_checkpoint_that_was_cut_off_is_none(path):
+    temporary(path).write_bytes(b"half")
+    assert load_checkpoint(path) is None
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint(path, monkeypatch):
+    save_checkpoint({"history": [1]}, path)
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints.os, "fsync", full)
+    with pytest.raises(UserError, match="could not be written .No space left on device.*--checkpoint-dir"):
+        save_checkpoint({"history": [2]}, path)
+    assert load_checkpoint(path) == {"history": [1]}
+    assert [file.name for file in path.parent.iterdir()] == ["a.ckpt"]
+
+
+def test_the_mirror_takes_over_when_the_local_checkpoint_is_gone(path):
+    save_checkpoint({"history": [1]}, path)
+    assert copy_checkpoint(path, path.parent / "drive") is None
+    path.unlink()
+    assert load_checkpoint(path, path.parent / "drive") == {"history": [1]}
+
+
+def test_a_mirror_that_is_not_mounted_is_not_made(path):
+    save_checkpoint({"history": [1]}, path)
+    drive = path.parent / "drive"
+    assert copy_checkpoint(path, drive / "MyDrive/project/checkpoints/report/network/full") == "its folder is gone"
+    assert not drive.exists()
+    drive.write_bytes(b"a file")
+    assert copy_checkpoint(path, drive) is not None and drive.read_bytes() == b"a file"
+
+
+def test_a_mirror_that_fails_warns_once_leaves_nothing_and_does_not_end_training(path, monkeypatch, capsys):
+    calls, copyfile = [], checkpoints.shutil.copyfile
+
+    def copy(source, target):
+        calls.append(None)
+        copyfile(source, target)
+        if len(calls) in (2, 3):
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(checkpoints.shutil, "copyfile", copy)
+    mirror = path.parent / "drive"
+    plain, whole = make_model(), make_model()
+    expected = training.fit(plain, TRAIN, VALIDATION, RECIPE)
+    for until in (3, 4):
+        done = training.fit(whole, TRAIN, VALIDATION, RECIPE, checkpoint=path, mirror=mirror, until=until)
+        assert [file.name for file in mirror.iterdir()] == ["a.ckpt"]
+        assert len(load_checkpoint(mirror / "a.ckpt")["history"]) == (1 if until == 3 else 4)
+    assert same(plain, whole) and without_times(done.history) == without_times(expected.history)
+    printed = capsys.readouterr().out
+    assert printed.count("could not be copied to") == 1 and "(Input/output error); training goes on" in printed
+
+
+def test_a_whole_checkpoint_that_does_not_fit_gives_way_to_the_one_before(path, capsys):
+    training.fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=path, until=1)
+    good = load_checkpoint(path)
+    other = torch.nn.Linear(2, 2).state_dict()
+    for bad in (
+        {"model": other},
+        {"best_weights": other},
+        {"optimizer": {"state": {}, "param_groups": []}},
+        {"best": {}},
+        None,
+    ):
+        save_checkpoint(good, path)
+        save_checkpoint(good | bad if bad else {name: good[name] for name in good if name != "history"}, path)
+        model = make_model()
+        done = training.fit(model, TRAIN, VALIDATION, RECIPE, checkpoint=path, until=2)
+        assert len(done.history) == 2
+        assert "a.ckpt does not fit this run" in capsys.readouterr().out
+    previous(path).unlink()
+    save_checkpoint(good | {"model": other}, path)
+    previous(path).unlink()
+    with pytest.raises(UserError, match="is whole and fits; start over with --fresh"):
+        training.fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=path)
+
+
+def test_a_folder_of_that_name_is_no_checkpoint(path):
+    path.mkdir()
+    with pytest.raises(UserError, match="No checkpoint beside a.ckpt is whole and fits"):
+        training.fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=path)
+
+
+@pytest.mark.parametrize("halves", [("bf16", "fp16"), ("fp16", "bf16"), ("fp32", "fp16")])
+def test_a_run_goes_on_in_another_arithmetic(path, monkeypatch, capsys, halves):
+    """As on another GPU: a scaler in fp16, none in bf16. fp16 is played in fp32, with the scaler of fp16."""
+    places = iter([{"device": "NVIDIA A100", "software": "torch 2"}] + [{"device": "Tesla T4", "software": "torch 2"}] * 99)
+    for half in halves:
+        enabled = half == "fp16"
+        scaler = lambda device, recipe, enabled=enabled: torch.amp.GradScaler("cpu", enabled=enabled, init_scale=8.0)  # noqa: E731
+        monkeypatch.setattr(stepping, "make_scaler", scaler)
+        place = next(places)
+        monkeypatch.setattr(loop, "platform", lambda device, place=place: place)
+        recipe = replace(RECIPE, mixed_precision=half == "bf16")
+        monkeypatch.setattr(stepping, "autocast_dtype", lambda device: torch.bfloat16)
+        monkeypatch.setattr(loop, "_check_identity", lambda *_: None)
+        done = training.fit(make_model(), TRAIN, VALIDATION, recipe, checkpoint=path, until=2 if half == halves[0] else None)
+    assert [row["device"] for row in done.history] == ["NVIDIA A100"] * 2 + ["Tesla T4"] * 2
+    line = "It began on NVIDIA A100, torch 2 and goes on on Tesla T4, torch 2: from here on its bits differ"
+    assert line in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_a_gpus_fused_optimiser_goes_on_with_this_devices_own(path):
+    recipe = replace(RECIPE, optimizer="adam")
+    training.fit(make_model(), TRAIN, VALIDATION, recipe, checkpoint=path, until=2)
+    state = load_checkpoint(path)
+    state["optimizer"]["param_groups"][0] |= {"fused": True, "foreach": None}
+    save_checkpoint(state, path)
+    whole, resumed = make_model(), make_model()
+    training.fit(whole, TRAIN, VALIDATION, recipe)
+    training.fit(resumed, TRAIN, VALIDATION, recipe, checkpoint=path)
+    assert same(whole, resumed)
+
+
+def test_the_history_says_what_computed_each_epoch(path):
+    row = training.fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, epochs=1)).history[0]
+    assert row["device"].startswith("CPU, ") and row["software"] == f"torch {torch.__version__}"
+
+
+def test_a_checkpoint_of_the_time_before_averages_and_parts_goes_on_bit_for_bit(path):
+    """The keys and settings of the checkpoints that were written until November 2026."""
+    whole, resumed = make_model(), make_model()
+    training.fit(whole, TRAIN, VALIDATION, RECIPE)
+    training.fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=path, until=2)
+    state = load_checkpoint(path)
+    for name in ("average", "parts"):
+        del state[name]
+    new = ("clip_norm", "perturbation_start", "perturbation_every", "momentum_perturbation", "ema", "initialisation")
+    for name in (*new, "zero_last_batchnorm", "border", "cutout", "flip", "flip_test", "resize", "sizes", "deterministic"):
+        del state["identity"][name]
+    state |= {"scaler": None, "arrangement": {"channels_last": True, "group_width": 1}}
+    for row in state["history"]:
+        del row["device"], row["software"]
+    save_checkpoint(state, path)
+    training.fit(resumed, TRAIN, VALIDATION, RECIPE, checkpoint=path)
+    assert same(whole, resumed)
