@@ -1,4 +1,4 @@
-"""The command line: `python -m helpers list · run · table · bench · save · classify · colab`."""
+"""The command line: `python -m helpers list · run · table · bench · save · classify · evaluate · colab`."""
 
 import os
 import signal
@@ -11,9 +11,8 @@ import argparse
 import json
 from pathlib import Path
 
-from helpers import bench, experiments, runtime
+from helpers import bench, demo, experiments, runtime
 from helpers.data.pools import listed
-from helpers.demo import classify
 from helpers.experiments import records as results
 from helpers.experiments.queue import Queue, run_missing
 from helpers.report import claims, colab, figures, memory, readme, tables
@@ -60,7 +59,7 @@ def make_parser() -> Parser:
 
     save = commands.add_parser("save", help="write the model of a recorded run, from its checkpoint, for classify")
     save.add_argument("experiment")
-    save.add_argument("file")
+    save.add_argument("file", nargs="?", help="without one, into results/models, in half precision and with a model card")
     save.add_argument("--seed", type=int, default=0)
     save.add_argument("--profile", default="full", help=" · ".join(PROFILES))
     save.add_argument("--results-dir", type=folder)
@@ -68,9 +67,14 @@ def make_parser() -> Parser:
 
     label = commands.add_parser("classify", help="label images with a saved model")
     label.add_argument("images", nargs="+", metavar="IMAGE", help="a file, or an http:// or https:// address")
-    label.add_argument("--model", required=True, metavar="FILE")
+    label.add_argument("--model", metavar="NAME", help="one of results/models, or a file; by default the first of them")
     label.add_argument("--csv", metavar="FILE", help="write the table there too, with the probability of every class")
     label.add_argument("--device")
+
+    check = commands.add_parser("evaluate", help="recompute the accuracy of a model of results/models, and compare it")
+    check.add_argument("model", metavar="NAME")
+    check.add_argument("--data-dir")
+    check.add_argument("--device")
 
     badges = commands.add_parser("colab", help="write the badges and setup cells of README and notebooks")
     badges.add_argument("repository", metavar="OWNER/REPO")
@@ -203,15 +207,20 @@ def save_model(options) -> None:
         raise UserError(
             f"There is no record of {options.experiment}, seed {options.seed}, {options.profile}; run {again} first."
         )
-    print(f"Model: {classify.save_run(options.file, results.load(path), options.checkpoint_dir).name}")
+    record = results.load(path)
+    if options.file:
+        print(f"Model: {demo.save_run(options.file, record, options.checkpoint_dir).name}")
+    else:
+        written = demo.ship(record, options.checkpoint_dir, results_dir=options.results_dir)
+        print(f"Model: {written.name}, and its card {written.stem}.md")
 
 
 def classify_images(options) -> None:
     """Print a line an image; then, as an error, those that could not be read."""
-    model = classify.load_model(options.model, options.device)
-    table = classify.classify(model, options.images)
+    model = demo.load_model(demo.find_model(options.model), options.device)
+    table = demo.classify(model, options.images)
     if len(table) == 1 and (reason := table["error"][0]):
-        raise UserError(f"{options.images[0]} cannot be classified: {reason}.")
+        raise UserError(f"{table['image'][0]} cannot be classified: {reason}.")
     if options.csv:
         try:
             runtime.save_text(Path(options.csv).expanduser(), table.to_csv(index=False))
@@ -227,6 +236,11 @@ def classify_images(options) -> None:
         raise UserError(f"{len(failed)} of {len(table)} images could not be read: {listed(failed)}.")
 
 
+def evaluate_model(options) -> None:
+    """Print how a model of results/models does on the data at hand, beside its card."""
+    print(demo.evaluate(options.model, options.data_dir, options.device))
+
+
 def write_colab(options) -> None:
     """Write badges and setup cells."""
     changed = colab.write(options.repository, options.ref)
@@ -240,6 +254,7 @@ COMMANDS = {
     "bench": run_bench,
     "save": save_model,
     "classify": classify_images,
+    "evaluate": evaluate_model,
     "colab": write_colab,
 }
 

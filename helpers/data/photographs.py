@@ -15,6 +15,7 @@ from helpers.runtime import UserError
 KAGGLE = {"pikachu": "hal0samuel/pikachu-classification-dataset"}
 HELD_OUT = 0.2
 RESIZES = ("crop", "squash")
+MOST_PIXELS = 40_000_000  # decoded in full, at up to ten bytes each; a JPEG is decoded smaller, so a camera's may have more
 
 
 def read_pool(name: str, base: Path, size: int, resize: str = "crop") -> Pool:
@@ -63,7 +64,7 @@ def decode_photograph(content: bytes, size: int, resize: str = "crop") -> tuple[
         uint8 (3, size, size), and the width and height of the upright original in pixels.
 
     Raises:
-        ValueError: the file is empty.
+        ValueError: the file is empty, or has more than `MOST_PIXELS`.
         PIL.UnidentifiedImageError, PIL.Image.DecompressionBombError, OSError: it is no image, too large, or cut off.
     """
     if not content:
@@ -74,6 +75,8 @@ def decode_photograph(content: bytes, size: int, resize: str = "crop") -> tuple[
         on_its_side = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
         width, height = image.size[::-1] if on_its_side else image.size
         image.draft(None, (2 * size, 2 * size))  # a JPEG is read at 1/2, 1/4 or 1/8, never below twice the size
+        if image.width * image.height > MOST_PIXELS:
+            raise ValueError(f"{width}x{height} pixels are too many; make it smaller, or a JPEG")
         upright = _to_rgb(ImageOps.exif_transpose(image))
     box = None  # the whole image
     if resize == "crop":
@@ -94,9 +97,9 @@ def _formats() -> list[str]:
 def _to_rgb(image: Image.Image) -> Image.Image:
     """The image in 8-bit colour; what is transparent becomes white."""
     if image.mode == "F" or image.mode.startswith("I"):  # Pillow would cut 16 bits off at 255
-        values = np.asarray(image, np.float64)
-        white = 65535 if image.mode != "F" else 1 if values.max() <= 1 else 255
-        image = Image.fromarray((values * (255 / white)).round().clip(0, 255).astype(np.uint8))
+        values = np.array(image, np.float32)
+        values *= 255 / (65535 if image.mode != "F" else 1 if values.max() <= 1 else 255)
+        image = Image.fromarray(values.round(out=values).clip(0, 255, out=values).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -1,18 +1,22 @@
 """A page in the browser to try a model on: an image goes in, its label and what the label rests on come out."""
 
 import os
+import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from helpers.data.datasets import Dataset, Split
+from helpers.data import Dataset, Split, load, stratified
 from helpers.data.pools import listed
-from helpers.demo import classify
-from helpers.demo.classify import SavedModel
+from helpers.demo.images import LARGEST_DOWNLOAD, is_address, read_image
+from helpers.demo.labels import features, grad_cam, probabilities
+from helpers.demo.labels import nearest as find_nearest
+from helpers.demo.saved import Preprocessing, SavedModel, load_model
 from helpers.report.pictures import middle, overlay
 from helpers.runtime import UserError
 
@@ -37,50 +41,70 @@ _CSS = """
 """
 
 
-def build_page(model: SavedModel, dataset: Dataset, known: Tensor, *, measured: str = "", examples: Split | None = None):
-    """The page, a `gradio.Blocks` that `start` opens.
+@dataclass(frozen=True, eq=False)
+class Exhibit:
+    """A model on the page.
 
-    An image comes as a file, from an address, or from the examples. What cannot be read is answered with one sentence, and
-    the page goes on.
-
-    Args:
+    Attributes:
         dataset: its training images are searched for those most like the image.
-        known: their features (N, D), by `classify.features`.
+        known: their features (N, D), by `features`.
         measured: a sentence on how accurate the model is.
         examples: images to click on; best such as the model was not trained on.
+        card: its model card, in Markdown.
+    """
+
+    model: SavedModel
+    dataset: Dataset
+    known: Tensor
+    measured: str = ""
+    examples: Split | None = None
+    card: str = ""
+
+
+def prepare(path: Path, data_dir: str | Path | None = None, searched: int = 1000) -> Exhibit:
+    """A shipped model with the data at hand: it searches so many training images, and offers eight test images as examples.
+
+    Raises:
+        UserError: the model has no card, or its data cannot be had.
+    """
+    model = load_model(path)
+    if not model.card:
+        raise UserError(f"{path.name} has no model card, so its data are not known.")
+    card, about = model.card, model.about
+    dataset = load(card["dataset"]["name"], data_dir, image_size=about.image_size, resize=about.resize)
+    train = stratified(dataset.train, searched)
+    text = path.with_suffix(".md").read_text(encoding="utf-8") if path.with_suffix(".md").exists() else ""
+    measured = f"It gets {card['test']['accuracy']:.1%} of {card['test']['n']:,} test images right."
+    found = replace(dataset, train=train)
+    return Exhibit(model, found, features(model, train.images), measured, stratified(dataset.test, 8), text)
+
+
+def build_page(exhibits: Mapping[str, Exhibit], *, private: bool = False):
+    """The page, a `gradio.Blocks` that `start` opens.
+
+    An image comes as a file, from a camera, from an address, or from the examples. What cannot be read is answered with one
+    sentence, and the page goes on.
+
+    Args:
+        exhibits: the models to choose from, by name; the first is shown first.
+        private: whether addresses inside this machine and its network are fetched for visitors too.
 
     Raises:
         UserError: gradio is not installed.
     """
     gradio = _gradio()
-
-    def answer(read: Callable[[], tuple[str, Tensor]]) -> list:
-        try:
-            name, image = read()
-            return [f"This is the answer to {name}.", *look(model, dataset, known, image)]
-        except UserError as error:
-            return [str(error), None, None, None, None]
-
-    def uploaded(path: str) -> list:
-        name, size = Path(path).name, model.about.stored_size
-        return [*answer(lambda: (name, classify.read_image(path, size, name))), None]
-
-    def fetched(url: str) -> list:
-        return answer(lambda: (url.strip(), read_address(url.strip(), model.about.stored_size)))
-
-    def clicked(event: gradio.SelectData) -> list:
-        label = dataset.classes[examples.labels[event.index]]
-        return answer(lambda: (f"an example labelled {label}", examples.images[event.index]))
-
+    first = next(iter(exhibits))
     with gradio.Blocks(title="Classify your image", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
-        gradio.Markdown(introduction(model, measured))
+        about = gradio.Markdown(introduction(exhibits[first]))
+        chosen = gradio.Dropdown(list(exhibits), value=first, label="Model", elem_id="model", visible=len(exhibits) > 1)
         with gradio.Row():
             with gradio.Column():
                 file = gradio.File(label="Your image", height=150)
                 address = gradio.Textbox(label="or its address", placeholder="https://…", max_lines=1, submit_btn="Classify")
-                if examples:
-                    pictures = [picture(image, model.about.sample) for image in examples.images]
-                    clickable = gradio.Gallery(pictures, label="or one of these", columns=4, allow_preview=False, **_TILES)
+                camera = gradio.Image(sources=["webcam"], type="filepath", label="or your camera", elem_id="camera")
+                clickable = gradio.Gallery(
+                    _pictures(exhibits[first]), label="or one of these", columns=4, allow_preview=False, **_TILES
+                )
             with gradio.Column():
                 status = gradio.Textbox("No image yet.", label="Status", elem_id="status", interactive=False)
                 label = gradio.Label(label="Class probabilities", elem_id="label")
@@ -89,27 +113,72 @@ def build_page(model: SavedModel, dataset: Dataset, known: Tensor, *, measured: 
                     heat = gradio.Image(label="Grad-CAM", elem_id="heat", **_PICTURE)
         nearest = gradio.Gallery(label="The training images most like it", columns=NEAREST, elem_id="nearest", **_TILES)
         gradio.Markdown(READING)
+        with gradio.Accordion("Model card", open=False):
+            card = gradio.Markdown(exhibits[first].card)
+        uploaded, photographed, fetched, clicked, switched = _handlers(exhibits, private)
         # One image at a time, as a model keeps what it was shown last; and no way in but the page itself.
         alone = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
         outputs = [status, label, seen, heat, nearest]
-        file.upload(uploaded, file, [*outputs, file], **alone)
-        address.submit(fetched, address, outputs, **alone)
-        if examples:
-            clickable.select(clicked, None, outputs, **alone)
+        file.upload(uploaded, [chosen, file], [*outputs, file], **alone)
+        camera.change(photographed, [chosen, camera], outputs, **alone)
+        address.submit(fetched, [chosen, address], outputs, **alone)
+        clickable.select(clicked, chosen, outputs, **alone)
+        chosen.change(switched, chosen, [*outputs, about, clickable, card], **alone)
     return page
+
+
+def _handlers(exhibits: Mapping[str, Exhibit], private: bool) -> tuple[Callable, ...]:
+    """What the page does with a file, a snapshot, an address, a click on an example, and the choice of another model."""
+    gradio, nothing = _gradio(), [None] * 4
+
+    def answer(chosen: str, name: str, read: Callable[[Preprocessing], Tensor]) -> list:
+        exhibit = exhibits[chosen]
+        try:
+            return [f"This is the answer to {name}.", *explain(exhibit, read(exhibit.model.about))]
+        except UserError as error:
+            return [str(error), *nothing]
+
+    def uploaded(chosen: str, path: str) -> list:
+        name = Path(path).name
+        return [*answer(chosen, name, lambda about: read_image(path, about.stored_size, name, resize=about.resize)), None]
+
+    def photographed(chosen: str, path: str | None) -> list:
+        if path is None:
+            return [gradio.skip()] * 5
+        return answer(chosen, "your snapshot", lambda about: read_image(path, about.stored_size, "your snapshot"))
+
+    def fetched(chosen: str, url: str) -> list:
+        return answer(chosen, url.strip(), lambda about: read_address(url.strip(), about, private))
+
+    def clicked(chosen: str, event: gradio.SelectData) -> list:
+        dataset, examples = exhibits[chosen].dataset, exhibits[chosen].examples
+        label = dataset.classes[examples.labels[event.index]]
+        return answer(chosen, f"an example labelled {label}", lambda about: examples.images[event.index])
+
+    def switched(chosen: str) -> list:
+        exhibit = exhibits[chosen]
+        return ["No image yet.", *nothing, introduction(exhibit), _pictures(exhibit), exhibit.card]
+
+    return uploaded, photographed, fetched, clicked, switched
+
+
+def _pictures(exhibit: Exhibit) -> list[np.ndarray]:
+    images = exhibit.examples.images if exhibit.examples else []
+    return [picture(image, exhibit.model.about.sample) for image in images]
 
 
 def start(page, **options) -> str:
     """Open a page that `build_page` made, inside a notebook where there is one; returns its address.
 
-    Nobody else can reach it, unless `share=True` asks gradio for a public address.
+    Nobody else can reach it, unless `share=True` asks gradio for a public address. Gradio's limits: it listens on this
+    machine's loopback address, takes files of `LARGEST_DOWNLOAD` at most, and one worker answers one image at a time.
 
     Args:
         options: for `gradio.Blocks.launch`.
     """
     theme = _gradio().themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"])
     looks = {"theme": theme, "css": _CSS, "footer_links": [], "height": 900}
-    options = {"share": False, "quiet": True, "max_file_size": classify.LARGEST_DOWNLOAD} | looks | options
+    options = {"share": False, "quiet": True, "max_file_size": LARGEST_DOWNLOAD} | looks | options
     try:
         page.launch(**options)
     except ValueError:  # gradio gives its server three seconds to answer; on a busy machine the first answer takes longer
@@ -128,45 +197,48 @@ def _gradio():
     return gradio
 
 
-def introduction(model: SavedModel, measured: str = "") -> str:
+def introduction(exhibit: Exhibit) -> str:
     """What the page is, in Markdown: which model, what it knows, how accurate it is and what it cannot do."""
-    about = model.about
+    about = exhibit.model.about
     stamp = f"**{SAMPLE}**\n\n" if about.sample else ""
+    known = _plain(listed([name[:100] for name in about.classes]))
     return (
-        f"# Classify your image\n\n{stamp}**{about.model}** knows {len(about.classes):,} classes: {listed(about.classes)}. "
-        f"{measured} Every image gets one of these classes, even if it shows something else. "
+        f"# Classify your image\n\n{stamp}**{_plain(about.model)}** knows {len(about.classes):,} classes: {known}. "
+        f"{exhibit.measured} Every image gets one of these classes, even if it shows something else. "
         "Yours stays on the machine that runs this page."
     )
 
 
-def read_address(url: str, size: int) -> Tensor:
-    """The image at a URL, as `classify.read_image` gives it; but no file of the machine that runs the page.
+def _plain(text: str) -> str:
+    """Text that Markdown, HTML and formulas leave as it is."""
+    return re.sub(r"([\\`*_{}\[\]()#+!|<>$~&])", r"\\\1", " ".join(text.split()))
+
+
+def read_address(url: str, about: Preprocessing, private: bool = False) -> Tensor:
+    """The image at a URL, as `read_image` gives it; but no file of the machine that runs the page.
 
     Raises:
-        UserError: it is no address, cannot be reached, or is no image.
+        UserError: it is no address, is not public, cannot be reached, or is no image.
     """
-    if not url.lower().startswith(("http://", "https://")):
+    if not is_address(url):
         raise UserError(f"'{url}' is no address of an image; it must start with http:// or https://.")
-    return classify.read_image(url, size)
+    return read_image(url, about.stored_size, resize=about.resize, private=private)
 
 
-def look(model: SavedModel, dataset: Dataset, known: Tensor, image: Tensor) -> tuple[dict, np.ndarray, np.ndarray, list]:
-    """What the page shows of an image, uint8 (3, S, S), as `classify.read_image` gives it.
-
-    Args:
-        dataset, known: as for `build_page`.
+def explain(exhibit: Exhibit, image: Tensor) -> tuple[dict, np.ndarray, np.ndarray, list]:
+    """What the page shows of an image, uint8 (3, S, S), as `read_image` gives it.
 
     Returns:
         The probabilities of the most likely classes; what the network sees, and where it sees the first class, each a
         `picture`; and the nearest training images, the nearest first, each a `picture` and its caption.
     """
-    about = model.about
+    model, dataset, about = exhibit.model, exhibit.dataset, exhibit.model.about
     classes, stamp = about.classes, "SAMPLE: " if about.sample else ""
-    shares, labels = classify.probabilities(model, image[None])[0].sort()
+    shares, labels = probabilities(model, image[None])[0].sort()
     # The most likely last: of two ImageNet classes with the same name, "crane" or "maillot", it is the one that stays.
     likely = [(stamp + classes[label], share) for label, share in zip(labels.tolist(), shares.tolist(), strict=True)]
-    heat = classify.grad_cam(model, image, int(labels[-1]))
-    places, similarities = classify.nearest(classify.features(model, image[None])[0], known, NEAREST)
+    heat = grad_cam(model, image, int(labels[-1]))
+    places, similarities = find_nearest(features(model, image[None])[0], exhibit.known, NEAREST)
     names = [dataset.classes[label] for label in dataset.train.labels[places]]
     pictures = [picture(near, about.sample) for near in dataset.train.images[places]]
     captions = [f"{name}, {similarity:.3f}" for name, similarity in zip(names, similarities, strict=True)]

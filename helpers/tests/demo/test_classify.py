@@ -1,11 +1,10 @@
 """Saved models bring their preprocessing, Grad-CAM equals cases worked by hand, and bad input is one sentence."""
 
 import json
+import math
 import struct
 import sys
-import threading
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from io import BytesIO
 
 import numpy as np
@@ -14,11 +13,10 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from torchvision.models import get_model
 
-from helpers import data, models, training
+from helpers import data, demo, models, training
 from helpers.__main__ import main
-from helpers.demo import classify
+from helpers.demo.labels import class_activation
 from helpers.experiments import records as results
 from helpers.runtime import UserError
 
@@ -50,16 +48,15 @@ def weights():
 def file(tmp_path_factory, weights):
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
     classes = ["not_mine", "mine"]
-    sizes = {"stored_size": 36, "sample": False}
-    return classify.save_model(path, "resnet18", weights.state_dict(), classes, 32, MEAN, STD, **sizes)
+    return demo.save_model(path, weights.state_dict(), demo.Preprocessing("resnet18", classes, 32, 36, MEAN, STD, False))
 
 
 def test_a_saved_model_comes_back_with_its_preprocessing(file, weights):
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    model = classify.load_model(file, "cpu")
+    model = demo.load_model(file, "cpu")
     assert torch.equal(torch.get_rng_state(), state), "loading draws no weights"
-    assert model.about == classify.Preprocessing("resnet18", ["not_mine", "mine"], 32, 36, list(MEAN), list(STD), False)
+    assert model.about == demo.Preprocessing("resnet18", ["not_mine", "mine"], 32, 36, list(MEAN), list(STD), False)
     assert all(torch.equal(value, weights.state_dict()[name]) for name, value in model.network.state_dict().items())
     assert not model.network.training and all(p.device.type == "cpu" for p in model.network.parameters())
     header = json.loads(file.read_bytes()[8 : 8 + struct.unpack("<Q", file.read_bytes()[:8])[0]])
@@ -73,12 +70,12 @@ def test_files_get_the_probabilities_that_training_gives_them(tmp_path, file, we
             (tmp_path / "own" / split / name).mkdir(parents=True)
             (tmp_path / "own" / split / name / "1.png").write_bytes(picture(number))
     dataset = data.load("own", tmp_path, image_size=32)
-    model = classify.load_model(file, "cpu")
+    model = demo.load_model(file, "cpu")
     paths = [tmp_path / "own" / name for name in dataset.test.names]
-    assert torch.equal(torch.stack([classify.read_image(path, 36) for path in paths]), dataset.test.images)
+    assert torch.equal(torch.stack([demo.read_image(path, 36) for path in paths]), dataset.test.images)
     recipe = training.Recipe(epochs=1, batch_size=1, image_size=32, mean=MEAN, std=STD, mixed_precision=False)
     expected = training.predict(weights, dataset.test, recipe).softmax(1)
-    table = classify.classify(model, paths)
+    table = demo.classify(model, paths)
     assert table.columns.tolist()[4:] == ["probability of not_mine", "probability of mine"]
     assert torch.allclose(torch.tensor(table.iloc[:, 4:].to_numpy(), dtype=torch.float32), expected, atol=1e-6)
     assert table["label"].tolist() == [["not_mine", "mine"][best] for best in expected.argmax(1)]
@@ -87,7 +84,7 @@ def test_files_get_the_probabilities_that_training_gives_them(tmp_path, file, we
 
 @pytest.mark.parametrize("name", data.NAMES)
 def test_the_size_before_cutting_is_that_of_the_data(name):
-    assert classify.stored_size(name, 28) == data.sample(name, image_size=28).train.images.shape[-1]
+    assert data.stored_size(name, 28) == data.sample(name, image_size=28).train.images.shape[-1]
 
 
 class ByHand(nn.Module):
@@ -113,9 +110,9 @@ def test_grad_cam_of_a_linear_head_by_hand():
     head = nn.Linear(2, 3, bias=False)
     head.weight.data = torch.tensor([[1.0, -2.0], [-1.0, 1.0], [-1.0, -1.0]])
     network = ByHand(head)
-    assert classify.class_activation(network, IMAGE, 0).tolist() == [[0.5, 0.0], [0.5, 0.0]]
-    assert classify.class_activation(network, IMAGE, 1).tolist() == [[0.0, 0.25], [0.0, 0.25]]
-    assert classify.class_activation(network, IMAGE, 2).tolist() == [[0.0, 0.0], [0.0, 0.0]]
+    assert class_activation(network, IMAGE, 0).tolist() == [[0.5, 0.0], [0.5, 0.0]]
+    assert class_activation(network, IMAGE, 1).tolist() == [[0.0, 0.25], [0.0, 0.25]]
+    assert class_activation(network, IMAGE, 2).tolist() == [[0.0, 0.0], [0.0, 0.0]]
     assert head.weight.grad is None and not network.stage._forward_hooks
 
 
@@ -127,7 +124,7 @@ def test_grad_cam_of_a_product_by_hand():
             return means.prod(1, keepdim=True)
 
     expected = RED / 4 + GREEN * 7 / 16
-    assert torch.equal(classify.class_activation(ByHand(Product()), IMAGE, 0), expected)
+    assert torch.equal(class_activation(ByHand(Product()), IMAGE, 0), expected)
 
 
 @pytest.mark.parametrize("name", ["resnext29_under5m", "torchvision/resnet18"])
@@ -139,7 +136,7 @@ def test_grad_cam_is_of_the_last_stage(name):
     stage = network.layer3 if name == "resnext29_under5m" else network.layer4
     maps = []
     hook = stage.register_forward_hook(lambda layer, inputs, output: maps.append(output.detach()))
-    heat = classify.class_activation(network, image, 2)
+    heat = class_activation(network, image, 2)
     hook.remove()
     pixels = maps[0].shape[-2:].numel()
     expected = (network.fc.weight[2][:, None, None] * maps[0][0]).sum(0).relu() / pixels
@@ -149,99 +146,35 @@ def test_grad_cam_is_of_the_last_stage(name):
 def hand_model(**about):
     head = nn.Linear(2, 2, bias=False)
     head.weight.data = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
-    base = classify.Preprocessing("resnet18", ["red", "green"], 2, 4, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), False)
-    return classify.SavedModel(ByHand(head).eval(), replace(base, **about))
+    base = demo.Preprocessing("resnet18", ["red", "green"], 2, 4, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), False)
+    return demo.SavedModel(ByHand(head).eval(), replace(base, **about))
 
 
 def test_the_heat_lies_over_the_middle_that_the_network_is_shown():
     model = hand_model()
     image = torch.zeros(3, 4, 4, dtype=torch.uint8)
     image[0, 1, 1], image[1, 2, 2], image[0, 0, 0] = 255, 51, 255  # the corner is cut away
-    assert classify.grad_cam(model, image).tolist() == [[1.0, 0.0], [0.0, 0.0]], "red by default, the more probable"
-    assert classify.grad_cam(model, image, 1).tolist() == [[0.0, 0.0], [0.0, 1.0]]
-    assert classify.grad_cam(model, torch.zeros_like(image), 0).tolist() == [[0.0, 0.0], [0.0, 0.0]]
+    assert demo.grad_cam(model, image).tolist() == [[1.0, 0.0], [0.0, 0.0]], "red by default, the more probable"
+    assert demo.grad_cam(model, image, 1).tolist() == [[0.0, 0.0], [0.0, 1.0]]
+    assert demo.grad_cam(model, torch.zeros_like(image), 0).tolist() == [[0.0, 0.0], [0.0, 0.0]]
 
 
 def test_features_are_pooled_and_neighbours_are_by_cosine():
     model = hand_model()
     images = torch.zeros(3, 3, 4, 4, dtype=torch.uint8)
     images[0, 0, 1, 1], images[1, 0], images[2, 1] = 204, 255, 255
-    found = classify.features(model, images)
+    found = demo.features(model, images)
     assert found.tolist() == [pytest.approx([0.2, 0]), pytest.approx([1, 0]), pytest.approx([0, 1])]
     assert not model.network.scores._forward_pre_hooks
-    places, similarity = classify.nearest(torch.tensor([3.0, 4.0]), found, 5)
+    places, similarity = demo.nearest(torch.tensor([3.0, 4.0]), found, 5)
     assert places[0] == 2 and set(places.tolist()) == {0, 1, 2}, "length does not matter: 0 and 1 are equally near"
     assert similarity.tolist() == pytest.approx([0.8, 0.6, 0.6])
 
 
 def test_labels_of_a_model_from_generated_images_say_so(tmp_path):
     (tmp_path / "a.png").write_bytes(picture())
-    table = classify.classify(hand_model(sample=True), [tmp_path / "a.png"])
+    table = demo.classify(hand_model(sample=True), [tmp_path / "a.png"])
     assert table["label"][0] in ("SAMPLE: red", "SAMPLE: green")
-
-
-@pytest.fixture(scope="module")
-def server():
-    """An address on this machine with a picture, a page, something huge and something that breaks off."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            known = {"/picture.png": picture(), "/page.html": b"<html>", "/huge": bytes(2**17)}
-            if self.path == "/moved":
-                self.send_response(302)
-                self.send_header("Location", "file:///etc/hostname")
-                self.end_headers()
-            elif self.path in known:
-                self.send_response(200)
-                self.end_headers()
-                self.wfile.write(known[self.path])
-            else:
-                self.send_error(404)
-
-        def log_message(self, *arguments):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-
-
-def test_an_address_gives_the_pixels_of_the_file(server, tmp_path):
-    (tmp_path / "a.png").write_bytes(picture())
-    assert torch.equal(classify.read_image(f"{server}/picture.png", 16), classify.read_image(tmp_path / "a.png", 16))
-
-
-@pytest.mark.parametrize(
-    ("address", "reason"),
-    [
-        ("/nothing", r"could not be reached \(HTTP Error 404: Not Found\)"),
-        ("/page.html", "not an image"),
-        ("/huge", "larger than 0 MiB"),
-        ("/moved", "could not be reached"),
-        (None, r"could not be reached \(.*Connection refused\)"),
-        ("http://", "could not be reached"),
-        ("HTTPS://[", "could not be reached"),
-    ],
-)
-def test_an_address_that_gives_no_image_is_one_sentence(server, address, reason, monkeypatch):
-    monkeypatch.setattr(classify, "LARGEST_DOWNLOAD", 2**16)
-    if address is None:
-        closed = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
-        address = f"http://127.0.0.1:{closed.server_port}/"
-        closed.server_close()
-    source = f"{server}{address}" if address.startswith("/") else address
-    with pytest.raises(UserError, match=f"cannot be classified: .*{reason}") as caught:
-        classify.read_image(source, 16)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_download_that_takes_too_long_is_given_up(server, monkeypatch):
-    monkeypatch.setattr(classify, "LONGEST_DOWNLOAD", 1.0)
-    ticks = iter([0.0, 2.0])
-    monkeypatch.setattr(classify.time, "monotonic", lambda: next(ticks, 2.0))
-    with pytest.raises(UserError, match="it took longer than 1 seconds"):
-        classify.read_image(f"{server}/picture.png", 16)
 
 
 def rewritten(file, header=None, **about):
@@ -253,6 +186,15 @@ def rewritten(file, header=None, **about):
         fields["__metadata__"]["about"] = json.dumps(json.loads(fields["__metadata__"]["about"]) | about)
     text = json.dumps(fields if header is None else header(fields)).encode()
     return struct.pack("<Q", len(text)) + text + blob[8 + length :]
+
+
+def with_text(file, text):
+    """The file with another text in the place of its preprocessing."""
+    return rewritten(file, lambda fields: fields | {"__metadata__": {"about": text}})
+
+
+def nested(depth):
+    return [nested(depth - 1)] if depth else []
 
 
 @pytest.mark.parametrize(
@@ -267,6 +209,14 @@ def rewritten(file, header=None, **about):
         (lambda file: rewritten(file, std=[0, 1, 1]), "does not say how its images are made"),
         (lambda file: rewritten(file, mean="0.5"), "does not say how its images are made"),
         (lambda file: rewritten(file, classes=[]), "does not say how its images are made"),
+        (lambda file: rewritten(file, image_size=20_000, stored_size=20_000), "does not say how its images are made"),
+        (lambda file: rewritten(file, mean=[10**400, 0, 0]), "does not say how its images are made"),
+        (lambda file: rewritten(file, image_size=10**400), "does not say how its images are made"),
+        (lambda file: rewritten(file, resize="stretch"), "does not say how its images are made"),
+        (lambda file: rewritten(file, classes=nested(900)), "does not say how its images are made"),
+        (lambda file: with_text(file, "[" * 100_000), "does not say how its images are made"),
+        (lambda file: with_text(file, '{"mean": ' + "9" * 5000), "does not say how its images are made"),
+        (lambda file: file.read_bytes()[:-4] + struct.pack("<f", math.nan), "are not all finite numbers"),
         (lambda file: rewritten(file, more=1), "does not say how its images are made"),
         (lambda file: rewritten(file, model="resnet19"), "is of a model 'resnet19', which is not known here"),
         (lambda file: rewritten(file, model="resnext29_under5m"), "are not those of 'resnext29_under5m' with 2 classes"),
@@ -290,14 +240,14 @@ def test_a_model_that_is_missing_or_whose_package_is_missing(tmp_path, capsys, m
 
 
 def test_weights_are_not_saved_under_another_name(tmp_path, weights):
-    sizes = {"stored_size": 36, "sample": False}
+    about, state = demo.Preprocessing("resnet18", ["a", "b"], 32, 36, MEAN, STD, False), weights.state_dict()
     with pytest.raises(UserError, match="are not those of 'resnet50' with 2 classes"):
-        classify.save_model(tmp_path / "m", "resnet50", weights.state_dict(), ["a", "b"], 32, MEAN, STD, **sizes)
-    with pytest.raises(UserError, match="was not saved"):
-        classify.save_model(tmp_path / "m", "resnet18", weights.state_dict(), ["a", "b"], 64, MEAN, STD, **sizes)
+        demo.save_model(tmp_path / "m", state, replace(about, model="resnet50"))
+    with pytest.raises(UserError, match="are not all finite numbers"):
+        demo.save_model(tmp_path / "m", state | {"fc.bias": torch.tensor([0.0, float("nan")])}, about)
     (tmp_path / "folder").mkdir()
     with pytest.raises(UserError, match="could not be written"):
-        classify.save_model(tmp_path / "folder", "resnet18", weights.state_dict(), ["a", "b"], 32, MEAN, STD, **sizes)
+        demo.save_model(tmp_path / "folder", state, about)
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
@@ -344,63 +294,16 @@ def test_a_recorded_run_becomes_a_model_with_its_own_test_accuracy(tmp_path, cap
     assert "There is no record of pikachu/resnet18_torchvision, seed 0, smoke" in capsys.readouterr().err
     assert main(["run", *RUN, *folders]) == 0
     assert main(["save", RUN[0], str(target), *RUN[1:], *folders]) == 0
-    model = classify.load_model(target, "cpu")
+    model = demo.load_model(target, "cpu")
     record = results.load(results.record_path(RUN[0], "smoke", 0, tmp_path))
     assert model.about.sample and model.about.classes == record["dataset"]["classes"]
     assert (model.about.image_size, model.about.stored_size) == (32, 36)
     test = data.sample("pikachu", image_size=32).test
-    predicted = classify.probabilities(model, test.images).argmax(1)
+    predicted = demo.probabilities(model, test.images).argmax(1)
     assert predicted.tolist() == results.predictions(record, tmp_path)["predicted"].tolist()
 
     other = record | {"best": record["best"] | {"val_loss": 9.0}}
     with pytest.raises(UserError, match="is not that of its record; train it again"):
-        classify.save_run(target, other, tmp_path / "c")
+        demo.save_run(target, other, tmp_path / "c")
     with pytest.raises(UserError, match="There is no checkpoint of pikachu/resnet18_torchvision, seed 0"):
-        classify.save_run(target, record, tmp_path / "elsewhere")
-
-    target.unlink()
-    better = record | {"seed": 1, "best": record["best"] | {"val_accuracy": 1.0}}
-    results.save(better, {}, tmp_path)
-    images = record["dataset"]["fingerprint"]
-    assert classify.save_best(target, "other images", [tmp_path], tmp_path / "c") is None
-    assert classify.save_best(target, images, [tmp_path / "none", tmp_path], tmp_path / "elsewhere") is None
-    assert not target.exists()
-    best = classify.save_best(target, images, [tmp_path / "none", tmp_path], tmp_path / "c")
-    assert best == record, "the better run has no checkpoint"
-    assert torch.equal(classify.probabilities(classify.load_model(target), test.images).argmax(1), predicted)
-
-
-def test_the_best_run_is_the_one_with_the_best_validation(tmp_path, monkeypatch):
-    """Of equal accuracies, the one with the lower loss."""
-    saved = []
-    monkeypatch.setattr(classify, "save_run", lambda path, record, folder: saved.append(record["seed"]))
-    whole = results.load_all()[0]
-    for seed, (accuracy, loss) in enumerate([(0.8, 0.5), (0.9, 0.4), (0.9, 0.3), (0.9, 0.35)]):
-        results.save(whole | {"seed": seed, "best": {"epoch": 1, "val_accuracy": accuracy, "val_loss": loss}}, {}, tmp_path)
-    assert classify.save_best(tmp_path / "m", whole["dataset"]["fingerprint"], [tmp_path])["seed"] == 2
-    assert saved == [2]
-
-
-def test_imagenet_weights_come_with_their_thousand_classes_and_preprocessing(tmp_path, monkeypatch):
-    """From a file as old ones are: without the counters of BatchNorm."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr("helpers.models.registry.require_published", lambda path: None)
-    torch.manual_seed(0)
-    published = get_model("resnet18", weights=None)
-    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
-    state = {name: value for name, value in published.state_dict().items() if not name.endswith("num_batches_tracked")}
-    torch.save(state, tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth")
-    model = classify.load_model(classify.save_imagenet(tmp_path / "m", "resnet18"), "cpu")
-    assert (model.about.image_size, model.about.stored_size, model.about.sample) == (224, 256, False)
-    assert (model.about.mean, model.about.std) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    classes = model.about.classes
-    assert (len(classes), classes[0], classes[1], classes[999]) == (1000, "tench", "goldfish", "toilet tissue")
-    assert all(torch.equal(value, published.state_dict()[name]) for name, value in model.network.state_dict().items())
-    with pytest.raises(UserError, match="There are no ImageNet weights for 'wrn16_2'"):
-        classify.save_imagenet(tmp_path / "m", "wrn16_2")
-
-
-def test_an_image_is_called_as_its_reader_calls_it(tmp_path):
-    (tmp_path / "a.png").write_text("not a picture")
-    with pytest.raises(UserError, match=r"^yours cannot be classified: not an image\.$"):
-        classify.read_image(tmp_path / "a.png", 16, "yours")
+        demo.save_run(target, record, tmp_path / "elsewhere")

@@ -1,13 +1,16 @@
 """The page to try a model on: by hand, and in a real browser where there is one (`pip install playwright`, and Chromium)."""
 
+import re
 import shutil
 import sys
 import threading
 from collections import OrderedDict
+from dataclasses import replace
 from functools import partial
 from http.server import HTTPServer, SimpleHTTPRequestHandler
 from importlib.util import find_spec
 from math import log
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import matplotlib.pyplot as plt
@@ -17,8 +20,9 @@ import torch
 from PIL import Image
 from torch import nn
 
+from helpers import demo
 from helpers.data.datasets import Dataset, Split
-from helpers.demo import classify, page
+from helpers.demo import page
 from helpers.runtime import UserError
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -39,8 +43,8 @@ def by_hand(sample=False):
     stage.weight.data = torch.tensor([[1.0, 0, 0], [0, 0, 1]])[:, :, None, None]
     head.weight.data = log(9) * torch.eye(2)
     layers = OrderedDict(stage=stage, pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), head=head)
-    about = classify.Preprocessing("by hand", ["red", "blue"], SIZE, SIZE, (0.0,) * 3, (1.0,) * 3, sample)
-    return classify.SavedModel(nn.Sequential(layers).eval(), about)
+    about = demo.Preprocessing("by hand", ["red", "blue"], SIZE, SIZE, (0.0,) * 3, (1.0,) * 3, sample)
+    return demo.SavedModel(nn.Sequential(layers).eval(), about)
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +59,8 @@ def test_an_image_and_what_its_label_rests_on_by_hand(dataset):
     model = by_hand()
     image = flat(RED)
     image[:, :, SIZE // 2 :] = 0
-    known = classify.features(model, dataset.train.images)
-    likely, seen, heat, nearest = page.look(model, dataset, known, image)
+    known = demo.features(model, dataset.train.images)
+    likely, seen, heat, nearest = page.explain(page.Exhibit(model, dataset, known), image)
     assert likely == pytest.approx({"red": 0.75, "blue": 0.25}), "half of it is red: odds of 9 ** 0.5"
     assert [caption for _, caption in nearest] == ["red, 1.000", "red, 0.707", "blue, 0.000"]
     assert all(picture.shape == (224, 224, 3) for picture in (seen, heat, *(picture for picture, _ in nearest)))
@@ -67,11 +71,12 @@ def test_an_image_and_what_its_label_rests_on_by_hand(dataset):
 
 def test_what_is_trained_on_generated_images_says_so_everywhere(dataset):
     model, plain = by_hand(sample=True), by_hand()
-    known = classify.features(model, dataset.train.images)
-    likely, *pictures, nearest = page.look(model, dataset, known, flat(RED))
+    known = demo.features(model, dataset.train.images)
+    likely, *pictures, nearest = page.explain(page.Exhibit(model, dataset, known), flat(RED))
     assert list(likely) == ["SAMPLE: blue", "SAMPLE: red"]
-    assert page.SAMPLE in page.introduction(model) and page.SAMPLE not in page.introduction(plain)
-    _, *without, nearest_without = page.look(plain, dataset, known, flat(RED))
+    told, plainly = (page.introduction(page.Exhibit(one, dataset, known)) for one in (model, plain))
+    assert page.SAMPLE in told and page.SAMPLE not in plainly
+    _, *without, nearest_without = page.explain(page.Exhibit(plain, dataset, known), flat(RED))
     pictures, without = ([*some, *(one for one, _ in near)] for some, near in ((pictures, nearest), (without, nearest_without)))
     assert all((one != other).any() for one, other in zip(pictures, without, strict=True))
 
@@ -82,10 +87,10 @@ def test_of_many_classes_the_most_likely_are_shown_and_of_two_with_one_name_the_
     stage.weight.data[:], stage.bias.data[:] = 0, 1 / 3  # so the scores are 0 to 7, whatever the image
     layers = OrderedDict(stage=stage, pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), head=head)
     classes = ["a", "b", "c", "d", "crane", "e", "f", "crane"]
-    about = classify.Preprocessing("by hand", classes, SIZE, SIZE, (0.0,) * 3, (1.0,) * 3, False)
-    model = classify.SavedModel(nn.Sequential(layers).eval(), about)
-    known = classify.features(model, dataset.train.images)
-    likely, *_ = page.look(model, dataset, known, flat(RED))
+    about = demo.Preprocessing("by hand", classes, SIZE, SIZE, (0.0,) * 3, (1.0,) * 3, False)
+    model = demo.SavedModel(nn.Sequential(layers).eval(), about)
+    known = demo.features(model, dataset.train.images)
+    likely, *_ = page.explain(page.Exhibit(model, dataset, known), flat(RED))
     shares = torch.arange(8.0).softmax(0).tolist()
     assert likely == pytest.approx({"d": shares[3], "e": shares[5], "f": shares[6], "crane": shares[7]})
 
@@ -93,13 +98,46 @@ def test_of_many_classes_the_most_likely_are_shown_and_of_two_with_one_name_the_
 @pytest.mark.parametrize("address", ["/etc/passwd", "file:///etc/passwd", "data/README.md", "ftp://a/b.png", ""])
 def test_an_address_is_never_a_file_of_this_machine(address):
     with pytest.raises(UserError, match="is no address of an image; it must start with http:// or https://"):
-        page.read_address(address, SIZE)
+        page.read_address(address, by_hand().about)
 
 
 def test_without_gradio_one_sentence_says_what_to_install(dataset, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(UserError, match=r"^The page needs a package: run 'pip install gradio'\.$"):
-        page.build_page(by_hand(), dataset, torch.zeros(3, 2))
+        page.build_page({"by hand": page.Exhibit(by_hand(), dataset, torch.zeros(3, 2))})
+
+
+@pytest.mark.parametrize("name", ["<b>cat</b>", "$x^$", "[a](javascript:b)", "**bold**", "a\nb", "x" * 5000])
+def test_class_names_are_no_markup(dataset, name):
+    model = by_hand()
+    about = replace(model.about, classes=[name, "blue"])
+    told = page.introduction(page.Exhibit(replace(model, about=about), dataset, torch.zeros(3, 2)))
+    assert len(told) < 500 and not re.search(r"(?<!\\)(<b>|\$|\]\(|\*\*bold)", told)
+    assert told.count("\n") == 2
+
+
+def test_what_the_page_does_with_files_addresses_examples_and_another_model(dataset, tmp_path):
+    pytest.importorskip("gradio")
+    Image.new("RGB", (60, 40), RED).save(tmp_path / "red.png")
+    one = page.Exhibit(by_hand(), dataset, demo.features(by_hand(), dataset.train.images), "Right.", dataset.test, "# Card")
+    exhibits = {"one": one, "other": replace(one, card="# Other")}
+    uploaded, photographed, fetched, clicked, switched = page._handlers(exhibits, private=False)
+    status, label, *_, cleared = uploaded("one", str(tmp_path / "red.png"))
+    assert status == "This is the answer to red.png." and label["red"] == pytest.approx(0.9) and cleared is None
+    (tmp_path / "notes.png").write_text("not an image")
+    assert uploaded("one", str(tmp_path / "notes.png"))[:2] == ["notes.png cannot be classified: not an image.", None]
+    assert photographed("one", str(tmp_path / "red.png"))[0] == "This is the answer to your snapshot."
+    assert len(photographed("one", None)) == 5
+    refused = "http://127.0.0.1:9/a.png cannot be classified: its address is not a public one."
+    assert fetched("one", " http://127.0.0.1:9/a.png ") == [refused, None, None, None, None]
+    assert fetched("one", str(tmp_path / "red.png"))[0].endswith("it must start with http:// or https://.")
+    status, label, *_ = clicked("other", SimpleNamespace(index=0))
+    assert status == "This is the answer to an example labelled blue." and label["blue"] == pytest.approx(0.9)
+    assert switched("other")[-1] == "# Other" and len(switched("other")[-2]) == 2
+    components = page.build_page(exhibits).config["components"]
+    assert {"Model", "Model card", "or your camera"} <= {one["props"].get("label") for one in components}
+    (camera,) = [one["props"] for one in components if one["props"].get("label") == "or your camera"]
+    assert camera["sources"] == ["webcam"]
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +146,9 @@ def address(dataset):
     if MISSING:
         pytest.skip(f"not installed here: {', '.join(MISSING)}")
     model = by_hand()
-    known = classify.features(model, dataset.train.images)
-    made = page.build_page(model, dataset, known, measured="It gets 2 of 2 right.", examples=dataset.test)
+    known = demo.features(model, dataset.train.images)
+    one = page.Exhibit(model, dataset, known, "It gets 2 of 2 right.", dataset.test, "# The card")
+    made = page.build_page({"one": one, "other": replace(one, measured="It is the other.", examples=None)}, private=True)
     yield page.start(made, prevent_thread_lock=True)
     made.close()
 

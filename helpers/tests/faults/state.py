@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from helpers import experiments, training
-from helpers.demo import classify
+from helpers import demo, experiments, training
 from helpers.experiments import records
 from helpers.runtime import UserError
 from helpers.tests.faults.child import Child, Effort, command, complaint
@@ -174,10 +173,10 @@ def damaged_models(effort: Effort, whole: Path) -> Cases:
     """Saved models cut, altered, and with hostile metadata or weights."""
     path = effort.fresh() / "model"
     content = (whole / "model").read_bytes()
-    model = classify.load_model(whole / "model")
+    model = demo.load_model(whole / "model")
     for name, damaged in damages(content, effort, flips=30):
         path.write_bytes(damaged)
-        yield f"model {name}", refusal(lambda: classify.load_model(path), lambda found: True)
+        yield f"model {name}", refusal(lambda: demo.load_model(path), lambda found: True)
     about, length = model.about.__dict__, int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
     metadata = [(key, junk) for key in about for junk in JUNK]

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import experiments
-from helpers.demo import classify
+from helpers import demo, experiments
 from helpers.experiments import records
 from helpers.runtime import ROOT, UserError
 from helpers.tests.faults.child import Child, Effort, command, complaint, limit_file_size, strike_at
@@ -114,7 +113,7 @@ def subjects(whole: Path) -> list[Subject]:
             lambda folder: command(
                 *again, folder / "model", "--results-dir", folder, "--checkpoint-dir", folder / "checkpoints"
             ),
-            lambda folder: classify.load_model(folder / "model").about,
+            lambda folder: demo.load_model(folder / "model").about,
             copied,
         ),
     ]

@@ -1,0 +1,158 @@
+"""Images from files and from the web, whatever is wrong with them."""
+
+import os
+import socket
+import ssl
+import stat
+import threading
+import warnings
+from contextlib import suppress
+from http.client import HTTPConnection, HTTPSConnection
+from ipaddress import IPv4Address, IPv6Network, ip_address
+from pathlib import Path
+from urllib.parse import quote, urljoin, urlsplit
+
+import torch
+from torch import Tensor
+
+from helpers.data.photographs import decode_photograph
+from helpers.data.pools import why
+from helpers.runtime import UserError
+
+LARGEST_DOWNLOAD = 32 * 2**20  # bytes
+LARGEST_FILE = 256 * 2**20  # bytes
+LONGEST_DOWNLOAD = 20.0  # seconds, for names, connections, redirects, headers and content together
+REDIRECTS = 5
+TRANSLATED = IPv6Network("64:ff9b::/96")  # IPv4 addresses as IPv6-only networks write them (RFC 6052)
+
+
+class Refused(OSError):
+    """What an image's source does not give; its text says why."""
+
+
+def is_address(source: str) -> bool:
+    """Whether a source is an http:// or https:// address, and not a file."""
+    return source.lower().startswith(("http://", "https://"))
+
+
+def read_image(
+    source: str | Path, size: int, name: str | None = None, *, resize: str = "crop", private: bool = False
+) -> Tensor:
+    """An image file or address as in training: uint8 (3, size, size), upright and in colour.
+
+    Args:
+        name: what an error calls it; by default the source.
+        private: whether addresses inside this machine and its network are fetched too.
+
+    Raises:
+        UserError: it is not there, cannot be reached, or is no image.
+    """
+    image, reason = try_image(str(source), size, resize, private)
+    if reason:
+        raise UserError(f"{name or printable(str(source))} cannot be classified: {reason}.")
+    return image
+
+
+def try_image(source: str, size: int, resize: str = "crop", private: bool = False) -> tuple[Tensor | None, str]:
+    """(image, "") or (None, why not), as `read_image`."""
+    try:
+        content = download(source, private) if is_address(source) else _read_file(source)
+        with warnings.catch_warnings(action="ignore"):
+            pixels, _ = decode_photograph(content, size, resize)
+        return torch.from_numpy(pixels.copy()), ""
+    except Exception as error:  # a broken file can make Pillow raise nearly anything, and the other images must go on
+        return None, printable(" ".join(why(error).split()))
+
+
+def printable(text: str) -> str:
+    """The text, with escapes for what is not UTF-8, such as bytes in the name of a file."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _read_file(name: str) -> bytes:
+    path = Path(os.path.expanduser(name))  # which leaves the home folder of nobody as it is
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise Refused("it is not a regular file")
+    if status.st_size > LARGEST_FILE:
+        raise Refused(f"it is larger than {LARGEST_FILE // 2**20} MiB")
+    return path.read_bytes()
+
+
+def download(url: str, private: bool = False) -> bytes:
+    """The content at an address that is public, through every redirect.
+
+    Raises:
+        Refused: it is not public, cannot be reached, is too large, or takes longer than `LONGEST_DOWNLOAD` in all.
+    """
+    outcome, sockets = [], []
+
+    def work() -> None:
+        try:
+            outcome.append(_follow(url, private, sockets))
+        except Exception as error:  # handed on to the caller
+            outcome.append(error)
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    worker.join(LONGEST_DOWNLOAD)
+    result = outcome[0] if outcome else TimeoutError()
+    for connection in sockets:  # ends the worker, should it still wait
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+        connection.close()
+    if isinstance(result, TimeoutError):
+        raise Refused(f"it took longer than {LONGEST_DOWNLOAD:g} seconds") from result
+    if isinstance(result, Exception) and not isinstance(result, Refused):
+        raise Refused(f"it could not be reached ({result})") from result
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def _follow(url: str, private: bool, sockets: list[socket.socket]) -> bytes:
+    for _ in range(REDIRECTS + 1):
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise Refused(f"it could not be reached ('{url[:80]}' is no http:// or https:// address)")
+        is_https = parts.scheme == "https"
+        port = parts.port or (443 if is_https else 80)
+        # The address that was checked is the one that is used: a name could mean another one the next time.
+        place = socket.create_connection(_resolve(parts.hostname, port, private), timeout=LONGEST_DOWNLOAD)
+        sockets.append(place)
+        connection = (HTTPSConnection if is_https else HTTPConnection)(parts.hostname, port)
+        if is_https:
+            place = ssl.create_default_context().wrap_socket(place, server_hostname=parts.hostname)
+            sockets.append(place)
+        connection.sock = place
+        target = parts._replace(scheme="", netloc="", fragment="", path=parts.path or "/").geturl()
+        # Some servers refuse Python's own name.
+        connection.request("GET", quote(target, safe="/%:@!$&'()*+,;=~?"), headers={"User-Agent": "Mozilla/5.0"})
+        response = connection.getresponse()
+        if response.status in (301, 302, 303, 307, 308):
+            url = urljoin(url, response.headers.get("Location", ""))
+            continue
+        if response.status != 200:
+            raise Refused(f"it could not be reached (HTTP Error {response.status}: {response.reason})")
+        content = response.read(LARGEST_DOWNLOAD + 1)
+        if len(content) > LARGEST_DOWNLOAD:
+            raise Refused(f"it is larger than {LARGEST_DOWNLOAD // 2**20} MiB")
+        return content
+    raise Refused(f"it could not be reached (more than {REDIRECTS} redirects)")
+
+
+def _resolve(host: str, port: int, private: bool) -> tuple[str, int]:
+    """An IP address and the port; all addresses of the name must be public, so that none tells what answers inside."""
+    found = [place[4][0] for place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    if not private and not all(map(is_public, found)):
+        raise Refused("its address is not a public one")
+    return found[0], port
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address belongs to the public internet, whichever way it is written."""
+    number = ip_address(address.partition("%")[0])
+    if number.version == 6:
+        translated = IPv4Address(int(number) & 0xFFFFFFFF) if number in TRANSLATED else None
+        number = number.ipv4_mapped or number.sixtofour or translated or number
+    return number.is_global and not number.is_multicast

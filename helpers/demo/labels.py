@@ -1,0 +1,122 @@
+"""Labels for images, and what a label rests on."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from helpers import data, training
+from helpers.demo.images import printable, try_image
+from helpers.demo.saved import SavedModel
+
+CHUNK = 256  # images held in memory at a time
+
+
+def probabilities(model: SavedModel, images: Tensor) -> Tensor:
+    """The probability of each class, float32 (N, C), for images as `read_image` gives them, uint8 (N, 3, S, S)."""
+    return training.predict(model.network, _unlabelled(images), model.about.recipe).softmax(1)
+
+
+def _unlabelled(images: Tensor) -> data.Split:
+    return data.Split(images, torch.zeros(len(images), dtype=torch.int64), [""] * len(images))
+
+
+def classify(model: SavedModel, sources: Sequence[str | Path], *, private: bool = False) -> pd.DataFrame:
+    """One row per image: `image`, the most probable `label`, its `probability`, and `probability of …` for each class.
+
+    An image that cannot be read has the reason in its `error`, and the others are classified. The labels of a model that was
+    trained on generated images say so.
+
+    Args:
+        private: as for `read_image`.
+    """
+    about, stamp = model.about, "SAMPLE: " if model.about.sample else ""
+    rows = []
+    for start in range(0, len(sources), CHUNK):
+        names = [str(source) for source in sources[start : start + CHUNK]]
+        read = [try_image(name, about.stored_size, about.resize, private) for name in names]
+        images = [image for image, _ in read if image is not None]
+        found = iter(probabilities(model, torch.stack(images)).tolist() if images else [])
+        for name, (image, reason) in zip(names, read, strict=True):
+            each = [math.nan] * len(about.classes) if image is None else next(found)
+            if image is not None and not all(map(math.isfinite, each)):
+                reason = "the model's answer is not a number"
+            best = math.nan if reason else max(each)
+            label = "" if reason else stamp + about.classes[each.index(best)]
+            rows.append([printable(name), label, best, reason, *each])
+    columns = ["image", "label", "probability", "error", *(f"probability of {name}" for name in about.classes)]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def grad_cam(model: SavedModel, image: Tensor, label: int | None = None) -> Tensor:
+    """Where in an image, uint8 (3, S, S), the network sees a class: float32 (image_size, image_size) from 0 to 1.
+
+    It lies over the middle of the image that the network is shown. All is 0 where nothing speaks for the class.
+
+    Args:
+        label: the class; by default the most probable one.
+    """
+    about, device = model.about, next(model.network.parameters()).device
+    inputs = data.batches(_unlabelled(image[None]).to(device), 1, image_size=about.image_size, mean=about.mean, std=about.std)
+    shown, _ = next(inputs)
+    label = int(probabilities(model, image[None]).argmax()) if label is None else label
+    heat = class_activation(model.network, shown, label)
+    heat = F.interpolate(heat[None, None], shown.shape[-2:], mode="bilinear")[0, 0].cpu()
+    return heat / heat.max() if heat.max() > 0 else heat
+
+
+def class_activation(network: nn.Module, image: Tensor, label: int) -> Tensor:
+    """The Grad-CAM of one class on the network's last stage, (h, w), for an input (1, 3, H, W).
+
+    ReLU of the sum of the stage's channels, each weighted by the mean over its pixels of the class score's gradient. The
+    last stage is the last child of the network that still gives images of more than one pixel.
+
+    Source: Selvaraju et al. 2017, equations 1 and 2.
+    """
+    stages = []
+
+    def note(layer: nn.Module, inputs: tuple, output: Tensor) -> None:
+        if output.dim() == 4 and output.shape[-2:].numel() > 1:
+            stages.append(output)
+
+    hooks = [child.register_forward_hook(note) for child in network.children()]
+    try:
+        with torch.enable_grad():
+            scores = network(image.clone().requires_grad_())
+            (gradient,) = torch.autograd.grad(scores[0, label], stages[-1])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    weights = gradient.mean(dim=(2, 3), keepdim=True)
+    return (weights * stages[-1]).sum(dim=1)[0].relu().detach()
+
+
+def features(model: SavedModel, images: Tensor) -> Tensor:
+    """What the network's last layer sees of images, uint8 (N, 3, S, S): its pooled features, float32 (N, D)."""
+    last = [layer for layer in model.network.modules() if isinstance(layer, nn.Linear)][-1]
+    with _inputs(last) as seen:
+        training.predict(model.network, _unlabelled(images), model.about.recipe)
+    return torch.cat(seen)
+
+
+@contextmanager
+def _inputs(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """What a layer is given while the block runs, on the CPU."""
+    seen = []
+    hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float().cpu()))
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+def nearest(query: Tensor, others: Tensor, count: int = 8) -> tuple[Tensor, Tensor]:
+    """The places in `others` (N, D) of the features most like `query` (D,), and their cosine similarities, the best first."""
+    similarity = F.normalize(others, dim=1) @ F.normalize(query, dim=0)
+    best = similarity.topk(min(count, len(others)))
+    return best.indices, best.values

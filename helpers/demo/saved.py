@@ -1,0 +1,181 @@
+"""Saved models: a network's weights in one safetensors file, with all that is needed to use them."""
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from helpers import data, experiments, models, runtime, training
+from helpers.runtime import UserError, choose_device
+from helpers.training import checkpoints
+
+LARGEST_SIZE = 2048  # pixels of an input's side
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Metadata stored with the weights.
+
+    Attributes:
+        model: its name in `models.MODELS`.
+        classes: the name of each label.
+        image_size: pixels of its input; stored_size: those to which an image is resized before its middle is cut out.
+        mean, std: of each channel, for pixels in [0, 1].
+        sample: whether it was trained on generated images; then its labels mean nothing.
+        resize: how an image becomes square, as in `data.load`.
+    """
+
+    model: str
+    classes: list[str]
+    image_size: int
+    stored_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    sample: bool
+    resize: str = "crop"
+
+    def __post_init__(self):
+        texts = isinstance(self.model, str) and isinstance(self.classes, list) and len(self.classes) > 0
+        texts = texts and all(isinstance(name, str) for name in self.classes) and self.resize in ("crop", "squash")
+        whole = all(type(size) is int for size in (self.image_size, self.stored_size)) and type(self.sample) is bool
+        numbers = [*self.mean, *self.std]
+        if not (texts and whole and len(self.mean) == len(self.std) == 3 and all(map(math.isfinite, numbers))):
+            raise ValueError("a value is missing or of another kind")
+        if not 1 <= self.image_size <= self.stored_size <= LARGEST_SIZE or min(self.std) <= 0:
+            raise ValueError("its image sizes or deviations cannot be")
+
+    @property
+    def recipe(self) -> training.Recipe:
+        """A recipe with this preprocessing, for `training.predict`; in full precision, as there is no hurry."""
+        sizes = {"epochs": 1, "batch_size": 1, "image_size": self.image_size}
+        return training.Recipe(**sizes, mean=tuple(self.mean), std=tuple(self.std), mixed_precision=False)
+
+
+@dataclass(frozen=True, eq=False)
+class SavedModel:
+    """A network in eval mode, how its images are made, and the facts of its model card, where it has one."""
+
+    network: nn.Module
+    about: Preprocessing
+    card: dict | None = None
+
+
+def save_model(path: str | Path, state_dict: dict[str, Tensor], about: Preprocessing, card: dict | None = None) -> Path:
+    """Write weights and their metadata into one safetensors file, whole or not at all.
+
+    Args:
+        card: the facts of a model card. With one, the weights are stored in half precision, biases and BatchNorm excepted.
+
+    Raises:
+        UserError: the weights are not this model's, or the file cannot be written.
+    """
+    path = Path(os.path.expanduser(path))
+    _check_weights(state_dict, about, path.name)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state_dict.items()}
+    metadata = {"about": json.dumps(asdict(about))}
+    if card:
+        metadata["card"] = json.dumps(card)
+        tensors = {name: value.half() if value.dim() > 1 else value for name, value in tensors.items()}
+    blob = _safetensors().torch.save(tensors, metadata)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        runtime.save_bytes(path, blob)
+    except OSError as error:
+        raise UserError(f"The model {path.name} could not be written ({error.strerror}); choose another file.") from error
+    return path
+
+
+def best_weights(record: dict, checkpoint_dir: str | Path | None = None) -> tuple[dict[str, Tensor], Preprocessing]:
+    """The weights of a recorded run's best epoch, which its checkpoint keeps, and their metadata.
+
+    Raises:
+        UserError: the checkpoint is not there any more, or is another run's.
+    """
+    name, profile, seed = record["experiment"], record["profile"], record["seed"]
+    checkpoint = experiments.checkpoint_path(name, profile, seed, checkpoint_dir)
+    state = checkpoints.load_checkpoint(checkpoint)
+    again = f"train it again with python -m helpers run {name} --seed {seed} --profile {profile} --fresh"
+    if state is None:
+        raise UserError(f"There is no checkpoint of {name}, seed {seed}, under {checkpoint.parents[3].name}; {again}.")
+    recipe, dataset = record["recipe"], record["dataset"]
+    if state["best"] != record["best"] or state["identity"]["images"] != dataset["fingerprint"]:
+        raise UserError(f"The checkpoint {checkpoint.name} of {name} is not that of its record; {again}.")
+    stored = data.stored_size(dataset["name"].removesuffix("-jpeg"), recipe["image_size"])
+    shown = (recipe["image_size"], stored, tuple(recipe["mean"]), tuple(recipe["std"]))
+    is_sample, resize = dataset["source"] == "sample", recipe.get("resize", "crop")
+    return state["best_weights"], Preprocessing(record["model"]["name"], dataset["classes"], *shown, is_sample, resize)
+
+
+def save_run(path: str | Path, record: dict, checkpoint_dir: str | Path | None = None) -> Path:
+    """Write the model of a recorded run, by `best_weights`."""
+    return save_model(path, *best_weights(record, checkpoint_dir))
+
+
+def load_model(path: str | Path, device: str | torch.device | None = None) -> SavedModel:
+    """A model that `save_model` wrote, ready to classify.
+
+    Raises:
+        UserError: the file is missing, not a whole safetensors file, not ours, or its weights are another network's.
+    """
+    path = Path(os.path.expanduser(path))
+    device = choose_device(device)
+    if not path.is_file():
+        raise UserError(f"There is no model file '{path}'; make one with python -m helpers save EXPERIMENT FILE.")
+    library = _safetensors()
+    try:
+        with library.safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
+    except (library.SafetensorError, OSError) as error:
+        raise UserError(f"{path.name} is not a whole safetensors file; save the model again, or copy it again.") from error
+    try:
+        about = Preprocessing(**json.loads(metadata["about"]))
+        card = json.loads(metadata.get("card", "null"))
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise UserError(
+            f"{path.name} does not say how its images are made; use a file written by python -m helpers save."
+        ) from error
+    tensors = {name: value.float() if value.dtype == torch.float16 else value for name, value in tensors.items()}
+    _check_weights(tensors, about, path.name)
+    with torch.device("meta"):
+        network = models.build(about.model, len(about.classes))
+    network.load_state_dict(tensors, assign=True)
+    return SavedModel(network.to(device).eval(), about, card)
+
+
+def read_card(path: Path) -> dict:
+    """The facts of a saved model's card, without its weights; empty where there are none or the file is not whole."""
+    library = _safetensors()
+    try:
+        with library.safe_open(str(path), framework="pt") as file:
+            card = json.loads((file.metadata() or {}).get("card", "{}"))
+    except (library.SafetensorError, OSError, ValueError, RecursionError):
+        return {}
+    return card if isinstance(card, dict) else {}
+
+
+def _safetensors():
+    """The library, when it is first needed: training machines do without it."""
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise UserError("Saved models need a package: run 'pip install safetensors'.") from error
+    return safetensors
+
+
+def _check_weights(tensors: dict[str, Tensor], about: Preprocessing, name: str) -> None:
+    if about.model not in models.MODELS:
+        known = ", ".join(models.names())
+        raise UserError(f"{name} is of a model '{about.model[:40]}', which is not known here; choose one of {known}.")
+    with torch.device("meta"):
+        wanted = models.build(about.model, len(about.classes)).state_dict()
+    kinds = [{key: (value.shape, value.dtype) for key, value in state.items()} for state in (wanted, tensors)]
+    if kinds[0] != kinds[1]:
+        network = f"'{about.model}' with {len(about.classes)} classes"
+        raise UserError(f"The weights of {name} are not those of {network}; save the model under its own name.")
+    if not all(value.isfinite().all() for value in tensors.values()):
+        raise UserError(f"The weights of {name} are not all finite numbers, so it cannot classify; save another run's model.")

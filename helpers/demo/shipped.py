@@ -1,0 +1,148 @@
+"""Models that come with the repository, each with its card: shipped from runs, found by name, and checked."""
+
+import os
+from pathlib import Path
+
+import torch
+from scipy.stats import binomtest
+
+from helpers import data, training
+from helpers.demo.saved import best_weights, load_model, read_card, save_model
+from helpers.experiments import records
+from helpers.runtime import ROOT, UserError, save_text
+
+MODELS = ROOT / "results" / "models"
+LARGEST = 24  # MiB of a file
+AGREEMENT = 0.999  # share of test images on which half and full precision must agree
+
+CARD = """\
+# {name}
+
+`{model[name]}`, {model[params]:,} parameters, trained on {dataset[n_train]:,} images of {dataset[name]} ({classes} classes):
+experiment `{experiment}`, {profile}, seed {seed}.
+
+| | |
+| --- | --- |
+| test accuracy | **{test[accuracy]:.2%}** of {test[n]:,} images, 95 % Wilson: {interval.low:.2%} to {interval.high:.2%} |
+| validation accuracy | {best[val_accuracy]:.2%} of {dataset[n_val]:,} images, in epoch {best[epoch]}, whose weights these are |
+| all seeds | {seeds} |
+| data | {dataset[name]} from {dataset[source]}, fingerprint `{dataset[fingerprint]}` |
+| input | the middle {recipe[image_size]} pixels a side of {stored_size} |
+| recipe | {settings} |
+| weights | half precision, biases and BatchNorm in full; {size:.1f} MiB |
+| trained on | {environment[device]}, torch {environment[torch]}, {environment[date]:.10} |
+
+**What it must not be used for.** It knows its {classes} classes and nothing else: every image gets one of them.
+Its probabilities are not calibrated. It was made to show how such networks are trained, on images from the web that nobody has
+checked for whom they show or leave out; no decision about people, safety, health or money may rest on it.
+
+Check it with `python -m helpers evaluate {name}`.
+"""
+
+
+def ship(
+    record: dict,
+    checkpoint_dir: str | Path | None = None,
+    name: str | None = None,
+    *,
+    folder: Path | None = None,
+    results_dir: str | Path | None = None,
+) -> Path:
+    """Write the model of a recorded run in half precision, and its card beside it; returns the model's path.
+
+    Args:
+        name: of both files, by default the experiment's with '-' for '/'.
+        results_dir: where the records of its other seeds are.
+
+    Raises:
+        UserError: the run has no checkpoint any more, it is of generated images, or the model is too large.
+    """
+    name = name or record["experiment"].replace("/", "-")
+    weights, about = best_weights(record, checkpoint_dir)
+    if about.sample:
+        raise UserError(f"{record['experiment']} was trained on generated images; ship a run on real ones.")
+    size = sum(value.numel() * (2 if value.dim() > 1 else 4) for value in weights.values()) / 2**20
+    if size > LARGEST:
+        raise UserError(f"{name} takes {size:.0f} MiB; at most {LARGEST} are shipped, choose a smaller network.")
+    kept = ("experiment", "profile", "seed", "dataset", "recipe", "test", "best")
+    path = save_model((folder or MODELS) / f"{name}.safetensors", weights, about, {key: record[key] for key in kept})
+    seeds = {
+        one["seed"]: one
+        for one in records.load_all(results_dir, record["profile"])
+        if one["experiment"] == record["experiment"]
+    }
+    accuracies = {seed: one["test"]["accuracy"] for seed, one in sorted((seeds | {record["seed"]: record}).items())}
+    used = {key: value for key, value in record["recipe"].items() if value not in (None, False, 0, (), [])}
+    card = CARD.format(
+        name=name,
+        **record,
+        classes=len(about.classes),
+        interval=binomtest(round(record["test"]["accuracy"] * record["test"]["n"]), record["test"]["n"]).proportion_ci(
+            0.95, "wilson"
+        ),
+        seeds=", ".join(f"seed {seed}: {accuracy:.2%}" for seed, accuracy in accuracies.items()),
+        settings=", ".join(f"{key} {value}" for key, value in used.items()),
+        stored_size=about.stored_size,
+        size=path.stat().st_size / 2**20,
+    )
+    save_text(path.with_suffix(".md"), card)
+    return path
+
+
+def list_models(folder: Path | None = None) -> dict[str, Path]:
+    """The models that come with the repository, by name; the best on photographs first."""
+
+    def rank(path: Path) -> tuple:
+        card = read_card(path)
+        is_photographs = card.get("experiment", "").startswith("pikachu/")
+        return not is_photographs, -card.get("best", {}).get("val_accuracy", 0) if is_photographs else 0, path.stem
+
+    return {path.stem: path for path in sorted((folder or MODELS).glob("*.safetensors"), key=rank)}
+
+
+def find_model(name: str | Path | None = None, folder: Path | None = None) -> Path:
+    """A shipped model by name, or a file; without a name the first of `list_models`.
+
+    Raises:
+        UserError: there is none.
+    """
+    known = list_models(folder)
+    if name is None and not known:
+        raise UserError("No model comes with this copy; name one of your own with --model FILE.")
+    if name is None or str(name) in known:
+        return next(iter(known.values())) if name is None else known[str(name)]
+    path = Path(os.path.expanduser(name))
+    if path.name == str(path) and not path.suffix and not path.exists():
+        raise UserError(f"There is no model '{name}'; choose one of {', '.join(known) or 'your own files'}, or give a file.")
+    return path
+
+
+def evaluate(
+    name: str, data_dir: str | Path | None = None, device: str | None = None, *, folder: Path | None = None, results_dir=None
+) -> str:
+    """Recompute a model's accuracy on the data at hand and compare it with its card; returns a sentence.
+
+    Raises:
+        UserError: it has no card, the data are others, or it agrees with its run on too few test images.
+    """
+    model = load_model(find_model(name, folder), device)
+    card, about = model.card, model.about
+    if not card:
+        raise UserError(f"{name} has no model card to compare with; choose one of {', '.join(list_models(folder))}.")
+    dataset_name = card["dataset"]["name"].removesuffix("-jpeg")
+    dataset = data.load(dataset_name, data_dir, image_size=about.image_size, resize=about.resize)
+    if dataset.fingerprint != card["dataset"]["fingerprint"]:
+        raise UserError(f"{name} was tested on other images than the {dataset.source} has, so its card cannot be checked.")
+    recipe = training.Recipe(**training.completed(card["recipe"]) | {"mixed_precision": False})
+    predicted = training.predict(model.network, dataset.test, recipe).argmax(1)
+    accuracy = (predicted == dataset.test.labels).double().mean().item()
+    told = f"{name}: {accuracy:.2%} of {len(predicted):,} test images; its card says {card['test']['accuracy']:.2%}"
+    path = records.record_path(card["experiment"], card["profile"], card["seed"], results_dir)
+    if not path.exists():
+        return f"{told}, and its run's predictions are not here."
+    before = torch.from_numpy(records.predictions(records.load(path), results_dir)["predicted"])
+    agreement = (predicted == before).double().mean().item()
+    told += f", and {agreement:.2%} of its answers are those of its run in full precision."
+    if agreement < AGREEMENT:
+        raise UserError(f"{told} That should be {AGREEMENT:.1%} or more: ship it again.")
+    return told

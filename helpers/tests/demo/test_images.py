@@ -1,0 +1,183 @@
+"""Images from files and addresses: hostile ones get one sentence, and nothing inside this machine is fetched for others."""
+
+import os
+import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
+
+import pytest
+import torch
+from PIL import Image
+
+from helpers import demo
+from helpers.demo import images
+from helpers.runtime import UserError
+from helpers.tests.demo.test_classify import hand_model, picture
+
+
+class Handler(BaseHTTPRequestHandler):
+    """A picture, a page, something huge, redirects, and answers that never end."""
+
+    asked = []
+
+    def do_GET(self):
+        self.asked.append(self.path)
+        known = {"/picture.png": picture(), "/a b.png?x=1": picture(), "/page.html": b"<html>", "/huge": bytes(2**17)}
+        known["/a%20b.png?x=1"] = picture()
+        moved = {"/moved": "file:///etc/hostname", "/round": "/round", "/there": "picture.png", "/inside": "http://0/"}
+        if self.path in moved:
+            self.send_response(302)
+            self.send_header("Location", moved[self.path])
+            self.end_headers()
+        elif self.path in known:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(known[self.path])
+        elif self.path in ("/slow", "/slower"):
+            self.drip(b"HTTP/1.0 200 OK\r\n\r\n" if self.path == "/slow" else b"HTTP/1.0 200 OK\r\n")
+        else:
+            self.send_error(404)
+
+    def drip(self, beginning):
+        """A byte every 50 ms: of the content, or of the headers."""
+        try:
+            self.wfile.write(beginning)
+            for _ in range(200):
+                self.wfile.write(b"x")
+                time.sleep(0.05)
+        except OSError:
+            pass
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture(scope="module")
+def server():
+    """Its address, on this machine."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("path", ["picture.png", "there", "a b.png?x=1", "picture.png#part"])
+def test_an_address_gives_the_pixels_of_the_file(server, tmp_path, path):
+    (tmp_path / "a.png").write_bytes(picture())
+    fetched = demo.read_image(f"{server}/{path}", 16, private=True)
+    assert torch.equal(fetched, demo.read_image(tmp_path / "a.png", 16))
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("/nothing", r"could not be reached \(HTTP Error 404: Not Found\)"),
+        ("/page.html", "not an image"),
+        ("/huge", "larger than 0 MiB"),
+        ("/moved", "could not be reached"),
+        ("/round", "more than 5 redirects"),
+        ("/slow", "it took longer than 0.5 seconds"),
+        ("/slower", "it took longer than 0.5 seconds"),
+        (None, r"could not be reached \(.*Connection refused\)"),
+        ("http://", "could not be reached"),
+        ("HTTPS://[", "could not be reached"),
+        ("http://127.0.0.1:99999/", "could not be reached"),
+        ("http://exa mple/", "could not be reached"),
+    ],
+)
+def test_an_address_that_gives_no_image_is_one_sentence(server, address, reason, monkeypatch):
+    monkeypatch.setattr(images, "LARGEST_DOWNLOAD", 2**16)
+    monkeypatch.setattr(images, "LONGEST_DOWNLOAD", 0.5 if "slow" in str(address) else 20.0)
+    if address is None:
+        closed = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+        address = f"http://127.0.0.1:{closed.server_port}/"
+        closed.server_close()
+    source = f"{server}{address}" if address.startswith("/") else address
+    with pytest.raises(UserError, match=f"cannot be classified: .*{reason}") as caught:
+        demo.read_image(source, 16, private=True)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0", "2130706433", "0x7f000001", "[::1]", "[::ffff:127.0.0.1]"])
+def test_what_is_inside_this_machine_is_not_fetched_and_not_told(server, host):
+    """The same sentence whether something answers there or not."""
+    port = int(server.rpartition(":")[2])
+    Handler.asked.clear()
+    reasons = {images.try_image(f"http://{host}:{number}/picture.png", 16)[1] for number in (port, 9)}
+    assert reasons == {"its address is not a public one"} and Handler.asked == []
+
+
+def test_a_redirect_to_the_inside_is_not_followed(server, monkeypatch):
+    """The first host counts as public here, the second does not."""
+    monkeypatch.setattr(images, "is_public", lambda address: address == "127.0.0.1")
+    assert images.try_image(f"{server}/picture.png", 16)[1] == ""
+    assert images.try_image(f"{server}/inside", 16)[1] == "its address is not a public one"
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("93.184.216.34", True),
+        ("2606:2800:220:1:248:1893:25c8:1946", True),
+        ("64:ff9b::5db8:d822", True),
+        *[(address, False) for address in ("10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1")],
+        *[(address, False) for address in ("0.0.0.0", "127.8.8.8", "224.0.0.1", "255.255.255.255", "::", "::1")],
+        *[(address, False) for address in ("fe80::1%eth0", "fd00::1", "ff02::1", "::ffff:10.0.0.1", "2002:7f00:1::")],
+        ("64:ff9b::7f00:1", False),
+    ],
+)
+def test_public_addresses(address, public):
+    assert images.is_public(address) is public
+
+
+def test_a_name_with_one_private_address_is_refused(monkeypatch):
+    places = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, 80)) for ip in ("93.184.216.34", "10.0.0.1")]
+    monkeypatch.setattr(images.socket, "getaddrinfo", lambda *arguments, **options: places)
+    assert images.try_image("http://example.org/", 16)[1] == "its address is not a public one"
+
+
+def put(folder):
+    """Files that are none, by name."""
+    os.mkfifo(folder / "fifo.png")
+    os.symlink(folder / "loop.png", folder / "loop.png")
+    (folder / "folder.png").mkdir()
+    (folder / "\udcff\udcfe.png").write_bytes(picture()[:50])
+    with (folder / "sparse.png").open("wb") as file:
+        file.truncate(2**40)
+    Image.new("L", (9400, 9400)).save(folder / "wide.png", compress_level=1)
+    return {
+        folder / "fifo.png": "it is not a regular file",
+        "/dev/zero": "it is not a regular file",
+        folder / "loop.png": "Too many levels of symbolic links",
+        folder / "folder.png": "it is not a regular file",
+        folder / "\udcff\udcfe.png": "",
+        folder / "sparse.png": "it is larger than 256 MiB",
+        folder / ("x" * 300): "File name too long",
+        "~nouser/a.png": "No such file or directory",
+        "a\0b.png": "embedded null byte",
+        "": "it is not a regular file",
+        folder / "wide.png": "9400x9400 pixels are too many; make it smaller, or a JPEG",
+    }
+
+
+def test_one_bad_name_does_not_cost_the_batch(tmp_path):
+    bad = put(tmp_path)
+    (tmp_path / "good.png").write_bytes(picture())
+    table = demo.classify(hand_model(), [*bad, tmp_path / "good.png"])
+    for reason, expected in zip(table["error"], bad.values(), strict=False):
+        assert reason == expected if expected else reason
+    assert table["error"].iloc[-1] == "" and table["label"].iloc[-1] in ("red", "green")
+    assert table.to_csv().encode() and "\\udcff" in table["image"][4]
+
+
+def test_a_large_jpeg_is_decoded_small(tmp_path):
+    Image.new("RGB", (9400, 9400), "red").save(tmp_path / "a.jpg")
+    assert demo.read_image(tmp_path / "a.jpg", 16).float().mean((1, 2)).tolist() == pytest.approx([254, 0, 0], abs=1)
+
+
+def test_an_image_is_called_as_its_reader_calls_it(tmp_path):
+    (tmp_path / "a.png").write_text("not a picture")
+    with pytest.raises(UserError, match=r"^yours cannot be classified: not an image\.$"):
+        demo.read_image(tmp_path / "a.png", 16, "yours")

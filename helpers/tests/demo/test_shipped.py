@@ -1,0 +1,170 @@
+"""Shipped models: half precision answers as full precision does, cards tell the records' numbers, evaluate checks both."""
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from helpers import data, demo, experiments, models, training
+from helpers.__main__ import main
+from helpers.demo import shipped
+from helpers.experiments import records
+from helpers.runtime import UserError
+from helpers.training import checkpoints
+
+NAME = "pikachu/resnet18_torchvision"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Photographs, and the record and the checkpoint of a run on them, of a network that was not trained."""
+    folder = tmp_path_factory.mktemp("place")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 4), ("validation", 2), ("test", 60)):
+        for name in ("not_pikachu", "pikachu"):
+            (folder / "pikachu" / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 100, (4, 4, 3), np.uint8).repeat(10, 0).repeat(10, 1)
+                pixels[..., (name == "pikachu") ^ (number % 10 == 9)] += 150  # red or green; every tenth is in the other class
+                Image.fromarray(pixels).save(folder / "pikachu" / split / name / f"{number}.png")
+    dataset = data.load("pikachu", folder, image_size=28, resize="squash")
+    torch.manual_seed(0)
+    network = models.build("resnet18", 2)
+    recipe = training.Recipe(
+        epochs=3, batch_size=8, image_size=28, mean=(0.5,) * 3, std=(0.5,) * 3, mixed_precision=False, resize="squash"
+    )
+    network.train()
+    with torch.no_grad():
+        network(torch.randn(16, 3, 28, 28))  # BatchNorm gets statistics of its own
+    fit_head(network, dataset.train, recipe)
+    predicted = training.predict(network, dataset.test, recipe).argmax(1).numpy()
+    true = dataset.test.labels.numpy()
+    confusion = [[int(((true == row) & (predicted == column)).sum()) for column in (0, 1)] for row in (0, 1)]
+    accuracy, best = float((true == predicted).mean()), {"epoch": 2, "val_accuracy": 0.75, "val_loss": 0.5}
+    about = {"name": "pikachu", "source": dataset.source, "fingerprint": dataset.fingerprint, "classes": dataset.classes}
+    record = {
+        "experiment": NAME,
+        "report": "pikachu",
+        "seed": 0,
+        "profile": "full",
+        "dataset": about | {"n_train": 8, "n_val": 4, "n_test": 120},
+        "model": {"name": "resnet18", "params": models.count_parameters(network)},
+        "recipe": json.loads(json.dumps(asdict(recipe))),
+        "stopped_early": None,
+        "test": {"accuracy": accuracy, "loss": 0.5, "n": 120, "confusion": confusion},
+        "predictions": "seed0.predictions.npz",
+        "best": best,
+        "environment": {"device": "CPU", "torch": "2.11.0", "date": "2026-11-24T10:00:00+00:00"},
+    }
+    records.save(record, {"true": true.astype(np.int16), "predicted": predicted.astype(np.int16)}, folder / "results")
+    checkpoint = experiments.checkpoint_path(NAME, "full", 0, folder / "checkpoints")
+    checkpoint.parent.mkdir(parents=True)
+    state = {"best": best, "identity": {"images": dataset.fingerprint}, "best_weights": network.state_dict()}
+    checkpoints.save_checkpoint(state, checkpoint)
+    demo.ship(record, folder / "checkpoints", folder=folder / "models", results_dir=folder / "results")
+    return folder, record, dataset, network
+
+
+def fit_head(network, split, recipe):
+    """Let the last layer tell the classes by the means of their features."""
+    network.fc, head = nn.Identity(), network.fc
+    means = torch.stack([training.predict(network, split, recipe)[split.labels == label].mean(0) for label in (0, 1)])
+    head.weight.data, head.bias.data = means, -means.square().sum(1) / 2
+    network.fc = head
+
+
+def evaluated(folder, name="pikachu-resnet18_torchvision", **options):
+    return demo.evaluate(name, folder, "cpu", folder=folder / "models", results_dir=folder / "results", **options)
+
+
+def test_a_shipped_model_is_half_as_large_and_answers_as_before(place):
+    folder, record, dataset, network = place
+    path = folder / "models" / "pikachu-resnet18_torchvision.safetensors"
+    full = sum(value.numel() * value.element_size() for value in network.state_dict().values())
+    assert 0.5 < path.stat().st_size / full < 0.52
+    model = demo.load_model(path, "cpu")
+    assert model.about.classes == ["not_pikachu", "pikachu"] and model.about.resize == "squash"
+    assert (model.about.image_size, model.about.stored_size) == (28, 32)
+    assert all(value.dtype in (torch.float32, torch.int64) for value in model.network.state_dict().values())
+    recipe = training.Recipe(**training.completed(record["recipe"]))
+    before = training.predict(network, dataset.test, recipe).argmax(1)
+    assert (demo.probabilities(model, dataset.test.images).argmax(1) == before).double().mean() >= 0.999
+    assert evaluated(folder) == (
+        f"pikachu-resnet18_torchvision: {record['test']['accuracy']:.2%} of 120 test images; its card says "
+        f"{record['test']['accuracy']:.2%}, and 100.00% of its answers are those of its run in full precision."
+    )
+
+
+def test_the_card_tells_the_records_numbers(place):
+    folder, record, *_ = place
+    card = (folder / "models" / "pikachu-resnet18_torchvision.md").read_text()
+    correct = round(record["test"]["accuracy"] * 120)
+    z, n, p = 1.959964, 120, correct / 120
+    middle, half = (p + z * z / (2 * n)) / (1 + z * z / n), z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+    assert f"**{p:.2%}** of 120 images, 95 % Wilson: {middle - half:.2%} to {middle + half:.2%}" in card
+    assert "validation accuracy | 75.00% of 4 images, in epoch 2" in card and f"| seed 0: {p:.2%} |" in card
+    assert "`resnet18`, 11,177,538 parameters" in card and "trained on 8 images of pikachu (2 classes):" in card
+    assert record["dataset"]["fingerprint"] in card and "epochs 3, batch_size 8" in card and "resize squash" in card
+    assert "must not be used for" in card and "{" not in card
+
+
+def test_evaluate_notices_other_weights_and_other_images(place, tmp_path):
+    folder, record, dataset, network = place
+    weights = {name: -value if name.startswith("fc") else value for name, value in network.state_dict().items()}
+    model = demo.load_model(folder / "models" / "pikachu-resnet18_torchvision.safetensors")
+    demo.save_model(folder / "models" / "other.safetensors", weights, model.about, model.card)
+    with pytest.raises(UserError, match="That should be 99.9% or more"):
+        evaluated(folder, "other")
+    card = model.card | {"dataset": model.card["dataset"] | {"fingerprint": "another"}}
+    demo.save_model(folder / "models" / "other.safetensors", weights, model.about, card)
+    with pytest.raises(UserError, match="other was tested on other images than the folder pikachu has"):
+        evaluated(folder, "other")
+    demo.save_model(folder / "models" / "other.safetensors", weights, model.about)
+    with pytest.raises(UserError, match="other has no model card to compare with"):
+        evaluated(folder, "other")
+    (folder / "models" / "other.safetensors").unlink()
+
+
+def test_what_is_not_shipped(place, monkeypatch):
+    folder, record, *_ = place
+    monkeypatch.setattr(shipped, "LARGEST", 1)
+    with pytest.raises(UserError, match="takes 21 MiB; at most 1 are shipped"):
+        demo.ship(record, folder / "checkpoints", "large", folder=folder / "models")
+    sample = record | {"dataset": record["dataset"] | {"source": "sample"}}
+    with pytest.raises(UserError, match="was trained on generated images"):
+        demo.ship(sample, folder / "checkpoints", "sample", folder=folder / "models")
+    assert not list((folder / "models").glob("[ls]a*"))
+
+
+def test_a_model_is_found_by_name_and_the_best_on_photographs_is_the_first(place, tmp_path, monkeypatch, capsys):
+    folder, *_ = place
+    model = demo.load_model(folder / "models" / "pikachu-resnet18_torchvision.safetensors")
+    cards = {"a": ("cifar10/x", 0.99), "b": ("pikachu/x", 0.8), "c": ("pikachu/y", 0.9), "d": (None, 0)}
+    for name, (experiment, accuracy) in cards.items():
+        card = model.card | {"experiment": experiment, "best": {"val_accuracy": accuracy}} if experiment else None
+        demo.save_model(tmp_path / f"{name}.safetensors", model.network.state_dict(), model.about, card)
+    (tmp_path / "e.safetensors").write_bytes(b"not whole")
+    assert list(demo.list_models(tmp_path)) == ["c", "b", "a", "d", "e"]
+    assert demo.find_model(folder=tmp_path).name == "c.safetensors" == demo.find_model("c", tmp_path).name
+    with pytest.raises(UserError, match="There is no model 'z'; choose one of c, b, a, d, e, or give a file"):
+        demo.find_model("z", tmp_path)
+    with pytest.raises(UserError, match="No model comes with this copy; name one of your own with --model FILE"):
+        demo.find_model(folder=tmp_path / "none")
+    monkeypatch.setattr(shipped, "MODELS", tmp_path)
+    image = next((folder / "pikachu/test/pikachu").iterdir())
+    assert main(["classify", str(image), "--device", "cpu"]) == 0
+    assert "pikachu" in capsys.readouterr().out
+    assert main(["classify", str(image), "--model", "b"]) == 0
+    assert main(["classify", str(image), "--model", str(tmp_path / "a.safetensors")]) == 0
+    assert main(["evaluate", "z"]) == 1
+
+
+def test_a_shipped_model_goes_onto_the_page_with_its_card_and_examples(place):
+    folder, record, dataset, _ = place
+    exhibit = demo.prepare(folder / "models" / "pikachu-resnet18_torchvision.safetensors", folder, searched=4)
+    assert len(exhibit.known) == len(exhibit.dataset.train) == 4 and len(exhibit.examples) == 8
+    assert exhibit.card.startswith("# pikachu-resnet18_torchvision") and " of 120 test images right" in exhibit.measured
