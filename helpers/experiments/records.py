@@ -3,17 +3,21 @@
 import atexit
 import itertools
 import json
+import math
+import re
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
 from helpers import experiments, runtime
-from helpers.runtime import ROOT, UserError
+from helpers.runtime import PROFILES, ROOT, UserError
 
 RESULTS = ROOT / "results"
 
@@ -52,47 +56,88 @@ def record_path(name: str, profile: str, seed: int, results_dir: str | Path | No
 
 
 def save(record: dict, predictions: dict[str, np.ndarray], results_dir: str | Path | None = None) -> Path:
-    """Write a record and its predictions, each whole or not at all, the record last; returns the record's path.
+    """Write a record and its predictions, both or neither; returns the record's path.
+
+    The predictions go beside those of a record that is there, and it is the new record, written last, that names them: a
+    kill in between leaves the old pair as it was.
 
     Raises:
         UserError: the folder cannot be written, or it holds the record of a run on other images, or of a whole run while
             this one stopped early.
     """
     path = record_path(record["experiment"], record["profile"], record["seed"], results_dir)
-    if path.exists():
-        there, where = load(path), f"{path.name} of {record['experiment']}"
+    there = load(path) if path.exists() else None
+    if there:
+        where = f"{path.name} of {record['experiment']}"
         if there["dataset"]["fingerprint"] != record["dataset"]["fingerprint"]:
             raise UserError(f"{where} is a run on other images; it was not replaced, choose another --results-dir.")
         if record["stopped_early"] and not there["stopped_early"]:
             raise UserError(f"{where} is a whole run and this one stopped early; it was not replaced.")
+    first, second = f"{path.stem}.predictions.npz", f"{path.stem}.predictions.2.npz"
+    record = record | {"predictions": second if there and there["predictions"] == first else first}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         runtime.save_arrays(path.with_name(record["predictions"]), **predictions)
-        path.with_name(f"{path.stem}.landscape.npz").unlink(missing_ok=True)  # of the weights of the run that this one replaces
         runtime.save_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     except OSError as error:
         raise UserError(
             f"The record {path.name} could not be written ({error.strerror}); choose another --results-dir."
         ) from error
+    if there:  # what belongs to the run that this one replaces
+        for name in (there["predictions"], f"{path.stem}.landscape.npz"):
+            path.with_name(name).unlink(missing_ok=True)
     return path
 
 
+# What a record must hold, as far as tables and figures read it: names, and the kinds of their values.
+FORM = {
+    "": {"experiment": str, "report": str, "seed": int, "profile": str, "predictions": str, "history": list},
+    "dataset": {"name": str, "source": str, "fingerprint": str},
+    "model": {"name": str, "params": int},
+    "test": {"loss": float, "accuracy": float, "n": int, "confusion": list},
+    "best": {"epoch": int, "val_accuracy": float},
+    "recipe": {"epochs": int},
+    "environment": {"device": str},
+}
+EPOCH = dict.fromkeys(("train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds"), float) | {"epoch": int}
+
+
+def _fits(part: dict, form: dict[str, type]) -> bool:
+    """Whether a part of a record has the values of a form, its numbers finite."""
+    return all(
+        isinstance(part[name], float | int) and math.isfinite(part[name]) if kind is float else isinstance(part[name], kind)
+        for name, kind in form.items()
+    )
+
+
 def load(path: Path) -> dict:
-    """One run record, checked against itself.
+    """One run record, checked against its form and against itself.
 
     Raises:
         UserError: the file is not a run record, or its confusion matrix does not give its own accuracy and test size.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        name, test = record["experiment"], record["test"]
-        counts = np.array(test["confusion"])
+        parts = [(record[name] if name else record, form) for name, form in FORM.items()]
+        formed = all(_fits(part, form) for part, form in [*parts, *((row, EPOCH) for row in record["history"])])
+        named = re.fullmatch(r"\w+", record["report"]) and record["profile"] in PROFILES and record["seed"] >= 0
+        named = named and all(re.fullmatch(r"\w[\w.,=-]*", name) for name in record["experiment"].split("/"))
+        named = named and re.fullmatch(r"seed\d+\.predictions(\.2)?\.npz", record["predictions"])
+        counts, test = np.array(record["test"]["confusion"]), record["test"]
         whole = counts.sum() == test["n"] and abs(np.trace(counts) / test["n"] - test["accuracy"]) < 1e-9
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
-        raise UserError(f"{path.name} under {path.parent.name} is not a run record; remove it and run it again.") from error
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise _not_a_record(path) from error
+    if not (formed and named):
+        raise _not_a_record(path)
     if not whole:
-        raise UserError(f"{path.name} of {name} contradicts itself: its confusion matrix gives another accuracy.")
+        raise UserError(
+            f"{path.name} of {record['experiment']} contradicts itself: its confusion matrix gives another accuracy."
+        )
     return record
+
+
+def _not_a_record(path: Path) -> UserError:
+    return UserError(f"{path.name} under {path.parent.name} is not a run record; remove it and run it again.")
 
 
 def load_all(results_dir: str | Path | None = None, profile: str | None = None) -> list[dict]:
@@ -108,10 +153,23 @@ def of_the_reports(records: Iterable[dict]) -> list[dict]:
 
 
 def predictions(record: dict, results_dir: str | Path | None = None) -> dict[str, np.ndarray]:
-    """The predictions that lie beside a record: `true` and `predicted` (N,), and `confidence` (N,)."""
-    path = record_path(record["experiment"], record["profile"], record["seed"], results_dir)
-    with np.load(path.with_name(record["predictions"]), allow_pickle=False) as arrays:
-        return dict(arrays)
+    """The predictions that lie beside a record: `true` and `predicted` (N,), and `confidence` (N,).
+
+    Raises:
+        UserError: the file is not there, is damaged, or is of another run: it does not give the record's confusion matrix.
+    """
+    path = record_path(record["experiment"], record["profile"], record["seed"], results_dir).with_name(record["predictions"])
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in ("true", "predicted", "confidence")}
+        counts = np.zeros_like(record["test"]["confusion"])
+        np.add.at(counts, (arrays["true"], arrays["predicted"]), 1)
+        same = (counts == record["test"]["confusion"]).all() and len(arrays["confidence"]) == record["test"]["n"]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, BadZipFile, zlib.error) as error:
+        raise UserError(f"{path.name} of {record['experiment']} is missing or damaged; run it again.") from error
+    if not same:
+        raise UserError(f"{path.name} of {record['experiment']} is of another run than its record; run it again.")
+    return arrays
 
 
 def obtain(

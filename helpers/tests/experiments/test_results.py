@@ -97,6 +97,73 @@ def test_a_file_that_is_no_record_is_refused(tmp_path, text):
         results.load(path)
 
 
+DAMAGES = {
+    "experiment": "../../../evil",
+    "report": "../../../evil",
+    "profile": "../full",
+    "seed": -1,
+    "predictions": "../../x.npz",
+    "dataset": {},
+    "model": {"name": 1},
+    "test": {"n": "five"},
+    "history": [{"epoch": 1}],
+    "best": None,
+    "environment": [],
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_record_with_a_missing_or_a_wrong_part_is_one_sentence(tmp_path, name, gone):
+    record, predictions = make_run()
+    path = results.save(record, predictions, tmp_path)
+    damaged = {key: value for key, value in record.items() if key != name} | ({} if gone else {name: DAMAGES[name]})
+    path.write_text(json.dumps(damaged))
+    with pytest.raises(UserError, match="^seed0.json under full is not a run record; remove it and run it again.$"):
+        results.load(path)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1" + "0" * 400, '"0.6"', "null", "[" * 9999])
+def test_a_number_that_is_none_is_one_sentence(tmp_path, number):
+    path = results.save(*make_run(), tmp_path)
+    path.write_text(path.read_text().replace('"val_accuracy": 0.6', f'"val_accuracy": {number}', 1))
+    with pytest.raises(UserError, match="is not a run record"):
+        results.load(path)
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "text", "short", "of another run"])
+def test_predictions_that_are_not_those_of_the_record_are_one_sentence(tmp_path, damage):
+    record, arrays = make_run()
+    path = results.save(record, arrays, tmp_path).with_name("seed0.predictions.npz")
+    whole = path.read_bytes()
+    other = {"predicted": np.array([0, 0, 0, 1, 1], np.int16), "confidence": np.ones(4)}
+    changed = {"short": "confidence", "of another run": "predicted"}.get(damage)
+    path.unlink() if damage == "missing" else path.write_bytes({"cut": whole[:-30], "text": b"text"}.get(damage, b""))
+    if changed:
+        runtime.save_arrays(path, **arrays | {changed: other[changed]})
+    with pytest.raises(UserError, match="seed0.predictions.npz of pikachu/resnext50_ours is .*; run it again."):
+        results.predictions(record, tmp_path)
+
+
+@pytest.mark.parametrize("kill", ["save_arrays", "save_text"])
+def test_a_kill_while_a_record_is_replaced_leaves_a_pair_that_agrees(tmp_path, monkeypatch, kill):
+    results.save(*make_run(), tmp_path)
+    save = getattr(runtime, kill)
+
+    def killed(*arguments, **arrays):
+        save(*arguments, **arrays)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runtime, kill, killed)
+        results.save(*make_run(predicted=(0, 0, 0, 1, 1)), tmp_path)
+    [record] = results.load_all(tmp_path)
+    assert len(results.predictions(record, tmp_path)["true"]) == 5, "they are checked against the record"
+    assert record["test"]["accuracy"] == (0.8 if kill == "save_arrays" else 1.0)
+    path = results.save(*make_run(predicted=(1, 1, 1, 0, 0)), tmp_path)
+    assert results.predictions(results.load(path), tmp_path)["predicted"].tolist() == [1, 1, 1, 0, 0]
+
+
 def test_a_full_disk_leaves_no_half_written_record(tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
