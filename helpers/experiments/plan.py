@@ -103,10 +103,7 @@ ZOO_FIRST = ["wrn16_2", "zoo_resnext1", "zoo_resnext2", "zoo_resnext3", "zoo_res
 ZOO_FIRST += ["wrn28_2", "wrn16_4"]
 ZOO_ROWS = {  # as the report trains them
     model: row(
-        f"cifar100/{model}",
-        "zoo",
-        recipes.ZOO_SIMPLENET if model == "simplenet" else recipes.ZOO,
-        reported=accuracy(printed),
+        f"cifar100/{model}", "zoo", recipes.ZOO_SIMPLENET if model == "simplenet" else recipes.ZOO, reported=accuracy(printed)
     )
     for model, printed in recipes.ZOO_REPORTED.items()
 }

@@ -65,13 +65,7 @@ AMP_REPORTED = {"sgd": (0.89, 0.90), "amp": (0.90, 0.91)}
 
 # Report `slim`, figure 1 names optimiser, rate and batch; the pixel statistics are its code's, the epochs its search's.
 SLIM_TRIAL = Recipe(
-    epochs=20,
-    batch_size=64,
-    image_size=32,
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-    optimizer="adam",
-    learning_rate=0.001,
+    epochs=20, batch_size=64, image_size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), optimizer="adam", learning_rate=0.001
 )
 # The report calls its accuracies validation, and takes the best epoch on the test images.
 SLIM_REPORTED = {
