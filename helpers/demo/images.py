@@ -65,8 +65,8 @@ def try_image(source: str, size: int, resize: str = "crop", private: bool = Fals
 
 
 def printable(text: str) -> str:
-    """The text, with escapes for what is not UTF-8, such as bytes in the name of a file."""
-    return text.encode(errors="backslashreplace").decode()
+    """The text in one line, with escapes for what cannot be printed, such as odd bytes in the name of a file."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def _read_file(name: str) -> bytes:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from helpers.data import Dataset, Split, load, stratified
+from helpers.data import Dataset, Split, leaked, load, stratified
 from helpers.data.pools import listed
 from helpers.demo.images import LARGEST_DOWNLOAD, is_address, read_image
 from helpers.demo.labels import features, grad_cam, probabilities
@@ -62,21 +63,31 @@ class Exhibit:
 
 
 def prepare(path: Path, data_dir: str | Path | None = None, searched: int = 1000) -> Exhibit:
-    """A shipped model with the data at hand: it searches so many training images, and offers eight test images as examples.
+    """A shipped model with the data at hand: some training images to search, and eight test images that are not among them.
+
+    Where the data cannot be had, it comes without either, and with a line that says why.
 
     Raises:
-        UserError: the model has no card, or its data cannot be had.
+        UserError: the model has no card.
     """
     model = load_model(path)
     if not model.card:
         raise UserError(f"{path.name} has no model card, so its data are not known.")
-    card, about = model.card, model.about
-    dataset = load(card["dataset"]["name"], data_dir, image_size=about.image_size, resize=about.resize)
-    train = stratified(dataset.train, searched)
+    card, about, examples = model.card, model.about, None
+    try:
+        dataset = load(card["dataset"]["name"], data_dir, image_size=about.image_size, resize=about.resize)
+        twice = set(leaked(dataset, near=False).tolist())
+        examples = stratified(dataset.test.subset([i for i in range(len(dataset.test)) if i not in twice]), 8)
+        train = stratified(dataset.train, searched)
+        known = features(model, train.images)
+    except UserError as error:
+        print(f"{error} The page of {path.stem} goes without examples and similar images.")
+        blank = torch.zeros(1, 3, about.stored_size, about.stored_size, dtype=torch.uint8)
+        train, known = Split(blank[:0], torch.zeros(0, dtype=torch.int64), []), features(model, blank)[:0]
+        dataset = Dataset(card["dataset"]["name"], "nowhere", "", about.classes, train, train, train)
     text = path.with_suffix(".md").read_text(encoding="utf-8") if path.with_suffix(".md").exists() else ""
     measured = f"It gets {card['test']['accuracy']:.1%} of {card['test']['n']:,} test images right."
-    found = replace(dataset, train=train)
-    return Exhibit(model, found, features(model, train.images), measured, stratified(dataset.test, 8), text)
+    return Exhibit(model, replace(dataset, train=train), known, measured, examples, text)
 
 
 def build_page(exhibits: Mapping[str, Exhibit], *, private: bool = False):

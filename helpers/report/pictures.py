@@ -28,7 +28,7 @@ def image_grid(
     for index, image in enumerate(images):
         axes.flat[index].imshow(image.permute(1, 2, 0).cpu().numpy())
         if titles is not None:
-            axes.flat[index].set_title(titles[index], fontsize=8)
+            axes.flat[index].set_title(titles[index], fontsize=8, parse_math=False)
     return stamp(figure) if sample else figure
 
 
@@ -62,12 +62,12 @@ def probability_bars(
     figure.get_layout_engine().set(wspace=0.06)
     for (photograph, bars), image, title, share in zip(axes.T, images, titles, shares, strict=True):
         photograph.imshow(image.permute(1, 2, 0).cpu().numpy())
-        photograph.set_title(title, fontsize=9)
+        photograph.set_title(title, fontsize=9, parse_math=False)
         values, labels = share.topk(count)
         bars.barh(range(count), 1, 0.25, color="0.9")
         bars.barh(range(count), values, 0.25, color="#0072B2")
         for place, (value, label) in enumerate(zip(values.tolist(), labels.tolist(), strict=True)):
-            bars.text(0, place - 0.2, classes[label], va="bottom", fontsize=8)
+            bars.text(0, place - 0.2, classes[label], va="bottom", fontsize=8, parse_math=False)
             bars.text(1, place - 0.2, f"{value:.1%}", va="bottom", ha="right", fontsize=8)
         bars.set(xlim=(0, 1), ylim=(count - 0.8, -0.8))
         for axis in (photograph, bars):

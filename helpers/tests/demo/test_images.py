@@ -157,6 +157,7 @@ def put(folder):
         folder / ("x" * 300): "File name too long",
         "~nouser/a.png": "No such file or directory",
         "a\0b.png": "embedded null byte",
+        "a\nb.png": "No such file or directory",
         "": "it is not a regular file",
         folder / "wide.png": "9400x9400 pixels are too many; make it smaller, or a JPEG",
     }
@@ -169,7 +170,7 @@ def test_one_bad_name_does_not_cost_the_batch(tmp_path):
     for reason, expected in zip(table["error"], bad.values(), strict=False):
         assert reason == expected if expected else reason
     assert table["error"].iloc[-1] == "" and table["label"].iloc[-1] in ("red", "green")
-    assert table.to_csv().encode() and "\\udcff" in table["image"][4]
+    assert table.to_csv(index=False).encode().count(b"\n") == len(table) + 1 and "\\udcff" in table["image"][4]
 
 
 def test_a_large_jpeg_is_decoded_small(tmp_path):

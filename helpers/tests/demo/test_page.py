@@ -23,6 +23,7 @@ from torch import nn
 from helpers import demo
 from helpers.data.datasets import Dataset, Split
 from helpers.demo import page
+from helpers.report import pictures
 from helpers.runtime import UserError
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -114,6 +115,14 @@ def test_class_names_are_no_markup(dataset, name):
     told = page.introduction(page.Exhibit(replace(model, about=about), dataset, torch.zeros(3, 2)))
     assert len(told) < 500 and not re.search(r"(?<!\\)(<b>|\$|\]\(|\*\*bold)", told)
     assert told.count("\n") == 2
+
+
+def test_class_names_are_no_formulas():
+    """`$x^$` is one that cannot be set, so drawing it would raise."""
+    figure = pictures.probability_bars([flat(RED)], ["$x^$"], torch.tensor([[0.5, 0.5]]), ["$x^$", "b"])
+    figure.canvas.draw()
+    pictures.image_grid([flat(RED)], ["$x^$"]).canvas.draw()
+    plt.close("all")
 
 
 def test_what_the_page_does_with_files_addresses_examples_and_another_model(dataset, tmp_path):

@@ -11,7 +11,7 @@ from torch import nn
 
 from helpers import data, demo, experiments, models, training
 from helpers.__main__ import main
-from helpers.demo import shipped
+from helpers.demo import page, shipped
 from helpers.experiments import records
 from helpers.runtime import UserError
 from helpers.training import checkpoints
@@ -168,3 +168,12 @@ def test_a_shipped_model_goes_onto_the_page_with_its_card_and_examples(place):
     exhibit = demo.prepare(folder / "models" / "pikachu-resnet18_torchvision.safetensors", folder, searched=4)
     assert len(exhibit.known) == len(exhibit.dataset.train) == 4 and len(exhibit.examples) == 8
     assert exhibit.card.startswith("# pikachu-resnet18_torchvision") and " of 120 test images right" in exhibit.measured
+
+
+def test_without_the_data_the_page_still_classifies(place, tmp_path, capsys):
+    folder, _, dataset, _ = place
+    (tmp_path / "pikachu").mkdir()
+    exhibit = demo.prepare(folder / "models" / "pikachu-resnet18_torchvision.safetensors", tmp_path)
+    assert "The folder pikachu is empty" in capsys.readouterr().out and exhibit.examples is None
+    shares, seen, heat, nearest = page.explain(exhibit, dataset.test.images[0])
+    assert sum(shares.values()) == pytest.approx(1) and nearest == [] and exhibit.card.startswith("# pikachu")
