@@ -14,7 +14,7 @@ from pathlib import Path
 from helpers import bench, demo, experiments, runtime
 from helpers.data.pools import listed
 from helpers.experiments import records as results
-from helpers.experiments.queue import Queue, run_missing
+from helpers.experiments.queue import Queue, lines, run_missing
 from helpers.report import claims, colab, figures, memory, readme, tables
 from helpers.report import statistics as intervals
 from helpers.runtime import PROFILES, UserError, require_writable
@@ -35,77 +35,72 @@ def folder(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"there is no home folder for '{text}'") from error
 
 
+FOLDER, MINUTES = {"type": folder}, {"type": float, "metavar": "MINUTES"}
+SEED, PROFILE = {"type": int, "default": 0}, {"default": "full", "help": " · ".join(PROFILES)}
+RESULTS = {"--results-dir": FOLDER, "--checkpoint-dir": FOLDER}
+SOME = {"--report": {"help": "only this report's"}, "--dataset": {"help": "only on this data set"}}
+ARGUMENTS = {
+    "list": ("every experiment, most worth first: what is there, and the minutes of what is not", RESULTS | SOME | {
+        "--device": {},
+        "--json": {"action": "store_true", "help": "the same for scripts"},
+    }),
+    "run": ("train and test one experiment, or all that are missing, and write the run records", RESULTS | SOME | {
+        "experiment": {"nargs": "?"},
+        "--missing": {"action": "store_true", "help": "instead of one: what the plan declares and has no record"},
+        "--minutes": MINUTES | {"help": "with --missing: stop between epochs when they are spent"},
+        "--seed": SEED,
+        "--profile": PROFILE,
+        "--epochs": {"type": int},
+        "--data-dir": FOLDER,
+        "--device": {},
+        "--time-budget": MINUTES,
+        "--compile": {"action": "store_true", "help": "train through torch.compile, on a GPU with CUDA graphs"},
+        "--resume": {"action": argparse.BooleanOptionalAction, "default": True, "help": "go on from a checkpoint"},
+        "--fresh": {"dest": "resume", "action": "store_false", "help": "the same as --no-resume"},
+    }),
+    "table": ("rebuild the tables and figures from the run records", {"--results-dir": FOLDER}),
+    "bench": ("images a second: a textbook loop against ours, and the pieces alone", {
+        "models": {"nargs": "*", "metavar": "MODEL", "help": " · ".join(bench.MODELS)},
+        "--device": {},
+        "--batch": {"type": int},
+        "--to": {"type": float, "metavar": "ACCURACY", "help": "train the EXPERIMENT named until validation has it"},
+        "--data-dir": FOLDER | {"help": "with --to"},
+        "--compile": {"action": "store_true", "help": "our loop through torch.compile too"},
+        "--json": FOLDER | {"metavar": "FILE", "help": "write what was measured, such as results/bench/t4.json"},
+    }),
+    "save": ("write the model of a recorded run, from its checkpoint, for classify", RESULTS | {
+        "experiment": {},
+        "file": {"nargs": "?", "help": "without one: results/models, in half precision and with a model card"},
+        "--seed": SEED,
+        "--profile": PROFILE,
+    }),
+    "classify": ("label images with a saved model", {
+        "images": {"nargs": "+", "metavar": "IMAGE", "help": "a file, or an http:// or https:// address"},
+        "--model": {"metavar": "NAME", "help": "one of results/models, or a file; by default the first of them"},
+        "--csv": FOLDER | {"metavar": "FILE", "help": "write the table there too, with every class's probability"},
+        "--device": {},
+    }),
+    "evaluate": ("recompute the accuracy of a model of results/models, and compare it", {
+        "model": {"metavar": "NAME"},
+        "--data-dir": FOLDER,
+        "--device": {},
+    }),
+    "colab": ("write the badges and setup cells of README and notebooks", {
+        "repository": {"metavar": "OWNER/REPO"},
+        "--ref": {"default": "main"},
+    }),
+}  # fmt: skip
+
+
 def make_parser() -> Parser:
     """The parser of all commands."""
     parser = Parser(prog="python -m helpers", description="Run, list and tabulate the experiments of the notebooks.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
-    add_experiments(commands)
-
-    table = commands.add_parser("table", help="rebuild the tables and figures from the run records")
-    table.add_argument("--results-dir", type=folder)
-
-    speed = commands.add_parser("bench", help="images a second: a textbook loop against ours, and the pieces alone")
-    speed.add_argument("models", nargs="*", metavar="MODEL", help=" · ".join(bench.MODELS))
-    speed.add_argument("--device")
-    speed.add_argument("--batch", type=int)
-    speed.add_argument(
-        "--to", type=float, metavar="ACCURACY", help="instead, train the EXPERIMENT named until validation has it"
-    )
-    speed.add_argument("--data-dir", type=folder, help="with --to")
-    speed.add_argument("--compile", action="store_true", help="our loop through torch.compile too")
-    speed.add_argument(
-        "--json", type=folder, metavar="FILE", help="write what was measured here, such as results/bench/t4.json"
-    )
-
-    save = commands.add_parser("save", help="write the model of a recorded run, from its checkpoint, for classify")
-    save.add_argument("experiment")
-    save.add_argument("file", nargs="?", help="without one, into results/models, in half precision and with a model card")
-    save.add_argument("--seed", type=int, default=0)
-    save.add_argument("--profile", default="full", help=" · ".join(PROFILES))
-    save.add_argument("--results-dir", type=folder)
-    save.add_argument("--checkpoint-dir", type=folder)
-
-    label = commands.add_parser("classify", help="label images with a saved model")
-    label.add_argument("images", nargs="+", metavar="IMAGE", help="a file, or an http:// or https:// address")
-    label.add_argument("--model", metavar="NAME", help="one of results/models, or a file; by default the first of them")
-    label.add_argument("--csv", metavar="FILE", help="write the table there too, with the probability of every class")
-    label.add_argument("--device")
-
-    check = commands.add_parser("evaluate", help="recompute the accuracy of a model of results/models, and compare it")
-    check.add_argument("model", metavar="NAME")
-    check.add_argument("--data-dir")
-    check.add_argument("--device")
-
-    badges = commands.add_parser("colab", help="write the badges and setup cells of README and notebooks")
-    badges.add_argument("repository", metavar="OWNER/REPO")
-    badges.add_argument("--ref", default="main")
+    for name, (purpose, arguments) in ARGUMENTS.items():
+        command = commands.add_parser(name, help=purpose)
+        for argument, settings in arguments.items():
+            command.add_argument(argument, **settings)
     return parser
-
-
-def add_experiments(commands) -> None:
-    """The commands `list` and `run`."""
-    listing = commands.add_parser(
-        "list", help="every experiment, most worth first: what is there, and the minutes of what is not"
-    )
-    run = commands.add_parser("run", help="train and test one experiment, or all that are missing, and write the run records")
-    run.add_argument("experiment", nargs="?")
-    run.add_argument("--missing", action="store_true", help="instead of one: what the plan declares and no record is there of")
-    for command in (listing, run):
-        command.add_argument("--report", help="only this report's" + " (with --missing)" * (command is run))
-        command.add_argument("--dataset", help="only on this data set" + " (with --missing)" * (command is run))
-        command.add_argument("--results-dir", type=folder)
-        command.add_argument("--checkpoint-dir", type=folder)
-        command.add_argument("--device")
-    listing.add_argument("--json", action="store_true", help="the same for scripts")
-    run.add_argument("--minutes", type=float, help="with --missing: stop after the epoch in which they are spent")
-    run.add_argument("--seed", type=int, default=0)
-    run.add_argument("--profile", default="full", help=" · ".join(PROFILES))
-    run.add_argument("--epochs", type=int)
-    run.add_argument("--data-dir", type=folder)
-    run.add_argument("--time-budget", type=float, metavar="MINUTES")
-    run.add_argument("--compile", action="store_true", help="train through torch.compile, on a GPU with CUDA graphs")
-    run.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="go on from a checkpoint")
-    run.add_argument("--fresh", dest="resume", action="store_false", help="the same as --no-resume")
 
 
 def list_experiments(options) -> None:
@@ -115,38 +110,26 @@ def list_experiments(options) -> None:
     if options.json:
         print(json.dumps(list(table), indent=1))
         return
-    print(f"{'experiment':42} {'report':8} {'dataset':14} {'model':28} epochs  full runs")
-    for row in table:
-        seeds = [f"have seed {', '.join(map(str, row['have']))}"] if row["have"] else []
-        if missing := row["minutes"]:
-            minutes = [f"{seed} ({minutes:,.0f} min)" for seed, minutes in missing.items()]
-            seeds.append(f"need seed {', '.join(minutes)}")
-        columns = f"{row['experiment']:42} {row['report']:8} {row['dataset']:14} {row['model']:28} {row['epochs']:6}"
-        print(f"{columns}  {'; '.join(seeds)}")
+    for line in lines(table):
+        print(line)
 
 
 def run_experiments(options) -> None:
     """Run one experiment, or all that are missing."""
-    common = {
-        "data_dir": options.data_dir,
-        "device": options.device,
-        "compiled": options.compile,
-        "resume": options.resume,
-        "time_budget": None if options.time_budget is None else options.time_budget * 60,
-    }
+    common = {"data_dir": options.data_dir, "device": options.device, "compiled": options.compile, "resume": options.resume}
+    common["time_budget"] = options.time_budget and options.time_budget * 60
     if options.results_dir:
         require_writable(options.results_dir, "--results-dir")
     if bool(options.experiment) == options.missing:
         raise UserError("Name one experiment to run, or say --missing; python -m helpers list shows what there is.")
-    if options.missing:
-        if options.epochs is not None or options.seed:
-            raise UserError("--missing runs what the plan declares; leave out --epochs and --seed.")
-        places = (options.results_dir, options.checkpoint_dir, options.profile, options.report, options.dataset)
-        run_missing(Queue(*places), options.minutes, **common)
-    elif options.report or options.dataset or options.minutes is not None:
-        raise UserError("--report, --dataset and --minutes are for run --missing; for one experiment there is --time-budget.")
-    else:
-        run_experiment(options, common)
+    if not options.missing:
+        if options.report or options.dataset or options.minutes is not None:
+            raise UserError("--report, --dataset and --minutes are for --missing; for one experiment there is --time-budget.")
+        return run_experiment(options, common)
+    if options.epochs is not None or options.seed:
+        raise UserError("--missing runs what the plan declares; leave out --epochs and --seed.")
+    places = (options.results_dir, options.checkpoint_dir, options.profile, options.report, options.dataset)
+    run_missing(Queue(*places), options.minutes, **common)
 
 
 def run_experiment(options, common: dict) -> None:
@@ -223,7 +206,7 @@ def classify_images(options) -> None:
         raise UserError(f"{table['image'][0]} cannot be classified: {reason}.")
     if options.csv:
         try:
-            runtime.save_text(Path(options.csv).expanduser(), table.to_csv(index=False))
+            runtime.save_text(options.csv, table.to_csv(index=False))
         except OSError as error:
             raise UserError(
                 f"The table {options.csv} could not be written ({error.strerror}); choose another --csv."

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -32,7 +32,7 @@ class Queue:
     """Which runs are looked at, and where their records and checkpoints lie.
 
     Raises:
-        UserError: no row of the plan is of this report and data set.
+        UserError: there is no such report, data set or profile, or smoke runs have no folder of their own.
     """
 
     results_dir: str | Path | None = None
@@ -46,6 +46,10 @@ class Queue:
             known = sorted({getattr(row, name) for row in EXPERIMENTS.values()})
             if getattr(self, name) not in (None, *known):
                 raise UserError(f"There is no {name} '{getattr(self, name)}'; choose one of {', '.join(known)}.")
+        for row in self.rows[:1]:
+            runner.recipe_for(row, self.profile)  # refuses an unknown profile
+        if self.profile == "smoke" and self.results_dir is None:
+            raise UserError("Smoke runs write their records only into a --results-dir; name one.")
 
     @property
     def rows(self) -> list[Experiment]:
@@ -84,6 +88,17 @@ class Queue:
         if recipe.time_budget is not None:
             seconds = min(seconds, max(0, recipe.time_budget - sum(epoch["seconds"] for epoch in history)))
         return seconds / 60
+
+
+def lines(table: Iterable[dict]) -> Iterator[str]:
+    """A `Queue.table` as text: a line for each experiment, as soon as it is known."""
+    yield f"{'experiment':42} {'report':8} {'dataset':14} {'model':28} epochs  full runs"
+    for row in table:
+        have, minutes = row["have"], [f"{seed} ({minutes:,.0f} min)" for seed, minutes in row["minutes"].items()]
+        seeds = [f"have seed {', '.join(map(str, have))}"] if have else []
+        seeds += [f"need seed {', '.join(minutes)}"] if minutes else []
+        columns = f"{row['experiment']:42} {row['report']:8} {row['dataset']:14} {row['model']:28} {row['epochs']:6}"
+        yield f"{columns}  {'; '.join(seeds)}"
 
 
 def passes(recipe: Recipe, epoch: int) -> float:

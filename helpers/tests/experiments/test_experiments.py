@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 import torch
 
-from helpers import experiments, models, training
+from helpers import bench, experiments, models, runtime, training
 from helpers.__main__ import main
 from helpers.experiments import queue, recipes, runner
 from helpers.experiments import records as results
@@ -299,13 +299,15 @@ def test_table_of_a_folder_with_a_smoke_run(smoke, capsys):
         ([*RUN, "--time-budget", "1e308"], "The time budget in seconds is inf; it must be greater than 0"),
         ([*RUN, "--device", "hpu"], "Device 'hpu' cannot be used on this machine; choose cpu, or cuda where there is a GPU."),
         ([*RUN, "--results-dir=~nouser/r"], "Argument --results-dir: there is no home folder for '~nouser/r'"),
-        ([*RUN, "--report", "amp"], "--report, --dataset and --minutes are for run --missing"),
+        ([*RUN, "--report", "amp"], "--report, --dataset and --minutes are for --missing"),
         ([*RUN, "--missing"], "Name one experiment to run, or say --missing"),
         (["run"], "Name one experiment to run, or say --missing"),
         (["run", "--missing", "--seed", "2"], "--missing runs what the plan declares; leave out --epochs and --seed."),
         (["run", "--missing", "--minutes", "0"], "--minutes is 0; it must be greater than 0."),
         (["run", "--missing", "--minutes", "nan"], "--minutes is nan; it must be greater than 0."),
         (["run", "--missing", "--report", "none"], "There is no report 'none'; choose one of amp, pikachu, slim, speed, zoo."),
+        (["run", "--missing", "--profile", "smoke"], "Smoke runs write their records only into a --results-dir; name one."),
+        (["run", "--missing", "--profile", "huge"], "There is no profile 'huge'; choose one of smoke, quick, full."),
         (["list", "--dataset", "mnist"], "There is no dataset 'mnist'; choose one of cifar10, cifar100, "),
         (["bench", "resnext29_32x4d", "nonsense"], "There is no benchmark of 'nonsense'"),
         (["bench", "--json", "."], ". is a folder; name a file with --json."),
@@ -372,3 +374,44 @@ def test_the_module_runs_as_a_program_without_the_notebook_packages():
     done = subprocess.run([sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "pikachu/resnext50_ours" in done.stdout
+
+
+def test_ctrl_c_while_torch_is_imported_ends_with_status_130():
+    """The interrupt comes while the first of the helpers' own modules is imported."""
+    program = "import os, runpy, signal, sys\n"
+    program += "class Interrupt:\n"
+    program += "    def find_spec(self, name, *_):\n"
+    program += "        if name == 'torch': os.kill(os.getpid(), signal.SIGINT)\n"
+    program += "sys.meta_path.insert(0, Interrupt()); sys.argv = ['helpers', 'list']\n"
+    program += "signal.signal(signal.SIGINT, signal.default_int_handler); runpy.run_module('helpers', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
+def test_a_reader_that_has_had_enough_is_no_error():
+    done = subprocess.run(
+        f"{sys.executable} -m helpers list --report speed | head -n 1; echo ${{PIPESTATUS[0]}}",
+        **{"cwd": ROOT, "capture_output": True, "text": True, "shell": True, "executable": "/bin/bash"},
+    )
+    assert done.stdout.splitlines()[1:] == ["0"] and not done.stderr
+
+
+def test_a_home_folder_is_meant_by_a_tilde_after_an_equals_sign(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r").mkdir()
+    assert main(["list", "--json", "--report", "speed", "--results-dir=~/r"]) == 0
+    assert main(["table", "--results-dir=~/none"]) == 1
+    assert not (tmp_path / "~").exists()
+
+
+def test_a_measurement_that_cannot_be_written_is_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "run", lambda *_: {"results": 42})
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(runtime, "save_text", full)
+    assert main(["bench", "--json", str(tmp_path / "a.json")]) == 1
+    printed = capsys.readouterr()
+    assert '"results": 42' in printed.out and "a.json could not be written (No space left on device)" in printed.err
