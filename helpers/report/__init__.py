@@ -1,5 +1,6 @@
 """What is told: statistics, tables, plots, claims."""
 
+from helpers.report import claims, statistics
 from helpers.report.pictures import image_grid, middle, overlay, probability_bars, stamp
 from helpers.report.plots import (
     accuracy_against_cost,
@@ -29,6 +30,7 @@ __all__ = [
     "accuracy_against_cost",
     "accuracy_chart",
     "as_text",
+    "claims",
     "comparison_table",
     "confusion_matrices",
     "curves",
@@ -46,6 +48,7 @@ __all__ = [
     "search_heat_map",
     "stage_bars",
     "stamp",
+    "statistics",
     "styled",
     "superclass_confusion",
     "superclass_table",

@@ -58,7 +58,7 @@ class Paired:
     """Two models on the same test images under the same seeds: `right` (seeds, images), +1 where only the first is right.
 
     An image counts for the model that got it right under more seeds, so that no image counts twice; with one seed that is
-    McNemar's exact test.
+    McNemar's exact test (McNemar 1947, as a binomial test on the images that only one got right).
     """
 
     def __init__(self, first: Sequence[np.ndarray], second: Sequence[np.ndarray]):
@@ -70,6 +70,17 @@ class Paired:
         self.p = binomtest(self.only_first, discordant).pvalue if discordant else 1.0
         self.by_seed = self.right.mean(axis=1)
         self.difference = float(self.by_seed.mean())
+
+    @classmethod
+    def of(cls, first: Sequence[dict[str, np.ndarray]], second: Sequence[dict[str, np.ndarray]]) -> "Paired":
+        """From the predictions of each seed: `true` and `predicted` (images,).
+
+        Raises:
+            ValueError: the two were not tested on the same images.
+        """
+        if any(not np.array_equal(one["true"], other["true"]) for one, other in zip(first, second, strict=True)):
+            raise ValueError("The two sets of predictions are of different test images.")
+        return cls(*([arrays["predicted"] == arrays["true"] for arrays in side] for side in (first, second)))
 
     @property
     def half(self) -> float:
@@ -107,21 +118,6 @@ class Paired:
         if room <= 0:
             return "no number of images brings it inside"
         return f"inside with {max(1, math.ceil((self.half / room) ** 2) - self.right.shape[1]):,} more images"
-
-
-def mcnemar(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> tuple[int, int, float]:
-    """Exact McNemar test of two models on the same images (McNemar 1947, as a binomial test on the discordant pairs).
-
-    Returns:
-        How many images only the first, and only the second, got right, and the two-sided p-value.
-
-    Raises:
-        ValueError: the two were not tested on the same images.
-    """
-    if not np.array_equal(first["true"], second["true"]):
-        raise ValueError("The two sets of predictions are of different test images.")
-    paired = Paired(*([arrays["predicted"] == arrays["true"]] for arrays in (first, second)))
-    return paired.only_first, paired.only_second, paired.p
 
 
 def images_needed(only_first: float, only_second: float) -> int:

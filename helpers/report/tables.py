@@ -140,19 +140,18 @@ def paired_table(
     Args:
         pairs: names of experiments; by default all pairs that share a seed and the images.
     """
-    runs, right = {}, {}
+    runs, predictions = {}, {}
     for record in records:
         key = record["experiment"], (record["seed"], record["dataset"]["fingerprint"])
-        found = results.predictions(record, results_dir)
         runs.setdefault(key[0], []).append(key[1])
-        right[key] = found["predicted"] == found["true"]
+        predictions[key] = results.predictions(record, results_dir)
     rows = []
     for first, second in itertools.combinations(runs, 2) if pairs is None else pairs:
         shared = [run for run in runs.get(first, ()) if run in runs.get(second, ())]
         if not shared:
             rows += [] if pairs is None else [{"first": first, "second": second}]
             continue
-        paired = statistics.Paired(*([right[name, run] for run in shared] for name in (second, first)))
+        paired = statistics.Paired.of(*([predictions[name, run] for run in shared] for name in (second, first)))
         ends = 100 * paired.difference, *(100 * end for end in paired.interval)
         counts = paired.only_second, paired.only_first
         rows.append(dict(zip(PAIRED_COLUMNS, (first, second, len(shared), *counts, *ends, paired.p), strict=True)))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from helpers import models
+from helpers.experiments.records import predictions
 from helpers.models import inspect as anatomy
 from helpers.report import statistics
 from helpers.report.claims import measures, rules
@@ -137,7 +138,7 @@ def loss(statement: Statement, runs: Runs, rule: Callable) -> Finding:
 def paired(statement: Statement, runs: Runs, rule: Callable) -> Finding:
     """The first experiment has the better test accuracy; or, with a `margin`, a fraction, one no farther away than that."""
     found = runs.pairs(*statement.experiments)
-    pair = statistics.Paired(*([runs.right(run) for run in side] for side in (found.first, found.second)))
+    pair = statistics.Paired.of(*([predictions(run, runs.folder) for run in side] for side in (found.first, found.second)))
     ours, how, undecided = (
         f"{100 * pair.difference:+.2f} points",
         statement.how(found),

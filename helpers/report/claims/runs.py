@@ -5,8 +5,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from helpers.data import cifar
 from helpers.experiments import EXPERIMENTS
 from helpers.experiments import records as results
@@ -80,11 +78,6 @@ class Runs:
                 firsts, seconds = map(list, zip(*common, strict=True))
                 return Found(firsts, seconds, stand_in(firsts, first) or stand_in(seconds, second))
         raise NotYet
-
-    def right(self, run: dict) -> np.ndarray:
-        """Whether a run was right, for each test image (N,)."""
-        arrays = results.predictions(run, self.folder)
-        return arrays["predicted"] == arrays["true"]
 
     def on(self, dataset: str) -> dict:
         """A run on a data set, or on a part of it, which is only sampled from the whole. Raises NotYet."""

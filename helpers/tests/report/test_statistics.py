@@ -29,18 +29,18 @@ def test_exact_mcnemar_is_a_binomial_test_on_the_discordant_pairs():
     first, second = np.zeros(20, int), np.zeros(20, int)
     first[:1] = 1  # one image only the second gets right
     second[5:11] = 1  # six images only the first gets right
-    only_first, only_second, p = intervals.mcnemar({"true": true, "predicted": first}, {"true": true, "predicted": second})
-    assert (only_first, only_second) == (6, 1)
-    assert p == pytest.approx(2 * (1 + 7) / 2**7)  # two tails of at most one success in seven
-    assert intervals.mcnemar({"true": true, "predicted": first}, {"true": true, "predicted": first}) == (0, 0, 1.0)
+    one, other = ({"true": true, "predicted": predicted} for predicted in (first, second))
+    paired = Paired.of([one], [other])
+    assert (paired.only_first, paired.only_second) == (6, 1)
+    assert paired.p == pytest.approx(2 * (1 + 7) / 2**7)  # two tails of at most one success in seven
+    same = Paired.of([one], [one])
+    assert (same.only_first, same.only_second, same.p) == (0, 0, 1.0)
 
 
-def test_mcnemar_refuses_other_images():
+def test_a_pair_of_other_images_is_refused():
+    one, other = ({"true": np.array(true), "predicted": np.array([0, 1])} for true in ([0, 1], [1, 1]))
     with pytest.raises(ValueError, match="different test images"):
-        intervals.mcnemar(
-            {"true": np.array([0, 1]), "predicted": np.array([0, 1])},
-            {"true": np.array([1, 1]), "predicted": np.array([0, 1])},
-        )
+        Paired.of([one, one], [one, other])
 
 
 def test_the_gap_over_seeds_is_the_paired_t_interval(tmp_path):
@@ -72,9 +72,8 @@ MUCH_WORSE = right(*range(10))
 
 def test_one_seed_is_mcnemars_exact_test():
     first, second = right(1), right(2, 3, 4, 5, 6, 7)
-    arrays = [{"true": np.ones(40, int), "predicted": answers.astype(int)} for answers in (first, second)]
     paired = Paired([first], [second])
-    assert (paired.only_first, paired.only_second, paired.p) == intervals.mcnemar(*arrays) == (6, 1, 0.125)
+    assert (paired.only_first, paired.only_second, paired.p) == (6, 1, 0.125)
     assert paired.difference == pytest.approx(5 / 40)
 
 
