@@ -21,7 +21,7 @@ from helpers import data, experiments, models, pieces, training
 from helpers.experiments.queue import passes
 from helpers.experiments.recipes import AMP_SGD, PIKACHU
 from helpers.experiments.runner import make_model, peak_memory
-from helpers.runtime import UserError, autocast_dtype, choose_device, environment
+from helpers.runtime import UserError, autocast_dtype, choose_device, environment, keep_freed_memory_in_process
 
 MODELS = {  # batch and image size of the comparison; the reports' own, but for the batches of photographs
     "resnext29_32x4d": (64, 32),
@@ -98,6 +98,8 @@ class Ours:
     def __init__(self, model: nn.Module, split: data.Split, batch_size: int, image_size: int, device, folder: Path):
         base = AMP_SGD if image_size == 32 else replace(PIKACHU, augment="flip")
         recipe = replace(base, batch_size=batch_size, learning_rate=0.01, compiled=self.compiled)
+        if device.type == "cpu":
+            keep_freed_memory_in_process()
         self.arrangement = training.choose_arrangement(model.to(device), split, recipe)
         self.learner = training.Learner(model, recipe, called=training.prepare(model, recipe, self.arrangement))
         self.model, self.device, self.optimizer = model, device, self.learner.optimizer
