@@ -1,6 +1,6 @@
-"""What is told: statistics, tables, plots, claims."""
+"""What is told: tables and pictures of the runs; `claims`, `diagrams`, `landscape` and `statistics` by name."""
 
-from helpers.report import claims, statistics
+from helpers.report import claims, diagrams, landscape, statistics
 from helpers.report.pictures import image_grid, middle, overlay, probability_bars, stamp
 from helpers.report.plots import (
     accuracy_against_cost,
@@ -34,8 +34,10 @@ __all__ = [
     "comparison_table",
     "confusion_matrices",
     "curves",
+    "diagrams",
     "headline_table",
     "image_grid",
+    "landscape",
     "loss_around",
     "middle",
     "model_style",

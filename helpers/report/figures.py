@@ -90,7 +90,7 @@ def drawn(records: list[dict]) -> Iterator[tuple[str, Figure, str]]:
 def _rows(runs_of: dict[str, list[dict]]) -> dict[str, list[plots.Row]]:
     """The rows of the accuracy chart by data set, a network's experiments side by side."""
     groups: dict[str, list[plots.Row]] = {}
-    for name, row in sorted(EXPERIMENTS.items(), key=lambda item: item[1].model):
+    for name, row in sorted(EXPERIMENTS.items(), key=lambda item: item[1].model.removeprefix("torchvision/")):
         accuracies = [run["test"]["accuracy"] for run in runs_of.get(name, [])]
         printed = row.reported.get("test_accuracy")
         if (accuracies or printed) and row.dataset in DATA:

@@ -146,7 +146,9 @@ def test_the_workflow_points_a_fork_to_itself_and_leaves_others_alone(tmp_path, 
     for name, value in around.items():
         monkeypatch.setenv(name, value)
     workflow = (clone / ".github/workflows/links.yml").read_text(encoding="utf-8")
-    check, rewrite = (textwrap.dedent(step) for step in re.findall(r"run: \|\n((?: {10}.*\n)+)", workflow))
+    check, rewrite = (
+        textwrap.dedent(step) for step in re.findall(r"run: \|\n((?: {10}.*\n)+)", workflow) if "pip install" not in step
+    )
     subprocess.run(["bash", "-e", "-c", check], cwd=clone, check=True)
     assert output.read_text() == ("elsewhere=true\n" if repository != "OWNER/REPO" else "")
     if output.read_text():
