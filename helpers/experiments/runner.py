@@ -172,9 +172,7 @@ def run(name: str, seed: int = 0, profile: str = "full", **options) -> tuple[dic
 def make_model(experiment: Experiment, recipe: Recipe, num_classes: int, seed: int) -> nn.Module:
     """The experiment's network with the initial weights of a seed."""
     seed_epoch(seed)
-    model = models.build(
-        experiment.model, num_classes, pretrained=experiment.pretrained, initialisation=recipe.initialisation
-    )
+    model = models.build(experiment.model, num_classes, pretrained=experiment.pretrained, initialisation=recipe.initialisation)
     if recipe.zero_last_batchnorm:
         models.zero_last_batchnorm(model)
     return model
