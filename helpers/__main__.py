@@ -71,6 +71,7 @@ ARGUMENTS = {
     "save": ("write the model of a recorded run, from its checkpoint, for classify", RESULTS | {
         "experiment": {},
         "file": {"nargs": "?", "help": "without one: results/models, in half precision and with a model card"},
+        "--data-dir": FOLDER,
         "--seed": SEED,
         "--profile": PROFILE,
     }),
@@ -194,7 +195,7 @@ def save_model(options) -> None:
     if options.file:
         print(f"Model: {demo.save_run(options.file, record, options.checkpoint_dir).name}")
     else:
-        written = demo.ship(record, options.checkpoint_dir, results_dir=options.results_dir)
+        written = demo.ship(record, options.checkpoint_dir, options.data_dir, results_dir=options.results_dir)
         print(f"Model: {written.name}, and its card {written.stem}.md")
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from scipy.stats import binomtest
 
-from helpers import data, training
-from helpers.demo.saved import best_weights, load_model, read_card, save_model
+from helpers import data, models, training
+from helpers.demo.saved import SavedModel, best_weights, load_model, read_card, save_model
 from helpers.experiments import records
 from helpers.runtime import ROOT, UserError, save_text
 
@@ -43,8 +43,9 @@ Check it with `python -m helpers evaluate {name}`.
 def ship(
     record: dict,
     checkpoint_dir: str | Path | None = None,
-    name: str | None = None,
+    data_dir: str | Path | None = None,
     *,
+    name: str | None = None,
     folder: Path | None = None,
     results_dir: str | Path | None = None,
 ) -> Path:
@@ -55,7 +56,7 @@ def ship(
         results_dir: where the records of its other seeds are.
 
     Raises:
-        UserError: the run has no checkpoint any more, it is of generated images, or the model is too large.
+        UserError: the run has no checkpoint any more, it is of generated or other images, or the model is too large.
     """
     name = name or record["experiment"].replace("/", "-")
     weights, about = best_weights(record, checkpoint_dir)
@@ -64,8 +65,12 @@ def ship(
     size = sum(value.numel() * (2 if value.dim() > 1 else 4) for value in weights.values()) / 2**20
     if size > LARGEST:
         raise UserError(f"{name} takes {size:.0f} MiB; at most {LARGEST} are shipped, choose a smaller network.")
-    kept = ("experiment", "profile", "seed", "dataset", "recipe", "test", "best")
-    path = save_model((folder or MODELS) / f"{name}.safetensors", weights, about, {key: record[key] for key in kept})
+    facts = {key: record[key] for key in ("experiment", "profile", "seed", "dataset", "recipe", "test", "best")}
+    with torch.device("meta"):
+        network = models.build(about.model, len(about.classes))
+    network.load_state_dict(weights, assign=True)
+    facts["predicted"], _ = _predict(SavedModel(network, about, facts), data_dir)  # the run's own may be of 16-bit arithmetic
+    path = save_model((folder or MODELS) / f"{name}.safetensors", weights, about, facts)
     seeds = {
         one["seed"]: one
         for one in records.load_all(results_dir, record["profile"])
@@ -117,32 +122,34 @@ def find_model(name: str | Path | None = None, folder: Path | None = None) -> Pa
     return path
 
 
-def evaluate(
-    name: str, data_dir: str | Path | None = None, device: str | None = None, *, folder: Path | None = None, results_dir=None
-) -> str:
+def evaluate(name: str, data_dir: str | Path | None = None, device: str | None = None, *, folder: Path | None = None) -> str:
     """Recompute a model's accuracy on the data at hand and compare it with its card; returns a sentence.
 
     Raises:
-        UserError: it has no card, the data are others, or it agrees with its run on too few test images.
+        UserError: it has no card, the data are others, or half and full precision disagree on too many test images.
     """
     model = load_model(find_model(name, folder), device)
-    card, about = model.card, model.about
-    if not card:
+    if not model.card:
         raise UserError(f"{name} has no model card to compare with; choose one of {', '.join(list_models(folder))}.")
-    dataset_name = card["dataset"]["name"].removesuffix("-jpeg")
-    dataset = data.load(dataset_name, data_dir, image_size=about.image_size, resize=about.resize)
-    if dataset.fingerprint != card["dataset"]["fingerprint"]:
-        raise UserError(f"{name} was tested on other images than the {dataset.source} has, so its card cannot be checked.")
-    recipe = training.Recipe(**training.completed(card["recipe"]) | {"mixed_precision": False})
-    predicted = training.predict(model.network, dataset.test, recipe).argmax(1)
-    accuracy = (predicted == dataset.test.labels).double().mean().item()
-    told = f"{name}: {accuracy:.2%} of {len(predicted):,} test images; its card says {card['test']['accuracy']:.2%}"
-    path = records.record_path(card["experiment"], card["profile"], card["seed"], results_dir)
-    if not path.exists():
-        return f"{told}, and its run's predictions are not here."
-    before = torch.from_numpy(records.predictions(records.load(path), results_dir)["predicted"])
-    agreement = (predicted == before).double().mean().item()
-    told += f", and {agreement:.2%} of its answers are those of its run in full precision."
+    predicted, labels = (torch.tensor(found) for found in _predict(model, data_dir))
+    accuracy = (predicted == labels).double().mean().item()
+    agreement = (predicted == torch.tensor(model.card["predicted"])).double().mean().item()
+    told = (
+        f"{name}: {accuracy:.2%} of {len(labels):,} test images; its card says {model.card['test']['accuracy']:.2%}. "
+        f"{agreement:.2%} of its answers are those in full precision."
+    )
     if agreement < AGREEMENT:
         raise UserError(f"{told} That should be {AGREEMENT:.1%} or more: ship it again.")
     return told
+
+
+def _predict(model: SavedModel, data_dir: str | Path | None) -> tuple[list[int], list[int]]:
+    """What a model with a card answers to its test images, and the right answers; in full precision arithmetic."""
+    card, about = model.card, model.about
+    dataset_name = card["dataset"]["name"].removesuffix("-jpeg")
+    dataset = data.load(dataset_name, data_dir, image_size=about.image_size, resize=about.resize)
+    if dataset.fingerprint != card["dataset"]["fingerprint"]:
+        raise UserError(f"The model was tested on other images than the {dataset.source} has, so it cannot be checked.")
+    recipe = training.Recipe(**training.completed(card["recipe"]) | {"mixed_precision": False})
+    logits = training.predict(model.network, dataset.test, recipe)
+    return logits.argmax(1).tolist(), dataset.test.labels.tolist()

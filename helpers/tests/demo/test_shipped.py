@@ -55,6 +55,7 @@ def place(tmp_path_factory):
         "model": {"name": "resnet18", "params": models.count_parameters(network)},
         "recipe": json.loads(json.dumps(asdict(recipe))),
         "stopped_early": None,
+        "history": [],
         "test": {"accuracy": accuracy, "loss": 0.5, "n": 120, "confusion": confusion},
         "predictions": "seed0.predictions.npz",
         "best": best,
@@ -65,7 +66,7 @@ def place(tmp_path_factory):
     checkpoint.parent.mkdir(parents=True)
     state = {"best": best, "identity": {"images": dataset.fingerprint}, "best_weights": network.state_dict()}
     checkpoints.save_checkpoint(state, checkpoint)
-    demo.ship(record, folder / "checkpoints", folder=folder / "models", results_dir=folder / "results")
+    demo.ship(record, folder / "checkpoints", folder, folder=folder / "models", results_dir=folder / "results")
     return folder, record, dataset, network
 
 
@@ -78,7 +79,7 @@ def fit_head(network, split, recipe):
 
 
 def evaluated(folder, name="pikachu-resnet18_torchvision", **options):
-    return demo.evaluate(name, folder, "cpu", folder=folder / "models", results_dir=folder / "results", **options)
+    return demo.evaluate(name, folder, "cpu", folder=folder / "models", **options)
 
 
 def test_a_shipped_model_is_half_as_large_and_answers_as_before(place):
@@ -95,7 +96,7 @@ def test_a_shipped_model_is_half_as_large_and_answers_as_before(place):
     assert (demo.probabilities(model, dataset.test.images).argmax(1) == before).double().mean() >= 0.999
     assert evaluated(folder) == (
         f"pikachu-resnet18_torchvision: {record['test']['accuracy']:.2%} of 120 test images; its card says "
-        f"{record['test']['accuracy']:.2%}, and 100.00% of its answers are those of its run in full precision."
+        f"{record['test']['accuracy']:.2%}. 100.00% of its answers are those in full precision."
     )
 
 
@@ -121,7 +122,7 @@ def test_evaluate_notices_other_weights_and_other_images(place, tmp_path):
         evaluated(folder, "other")
     card = model.card | {"dataset": model.card["dataset"] | {"fingerprint": "another"}}
     demo.save_model(folder / "models" / "other.safetensors", weights, model.about, card)
-    with pytest.raises(UserError, match="other was tested on other images than the folder pikachu has"):
+    with pytest.raises(UserError, match="The model was tested on other images than the folder pikachu has"):
         evaluated(folder, "other")
     demo.save_model(folder / "models" / "other.safetensors", weights, model.about)
     with pytest.raises(UserError, match="other has no model card to compare with"):
@@ -133,10 +134,10 @@ def test_what_is_not_shipped(place, monkeypatch):
     folder, record, *_ = place
     monkeypatch.setattr(shipped, "LARGEST", 1)
     with pytest.raises(UserError, match="takes 21 MiB; at most 1 are shipped"):
-        demo.ship(record, folder / "checkpoints", "large", folder=folder / "models")
+        demo.ship(record, folder / "checkpoints", folder, name="large", folder=folder / "models")
     sample = record | {"dataset": record["dataset"] | {"source": "sample"}}
     with pytest.raises(UserError, match="was trained on generated images"):
-        demo.ship(sample, folder / "checkpoints", "sample", folder=folder / "models")
+        demo.ship(sample, folder / "checkpoints", folder, name="sample", folder=folder / "models")
     assert not list((folder / "models").glob("[ls]a*"))
 
 
