@@ -1,7 +1,7 @@
 """What goes in: images with labels, in splits and batches."""
 
 from helpers.data.audit import NEAR_IDENTICAL, THUMBNAIL, Place, duplicates, leaked, near_duplicates
-from helpers.data.augment import resize, sample_mirrors
+from helpers.data.augment import COPIES, render, resize, sample_mirrors, sample_views
 from helpers.data.batching import AUGMENTS, View, batches, images_shown
 from helpers.data.cifar import CIFAR100_SUPERCLASSES, cifar100_superclasses
 from helpers.data.datasets import NAMES, Dataset, Split, channel_statistics, load, names, stored_size, stratified
@@ -11,6 +11,7 @@ from helpers.data.samples import SAMPLE_CLASSES, SAMPLE_COUNTS, sample
 __all__ = [
     "AUGMENTS",
     "CIFAR100_SUPERCLASSES",
+    "COPIES",
     "Dataset",
     "NAMES",
     "NEAR_IDENTICAL",
@@ -30,9 +31,11 @@ __all__ = [
     "load",
     "names",
     "near_duplicates",
+    "render",
     "resize",
     "sample",
     "sample_mirrors",
+    "sample_views",
     "stored_size",
     "stratified",
 ]

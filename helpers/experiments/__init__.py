@@ -1,6 +1,8 @@
 """What is run: the plan, its runs and their records."""
 
+from helpers.experiments import recipes, search
 from helpers.experiments.plan import EXPERIMENTS, Experiment
+from helpers.experiments.records import folder_for, obtain_all
 from helpers.experiments.runner import (
     checkpoint_path,
     find,
@@ -16,9 +18,13 @@ __all__ = [
     "Experiment",
     "checkpoint_path",
     "find",
+    "folder_for",
     "load_data",
     "load_data_or_sample",
+    "obtain_all",
     "peak_memory",
     "recipe_for",
+    "recipes",
     "run",
+    "search",
 ]

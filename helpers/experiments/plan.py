@@ -65,6 +65,42 @@ def fast(name: str, report: str, epochs: int, peak: float, changes: Mapping = Ma
     return row(name, report, recipe, more.pop("model", re.sub("_(fast|long)$", "", network)), **more)
 
 
+def gradient_arms() -> list[Experiment]:
+    """Ways to spend the gradients of 40 epochs on one network, and half of them on plain SGD: a perturbed step takes two.
+
+    The lengths of the momentum perturbation are those of the two radii in all of the network's 44 tensors together.
+    """
+    arms = {"sgd": (20, {}), "sgd_twice": (40, {})}
+    for radius, text in ((0.05, "005"), (0.1, "01")):
+        late = {"perturbation": radius, "perturbation_start": 0.75}
+        arms |= {f"perturbed_radius{text}": (20, {"perturbation": radius}), f"perturbed_late_radius{text}": (32, late)}
+    arms |= {f"momentum_length{text}": (40, {"momentum_perturbation": length}) for length, text in ((0.3, "03"), (0.7, "07"))}
+    return [
+        fast(f"cifar100/wrn16_2_{name}", "amp", epochs, 0.2, recipes.PLAIN_BLOCKS | changes, model="wrn16_2", seeds=2)
+        for name, (epochs, changes) in arms.items()
+    ]
+
+
+def priced_ingredients() -> list[Experiment]:
+    """A short recipe of about ten minutes of two CPU cores, and the same without one of its ingredients after another."""
+    without = {
+        "warmup": {"warmup_epochs": 0},
+        "resizing": {"sizes": (), "epochs": 7},  # as many seconds, for its images are larger
+        "alternating": {"flip": "random"},
+        "reflection": {"border": "zero"},
+        "cutout": {"cutout": 0},
+        "smoothing": {"label_smoothing": 0.0},
+        "ema": {"ema": None},
+    }
+    rows = {
+        f"wrn16_2_short{name and '_without_'}{name}": ("wrn16_2", recipes.PLAIN_BLOCKS | changes)
+        for name, changes in {"": {}, **without}.items()
+    }
+    network = "zoo_resnext1_doubling"  # the last BatchNorm of a block: a wide block has none
+    rows |= {f"{network}_short": (network, {}), f"{network}_short_without_zero": (network, recipes.PLAIN_BLOCKS)}
+    return [fast(f"cifar10/{name}", "slim", 12, 0.2, changes, model=model) for name, (model, changes) in rows.items()]
+
+
 def of_tenth() -> list[Experiment]:
     """The rows on a tenth of CIFAR-10, on their way out: kept until runs on the whole of it stand in their place."""
     older = {"clip_norm": None, "nesterov": False, "initialisation": None}  # before the sources of report `amp` were read
@@ -159,6 +195,9 @@ ROWS = [
     fast("cifar100/zoo_resnext1_doubling_fast", "zoo", 60, 0.2),
     fast("pikachu/resnet18_fast", "pikachu", 60, 0.05, recipes.PHOTOGRAPHS_FAST),
     fast("pikachu/resnext50_fast", "pikachu", 40, 0.05, recipes.PHOTOGRAPHS_FAST, model="resnext50_32x4d"),
+    # What each ingredient of a short recipe buys, and a perturbation at equal numbers of gradients.
+    *priced_ingredients(),
+    *gradient_arms(),
     fast("cifar10/slim_resnet_strong_fast", "slim", 16, 0.15),
     fast("cifar10/resnext29_32x4d_fast", "pikachu", 16, 0.15),
     fast("cifar100/wrn28_4_fast", "zoo", 16, 0.2, recipes.PLAIN_BLOCKS),

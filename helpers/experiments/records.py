@@ -222,16 +222,29 @@ def obtain_all(
     """
     if train is None:
         train = profile != "full" or device.type == "cuda"
-    found = [
-        obtain(
-            name,
-            seed,
-            profile,
-            results_dir,
-            train=train,
-            mirror=drive / "checkpoints" / name / profile if drive else None,
-            **arguments,
-        )
-        for name, seed in itertools.product(names, seeds)
-    ]
-    return [record for record in found if record is not None]
+    results_dir = results_dir or folder_for(profile)
+    found, missing = [], {}
+    for name, seed in itertools.product(names, seeds):
+        path = record_path(name, profile, seed, results_dir)
+        if path.exists():
+            found.append(load(path))
+        elif train:
+            mirror = drive / "checkpoints" / name / profile if drive else None
+            found.append(obtain(name, seed, profile, results_dir, mirror=mirror, **arguments))
+        else:
+            missing.setdefault(name, []).append(seed)
+    print(
+        f"{len(found)} {profile} runs are here" + (f"; {sum(map(len, missing.values()))} are not run yet:" if missing else ".")
+    )
+    for name, lacking in missing.items():
+        print(f"  {_minutes(name, lacking[0], profile, results_dir)}: python -m helpers run {name} --seed {lacking[0]}", end="")
+        print(*(f" (and {seed})" for seed in lacking[1:]), f" --profile {profile}" if profile != "full" else "", sep="")
+    return found
+
+
+def _minutes(name: str, seed: int, profile: str, results_dir: str | Path) -> str:
+    """How long a run would take on the best device here, in words."""
+    from helpers.experiments.queue import Queue  # which itself reads the records
+
+    minutes = Queue(results_dir, profile=profile).minutes(experiments.find(name), seed, runtime.choose_device())
+    return f"{minutes:,.0f} minutes here"

@@ -1,6 +1,8 @@
 """What is told: tables and pictures of the runs; `claims`, `diagrams`, `landscape` and `statistics` by name."""
 
 from helpers.report import claims, diagrams, landscape, statistics
+from helpers.report.outcomes import SAMPLE, best_by_validation, outcome_table, pair_sentences
+from helpers.report.perturbed import gradients, measure_first_steps, obtain_first_steps
 from helpers.report.pictures import image_grid, middle, overlay, probability_bars, stamp
 from helpers.report.plots import (
     accuracy_against_cost,
@@ -12,6 +14,7 @@ from helpers.report.plots import (
     search_heat_map,
     stage_bars,
 )
+from helpers.report.printed import SLIM_LOG, amp_figure2, slim_rates, zoo_steps
 from helpers.report.reported import headline_table, reported_table
 from helpers.report.tables import (
     as_text,
@@ -27,27 +30,37 @@ from helpers.report.tables import (
 )
 
 __all__ = [
+    "SAMPLE",
+    "SLIM_LOG",
     "accuracy_against_cost",
     "accuracy_chart",
+    "amp_figure2",
     "as_text",
+    "best_by_validation",
     "claims",
     "comparison_table",
     "confusion_matrices",
     "curves",
     "diagrams",
+    "gradients",
     "headline_table",
     "image_grid",
     "landscape",
     "loss_around",
+    "measure_first_steps",
     "middle",
     "model_style",
     "most_confused",
+    "obtain_first_steps",
+    "outcome_table",
     "overlay",
+    "pair_sentences",
     "paired_table",
     "probability_bars",
     "reported_table",
     "runs_table",
     "search_heat_map",
+    "slim_rates",
     "stage_bars",
     "stamp",
     "statistics",
@@ -56,4 +69,5 @@ __all__ = [
     "superclass_table",
     "superclasses",
     "time_table",
+    "zoo_steps",
 ]

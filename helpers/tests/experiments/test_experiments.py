@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 
 import pytest
@@ -15,6 +15,7 @@ from helpers import bench, experiments, models, runtime, training
 from helpers.__main__ import main
 from helpers.experiments import queue, recipes, runner
 from helpers.experiments import records as results
+from helpers.report.perturbed import gradients
 from helpers.runtime import ROOT
 
 RUN = ["run", "pikachu/resnet18_torchvision", "--profile", "smoke"]
@@ -129,6 +130,24 @@ def test_the_short_recipes_rise_fall_to_zero_and_end_at_full_size():
         assert recipe.zero_last_batchnorm == any(
             not parameter.any() for name, parameter in network.named_parameters() if "bn" in name and name.endswith("weight")
         )
+
+
+def test_the_arms_of_the_fair_comparison_take_equally_many_gradients():
+    rows = {name: row for name, row in experiments.EXPERIMENTS.items() if row.dataset == "cifar100" and row.report == "amp"}
+    taken = {name.removeprefix("cifar100/wrn16_2_"): gradients(row.recipe, 100).sum() for name, row in rows.items()}
+    assert taken.pop("sgd") == 2_000 and set(taken.values()) == {4_000} and len(taken) == 7
+    same = {"epochs": 20, "warmup_epochs": 2, "perturbation": None, "perturbation_start": 0.0, "momentum_perturbation": None}
+    assert len({replace(row.recipe, **same) for row in rows.values()}) == 1
+
+
+def test_a_row_without_an_ingredient_differs_from_the_short_recipe_in_that_alone():
+    for network, lacking in (("wrn16_2", 7), ("zoo_resnext1_doubling", 1)):
+        whole = experiments.EXPERIMENTS[f"cifar10/{network}_short"].recipe
+        rows = [row for name, row in experiments.EXPERIMENTS.items() if name.startswith(f"cifar10/{network}_short_without_")]
+        for row in rows:
+            changed = [setting for setting in asdict(whole) if getattr(row.recipe, setting) != getattr(whole, setting)]
+            assert changed == (["epochs", "sizes"] if row.name.endswith("resizing") else changed[:1]) and changed
+        assert len(rows) == lacking
 
 
 def test_the_recipes_of_report_slim():

@@ -1,0 +1,70 @@
+"""Figures and tables that the reports print, line by line beside what their networks and recipes give."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from helpers import models, training
+from helpers.experiments import recipes
+from helpers.models.inspect import lines, network
+from helpers.report import statistics
+from helpers.report.claims.measures import printed_lines
+
+# Report `slim`, figure 2: epoch (counted from 0), learning rate, training loss and accuracy, validation loss and accuracy.
+SLIM_LOG = [
+    (11, 0.0912902842758814, 0.442, 0.8454, 0.410, 0.8903),
+    (12, 0.08264049551198992, 0.441, 0.8463, 0.391, 0.8956),
+    (13, 0.01424664832292858, 0.436, 0.8481, 0.359, 0.9000),
+    (14, 0.014829184220305288, 0.439, 0.8469, 0.351, 0.9035),
+    (15, 0.08273569243054962, 0.434, 0.8487, 0.362, 0.9055),
+    (16, 0.09122470424783691, 0.434, 0.8486, 0.378, 0.9006),
+    (17, 0.023935585672309027, 0.433, 0.8490, 0.363, 0.9019),
+]
+# Report `zoo`, section 5.3: pairs of networks of which the second is only wider, or only deeper.
+ZOO_STEPS = [
+    *(("wider", *pair) for pair in (("wrn16_2", "wrn16_4"), ("wrn16_4", "wrn16_8"), ("wrn16_8", "wrn16_16"))),
+    ("wider", "wrn28_2", "wrn28_4"),
+    ("deeper", "wrn16_2", "wrn28_2"),
+    ("deeper", "wrn16_4", "wrn28_4"),
+]
+
+
+def amp_figure2() -> pd.DataFrame:
+    """The lines of report `amp`'s figure 2, its network's summary, that are not the network's: as printed, and as they are."""
+    rows = []
+    for number, (printed, true) in enumerate(zip(printed_lines(), lines(network("resnext29_under5m", 10), 32), strict=True), 1):
+        if printed != true:
+            layer = {"C": "Conv2d", "N": "BatchNorm2d", "B": "Block", "L": "Linear"}[printed.kind]
+            shapes = [f"{line.channels}×{line.side}×{line.side}" for line in (printed, true)]
+            rows.append((f"{layer}-{number}", *shapes, printed.parameters, true.parameters))
+    return pd.DataFrame(rows, columns=["line", "printed output", "true output", "printed parameters", "true parameters"])
+
+
+def slim_rates(batches: Sequence[int]) -> pd.DataFrame:
+    """The learning rates of report `slim`'s log beside those that a cosine of 25 batches gives, by the batches of an epoch.
+
+    The log prints the scheduler's `get_lr()`, which extrapolates by one step more between steps; so do these.
+    """
+    recipe = recipes.SLIM_FINAL
+    lowest = recipe.lowest_learning_rate
+    table = pd.DataFrame({"epoch": [row[0] for row in SLIM_LOG], "printed": [row[1] for row in SLIM_LOG]})
+    for count in batches:
+        rates = [
+            [training.learning_rate(recipe, epoch + 1 - step / count, count) - lowest for step in (1, 0)]
+            for epoch in table["epoch"]
+        ]
+        table[f"{count:,} batches"] = [now / before * now + lowest for before, now in rates]
+    return table
+
+
+def zoo_steps() -> pd.DataFrame:
+    """Report `zoo`'s steps in width and depth: the arithmetic's ratio, the points gained, and what they leave to chance.
+
+    As if each accuracy had been measured on 10,000 test images of its own.
+    """
+    rows = []
+    for change, first, second in ZOO_STEPS:
+        p, (low, high), _ = statistics.printed_difference(recipes.ZOO_REPORTED[second], recipes.ZOO_REPORTED[first], 10_000)
+        macs = [models.count_macs(network(name, 100), (1, 3, 32, 32)) for name in (first, second)]
+        rows.append((change, first, second, f"×{macs[1] / macs[0]:.1f}", 50 * (low + high), 100 * low, 100 * high, p))
+    return pd.DataFrame(rows, columns=["change", "first", "second", "MACs", "points", "from", "to", "p"])

@@ -1,0 +1,86 @@
+"""What notebooks 05 to 07 tell with: printed figures, first steps, gradients, outcomes and sentences."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from helpers import data, experiments, report
+from helpers.experiments import recipes
+from helpers.report import perturbed
+from helpers.report.tables import PAIRED_COLUMNS
+
+
+def test_figure_2_of_report_amp_has_six_counts_and_five_sizes_of_convolutions_that_are_not_its_networks():
+    lines = report.amp_figure2()
+    convolutions = lines[lines["line"].str.startswith("Conv")]
+    assert (convolutions["printed parameters"] != convolutions["true parameters"]).sum() == 6
+    assert (convolutions["printed output"] != convolutions["true output"]).sum() == 5
+    assert set(lines["printed parameters"] - lines["true parameters"]) == {0, 2_000}
+
+
+def test_the_log_of_report_slim_has_the_rates_of_1562_batches_an_epoch():
+    rates = report.slim_rates([1_562, 1_406])
+    assert np.allclose(rates["1,562 batches"], rates["printed"], rtol=1e-9, atol=0)
+    assert not np.isclose(rates["1,406 batches"], rates["printed"], rtol=1e-2).any()
+
+
+def test_the_steps_of_report_zoo_in_width_and_depth():
+    steps = report.zoo_steps().set_index(["first", "second"])
+    assert steps.loc[("wrn28_2", "wrn28_4"), "points"] == pytest.approx(4.07)
+    assert [step for step, p in steps["p"].items() if p >= 0.05] == [
+        ("wrn16_2", "wrn16_4"),
+        ("wrn16_8", "wrn16_16"),
+        ("wrn16_4", "wrn28_4"),
+    ]
+
+
+def test_a_perturbed_step_counts_as_two_gradients():
+    late, every = (experiments.find(f"cifar100/wrn16_2_perturbed{name}").recipe for name in ("_late_radius01", "_radius01"))
+    assert report.gradients(late, 10).tolist() == [10] * 24 + [20] * 8
+    assert report.gradients(every, 10).tolist() == [20] * 20
+    assert report.gradients(recipes.ZOO, 7).tolist() == [7] * 200
+
+
+def test_the_first_steps_begin_alike_and_are_read_where_they_were_measured(tmp_path, monkeypatch):
+    train = data.sample("cifar10", image_size=16).train
+    losses = report.obtain_first_steps(train, torch.device("cpu"), "smoke")
+    assert list(losses) == list(perturbed.FIRST_STEPS) and {len(found) for found in losses.values()} == {2}
+    first = {label: found[0] for label, found in losses.items()}
+    assert first["as its sources"] == first["without clipping"] == first["without Nesterov momentum"]
+    assert first["as its sources"] != first["without torch's weights"] == first["without all three"]
+    monkeypatch.setattr(perturbed, "FILE", tmp_path / "first_steps.json")
+    assert report.obtain_first_steps(train, torch.device("cpu"), "full") == {}
+    perturbed.FILE.write_text(json.dumps({"device": "CPU", "losses": {"a": [2.5]}}))
+    assert report.obtain_first_steps(train, torch.device("cpu"), "full") == {"a": [2.5]}
+
+
+def run(name: str, seed: int, accuracy: float) -> dict:
+    return {
+        **{"experiment": name, "seed": seed, "history": [{}] * 3, "seconds": 120.0},
+        **{"test": {"accuracy": accuracy, "n": 100}, "best": {"val_accuracy": accuracy}},
+    }
+
+
+def test_outcomes_name_what_is_not_run_yet():
+    names = {"ours": "cifar10/slim_resnet", "another": "cifar10/slim_resnet_plain"}
+    records = [run(names["ours"], seed, accuracy) for seed, accuracy in enumerate((0.5, 0.6))]
+    ours, another = report.outcome_table(names, records).to_dict("records")
+    assert (ours["epochs"], ours["seeds"], ours["test accuracy"], ours["report"]) == (3, 2, 0.55, "91.00%")
+    assert ours["low"] <= 0.5 and ours["high"] >= 0.6 and ours["minutes"] == 2
+    assert (another["epochs"], another["seeds"], another["test accuracy"]) == (320, 0, "not yet run")
+    assert report.best_by_validation(names.values(), [*records, run(names["another"], 0, 0.9)]) == names["another"]
+    assert report.best_by_validation(names.values(), []) == names["ours"]
+
+
+def test_a_sentence_says_which_is_better_only_where_it_can_be_told():
+    rows = [("a/x", "a/y", 2, 5, 9, 4.0, 1.0, 7.0, 0.01), ("a/x", "a/z", 1, 5, 6, 1.0, -3.0, 5.0, 0.6), ("a/y", "a/z")]
+    rows = [(*row, *[None] * (len(PAIRED_COLUMNS) - len(row))) for row in rows]
+    table = pd.DataFrame(rows, columns=PAIRED_COLUMNS)
+    assert report.pair_sentences(table, {"a/x": "the first"}) == [
+        "y is better than the first (+4.0 points, 95 % interval +1.0 to +7.0, 2 seeds).",
+        "z and the first cannot be told apart (+1.0 points, 95 % interval -3.0 to +5.0, 1 seed).",
+        "z against y: not run yet.",
+    ]
