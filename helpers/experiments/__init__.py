@@ -2,7 +2,7 @@
 
 from helpers.experiments import recipes, search
 from helpers.experiments.plan import EXPERIMENTS, Experiment
-from helpers.experiments.records import folder_for, obtain_all
+from helpers.experiments.records import folder_for, obtain_all, predictions
 from helpers.experiments.runner import (
     checkpoint_path,
     find,
@@ -23,6 +23,7 @@ __all__ = [
     "load_data_or_sample",
     "obtain_all",
     "peak_memory",
+    "predictions",
     "recipe_for",
     "recipes",
     "run",
