@@ -250,7 +250,7 @@ def main(arguments: list[str] | None = None) -> int:
         COMMANDS[options.command](options)
         sys.stdout.flush()
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(*str(error).splitlines(), file=sys.stderr)  # one line, whatever the names in it
         return 1
     except KeyboardInterrupt:
         return 130

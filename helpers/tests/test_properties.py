@@ -114,7 +114,6 @@ def test_a_network_gives_a_score_for_each_class_whatever_the_image_size(name, cl
     assert scores.shape == (images, classes) and scores.isfinite().all()
 
 
-@pytest.mark.xfail(reason="a batch of one image with one-pixel features is torch's ValueError as yet", strict=False)
 @given(recipes(), st.integers(1, 7), few, st.integers(1, 4))
 def test_training_from_one_image_up_ends_with_finite_numbers_or_a_sentence(settings_, images, validated, classes):
     model = Description(Stem(8, 3, 2), (Stage(1, 8),)).build(classes)

@@ -9,10 +9,12 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import numpy as np
 from PIL import Image
 
+from helpers.demo import images as demo_images
 from helpers.runtime import ROOT
 from helpers.tests.faults.child import Child, Effort, command, complaint
 from helpers.tests.faults.writing import EXPERIMENT, Cases
@@ -43,7 +45,7 @@ def hostile_files() -> list[tuple[str, bytes]]:
     files = [(f"{kind}, {tenth} tenths", data[: len(data) * tenth // 10]) for kind in FORMATS for tenth in (1, 4, 7, 9)
              for data in [picture(kind)]]  # fmt: skip
     files += [(f"{kind}, bytes altered", data[:60] + bytes(20) + data[80:]) for kind in FORMATS for data in [picture(kind)]]
-    files += [(f"PNG in mode {mode}", picture("PNG", mode=mode)) for mode in ("1", "L", "LA", "P", "RGBA", "I", "I;16")]
+    files += [(f"PNG in mode {mode}", picture("PNG", mode=mode)) for mode in ("1", "L", "LA", "P", "RGBA", "I;16")]
     files += [("JPEG in CMYK", picture("JPEG", mode="CMYK")), ("TIFF of floats", picture("TIFF", mode="F"))]
     files += [(f"PNG of {size[0]}×{size[1]}", picture("PNG", size)) for size in ((1, 1), (1, 9000), (9000, 1), (2, 3))]
     rows = zlib.compress(bytes(9401 * 9400), 9)
@@ -119,7 +121,7 @@ def images(effort: Effort, whole: Path) -> Cases:
     for number, (name, content) in enumerate(hostile_files()):
         (folder / f"{number}.bin").write_bytes(content)
         cases.append((name, str(folder / f"{number}.bin")))
-    for number, (name, source) in enumerate(effort.some(cases, least=40)):
+    for number, (name, source) in enumerate(effort.some(cases, least=25)):
         table = folder / f"{number}.csv"
         work = command("classify", source, good, "--model", whole / "model", "--csv", table)
         wrong = complaint(Child(work, memory=2**30).wait(20))
@@ -169,7 +171,6 @@ def behaviours(port: int) -> dict[str, Callable[[socket.socket], None]]:
             more=f"Location: http://example.org:{port}/a circle\r\n".replace(" circle", "%20circle"), head=moved
         ),
         "to a file": respond(more="Location: file:///etc/passwd\r\n", head=moved),
-        "to loopback": respond(more=f"Location: http://127.0.0.1:{port}/secret\r\n", head=moved),
         "to nowhere": respond(more="Location: http://[\r\n", head=moved),
     }
 
@@ -194,9 +195,9 @@ class Server:
     def _answer(self, client: socket.socket) -> None:
         with client:
             try:
-                path = client.recv(4096).decode(errors="replace").split()[1].strip("/").replace("%20", " ")
+                path = client.recv(4096).decode(errors="replace").split()[1].strip("/")
                 self.asked.append(path)
-                self.behaviours.get(path, respond(picture()))(client)
+                self.behaviours.get(unquote(path), respond(picture()))(client)
             except (OSError, IndexError):
                 pass
 
@@ -216,12 +217,20 @@ LOOPBACK = (
 
 
 def servers(effort: Effort, whole: Path) -> Cases:
-    """No address of this machine is asked; and where a server out there misbehaves, a sentence in time."""
+    """No address of this machine is asked; and where a server that may be asked misbehaves: an image, or why not, in time."""
     server = Server()
     for host in LOOPBACK:
         ended = Child(command("classify", f"http://{host}:{server.port}/secret", "--model", whole / "model")).wait(25)
         yield f"{host} is not asked", complaint(ended) or ("it was asked" if server.asked or ended.status == 0 else None)
         server.asked.clear()
+    for name in server.behaviours:
+
+        def work(name=name) -> int:
+            demo_images.LONGEST_DOWNLOAD = 1.0
+            image, reason = demo_images.try_image(f"http://127.0.0.1:{server.port}/{quote(name)}", 64, private=True)
+            return int((image is None) != bool(reason)) * 3
+
+        yield name, complaint(Child(work).wait(10))
     server.listener.close()
 
 
@@ -250,18 +259,20 @@ def lines() -> Iterator[tuple]:
     for device in ("hpu", "meta", "cuda:99", "mps", "xla", "tpu", "-1", "vulkan"):
         yield from [(*smoke, "--device", device), ("bench", "--device", device)]
     for folder in ("/dev/null", "/nowhere/at/all", "~nouser/x", "/proc", "x" * 300):
-        yield from [("list", "--results-dir", folder), ("table", "--results-dir", folder)]
+        yield from [("table", "--results-dir", folder), ("list", "--report", folder), ("run", "--missing", "--dataset", folder)]
     for file in ("/dev/null/x", "/", "/nowhere/x.json", "/dev/full"):
         yield from [("bench", "nonsense", "--json", file), ("bench", "--batch", "0", "--json", file)]
     for batch in ("0", "-1", "x", "1" + "0" * 20):
         yield ("bench", "resnext29_32x4d", "nonsense", "--batch", batch)
+    for minutes in ("0", "-1", "nan", "inf", "x"):
+        yield ("run", "--missing", "--report", "speed", "--profile", "smoke", "--minutes", minutes)
     for model in ("/dev/null", "/", "", "missing", "/dev/zero", "/etc/passwd", "~nouser/x"):
         yield ("classify", "image.png", "--model", model)
 
 
 def command_lines(effort: Effort, whole: Path) -> Cases:
     """Each ends with status 0, or 1 and a sentence, soon, and writes nothing into the repository."""
-    for line in effort.some(list(lines()), least=60):
+    for line in effort.some(list(lines()), least=40):
         folder = effort.fresh()
 
         def work(line=line, folder=folder) -> int:

@@ -7,11 +7,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from helpers import demo, experiments
-from helpers.experiments import records
+from helpers import data, demo, experiments
+from helpers.experiments import queue, records, search
 from helpers.runtime import ROOT, UserError
 from helpers.tests.faults.child import Child, Effort, command, complaint, limit_file_size, strike_at
 from helpers.training.checkpoints import load_checkpoint, save_checkpoint
@@ -80,6 +80,15 @@ def texts_in(folder: Path) -> dict[str, str]:
     }
 
 
+def search_in(folder: Path) -> list:
+    """What an exhaustive search over two trials finds, without times; it is only read where it was done."""
+    recipe = experiments.recipe_for(experiments.EXPERIMENTS[EXPERIMENT], "smoke")
+    dataset = data.sample("cifar100", image_size=recipe.image_size, counts=(100, 100, 2))
+    grid, places = {"learning_rate": (0.01, 0.02)}, {"checkpoint_dir": folder / "checkpoints"}
+    found = search.exhaustive(search.Search("zoo_resnext1", dataset, recipe, folder / "search", grid, **places))
+    return [[row["val_loss"] for row in record["history"]] for record in found]
+
+
 def subjects(whole: Path) -> list[Subject]:
     """Everything that is written; `whole` holds an undisturbed run, its model and an image."""
 
@@ -93,7 +102,14 @@ def subjects(whole: Path) -> list[Subject]:
         arguments = (folder / "image.png", "--model", folder / "model", "--csv", folder / "labels.csv")
         return command("classify", *arguments)
 
-    again = ("save", EXPERIMENT, "--profile", "smoke")
+    def missing(folder: Path):
+        def work() -> int:
+            queue.EXPERIMENTS = {EXPERIMENT: replace(experiments.EXPERIMENTS[EXPERIMENT], seeds=1)}
+            options = ("--results-dir", folder, "--checkpoint-dir", folder / "checkpoints")
+            return command("run", "--missing", "--profile", "smoke", *options)()
+
+        return work
+
     return [
         Subject("checkpoint", save, epoch_in, checkpoints_in, lambda folder: epoch_in(folder) in (2, 3), 9),
         Subject(
@@ -105,13 +121,16 @@ def subjects(whole: Path) -> list[Subject]:
             least=9,
         ),
         Subject("run", run_in, outcome),
+        Subject("run --missing", missing, outcome),
+        Subject("search", lambda folder: lambda: bool(search_in(folder)) - 1, search_in),
         Subject("run --fresh", lambda folder: run_in(folder, "--fresh"), outcome, copied),
         Subject("table", lambda folder: command("table", "--results-dir", folder), texts_in, copied),
         Subject("classify --csv", labelled, texts_in, copied),
         Subject(
             "save",
             lambda folder: command(
-                *again, folder / "model", "--results-dir", folder, "--checkpoint-dir", folder / "checkpoints"
+                *("save", EXPERIMENT, folder / "model", "--profile", "smoke"),
+                *("--results-dir", folder, "--checkpoint-dir", folder / "checkpoints"),
             ),
             lambda folder: demo.load_model(folder / "model").about,
             copied,
@@ -241,7 +260,7 @@ def forked_kills(effort: Effort, whole: Path) -> Cases:
     start = time.monotonic()
     Child(run_in(effort.fresh())).wait()
     length, wanted = time.monotonic() - start, outcome(whole)
-    for _ in effort.some(list(range(50))):
+    for _ in effort.some(list(range(50)), least=2):
         folder = effort.fresh()
         for _ in range(2):
             child = Child(run_in(folder))
