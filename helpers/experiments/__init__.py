@@ -1,6 +1,6 @@
 """What is run: the plan, its runs and their records."""
 
-from helpers.experiments import recipes, search
+from helpers.experiments import recipes, records, search
 from helpers.experiments.plan import EXPERIMENTS, Experiment
 from helpers.experiments.records import folder_for, obtain_all, predictions
 from helpers.experiments.runner import (
@@ -26,6 +26,7 @@ __all__ = [
     "predictions",
     "recipe_for",
     "recipes",
+    "records",
     "run",
     "search",
 ]

@@ -1,6 +1,7 @@
 """What is told: tables and pictures of the runs; `claims`, `diagrams`, `landscape` and `statistics` by name."""
 
 from helpers.report import claims, diagrams, landscape, statistics
+from helpers.report.figures import drawn
 from helpers.report.outcomes import SAMPLE, best_by_validation, outcome_table, pair_sentences
 from helpers.report.perturbed import gradients, measure_first_steps, obtain_first_steps
 from helpers.report.pictures import image_grid, middle, overlay, probability_bars, stamp
@@ -19,7 +20,9 @@ from helpers.report.reported import headline_table, reported_table
 from helpers.report.tables import (
     as_text,
     comparison_table,
+    markdown,
     most_confused,
+    on_whole_data,
     paired_table,
     runs_table,
     styled,
@@ -42,16 +45,19 @@ __all__ = [
     "confusion_matrices",
     "curves",
     "diagrams",
+    "drawn",
     "gradients",
     "headline_table",
     "image_grid",
     "landscape",
     "loss_around",
+    "markdown",
     "measure_first_steps",
     "middle",
     "model_style",
     "most_confused",
     "obtain_first_steps",
+    "on_whole_data",
     "outcome_table",
     "overlay",
     "pair_sentences",
