@@ -6,6 +6,7 @@ from helpers.report.outcomes import SAMPLE, best_by_validation, outcome_table, p
 from helpers.report.perturbed import gradients, measure_first_steps, obtain_first_steps
 from helpers.report.pictures import image_grid, middle, overlay, probability_bars, stamp
 from helpers.report.plots import (
+    Row,
     accuracy_against_cost,
     accuracy_chart,
     confusion_matrices,
@@ -33,6 +34,7 @@ from helpers.report.tables import (
 )
 
 __all__ = [
+    "Row",
     "SAMPLE",
     "SLIM_LOG",
     "accuracy_against_cost",
