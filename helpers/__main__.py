@@ -59,7 +59,7 @@ ARGUMENTS = {
         "--fresh": {"dest": "resume", "action": "store_false", "help": "the same as --no-resume"},
     }),
     "table": ("rebuild the tables and figures from the run records", {"--results-dir": FOLDER}),
-    "bench": ("images a second: a textbook loop against ours, and the pieces alone", {
+    "bench": ("images a second: a textbook loop against ours, and what dense work reaches", {
         "models": {"nargs": "*", "metavar": "MODEL", "help": " · ".join(bench.MODELS)},
         "--device": {},
         "--batch": {"type": int},

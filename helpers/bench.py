@@ -1,7 +1,9 @@
-"""How fast: a textbook training loop against ours, turn by turn in one run; and how long to an accuracy."""
+"""How fast: a textbook training loop against ours, turn by turn; what dense work reaches; how long to an accuracy."""
 
 import multiprocessing
+import re
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,22 +19,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from helpers import data, experiments, models, pieces, training
+from helpers import data, experiments, models, training
 from helpers.experiments.queue import passes
 from helpers.experiments.recipes import AMP_SGD, PIKACHU
 from helpers.experiments.runner import make_model, peak_memory
 from helpers.runtime import UserError, autocast_dtype, choose_device, environment, keep_freed_memory_in_process
 
-MODELS = {  # batch and image size of the comparison; the reports' own, but for the batches of photographs
-    "resnext29_32x4d": (64, 32),
-    "resnext29_under5m": (64, 32),
-    "resnext50_32x4d": (8, 224),
-    "resnet18": (8, 224),
-}
+# Batch and image size of the comparison; the reports' own, but for the batches of photographs.
+MODELS = {"resnext29_32x4d": (64, 32), "resnext29_under5m": (64, 32), "resnext50_32x4d": (8, 224), "resnet18": (8, 224)}
 IMAGES = {32: ("cifar10", 5120), 224: ("pikachu", 64)}  # CIFAR in memory, photographs as JPEG files of 500×375 pixels
-ROUNDS = 5
-ROUND_SECONDS = 3
-WORKERS = 2
+ROUNDS, ROUND_SECONDS, WORKERS = 5, 3, 2
 
 
 class Files(Dataset):
@@ -68,7 +64,7 @@ def textbook_loader(split: data.Split, batch_size: int, image_size: int, folder:
 
 
 class Textbook:
-    """Plain fp32 in torch's default memory layout, and the loss read after every step."""
+    """Plain fp32 in torch's default memory layout, and the loss read after every step. `batches` is one epoch."""
 
     def __init__(self, model: nn.Module, split: data.Split, batch_size: int, image_size: int, device, folder: Path):
         self.model, self.device, self.losses = model.to(device).train(), device, []
@@ -76,12 +72,10 @@ class Textbook:
         self.loader = textbook_loader(split, batch_size, image_size, folder)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch."""
         for images, labels in self.loader:
             yield images.to(self.device), labels.to(self.device)
 
     def train(self, batches) -> None:
-        """Steps, as the textbook writes them."""
         for images, labels in batches:
             loss = F.cross_entropy(self.model(images), labels)
             self.optimizer.zero_grad()
@@ -91,7 +85,7 @@ class Textbook:
 
 
 class Ours:
-    """What `training.fit` does."""
+    """What `training.fit` does, by its own functions."""
 
     compiled = False
 
@@ -106,11 +100,9 @@ class Ours:
         self.split, self.generator = split.to(device), torch.Generator().manual_seed(0)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch."""
         return training.training_batches(self.split, self.learner.recipe, self.generator)
 
     def train(self, batches) -> None:
-        """Steps, by the very function that trains."""
         training.train_epoch(self.learner, batches)
 
 
@@ -123,17 +115,17 @@ class Compiled(Ours):
 SIDES = {"textbook": Textbook, "ours": Ours}
 
 
-def _seconds(loop, work: Callable[[], object]) -> float:
+def _seconds(device: torch.device, work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
-    if loop.device.type == "cuda":
-        torch.cuda.synchronize(loop.device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return time.perf_counter() - start
 
 
 TASKS = {
-    "train": lambda loop, stream, steps: _seconds(loop, lambda: loop.train(islice(stream, steps))),
-    "input": lambda loop, stream, steps: _seconds(loop, lambda: list(map(len, islice(stream, steps)))),
+    "train": lambda loop, stream, steps: _seconds(loop.device, lambda: loop.train(islice(stream, steps))),
+    "input": lambda loop, stream, steps: _seconds(loop.device, lambda: list(map(len, islice(stream, steps)))),
     "peak": lambda loop, stream, steps: peak_memory(loop.device),
     "arrangement": lambda loop, stream, steps: asdict(loop.arrangement),
 }
@@ -148,9 +140,8 @@ def _serve(side: type[Textbook | Ours], name: str, batch_size: int, image_size: 
         loop = side(models.build(name, 10), split, batch_size, image_size, device, Path(folder))
         stream = (batch for _ in iter(int, 1) for batch in loop.batches())
         connection.send(None)
-        while (task := connection.recv()) != "end":
-            what, steps = task
-            connection.send(TASKS[what](loop, stream, steps))
+        while task := connection.recv():
+            connection.send(TASKS[task[0]](loop, stream, task[1]))
 
 
 @contextmanager
@@ -176,7 +167,7 @@ def _processes(loops: dict[str, type], name: str, *arguments) -> Iterator[Callab
     finally:
         for process, connection in sides.values():
             with suppress(OSError):
-                connection.send("end")
+                connection.send(None)
             process.join(30)
             process.kill()
 
@@ -184,8 +175,7 @@ def _processes(loops: dict[str, type], name: str, *arguments) -> Iterator[Callab
 def compare(name: str, device: torch.device, batch_size: int | None = None, compiled: bool = False) -> dict:
     """Both loops on one model, turn by turn: images a second (median and range), peak memory, GFLOP/s of ours.
 
-    Args:
-        compiled: ours takes a third turn, through `torch.compile`.
+    With `compiled`, ours takes a third turn, through `torch.compile`.
     """
     batch_size, image_size = batch_size or MODELS[name][0], MODELS[name][1]
     row = {"model": name, "device": str(device), "batch": batch_size, "image_size": image_size}
@@ -196,17 +186,15 @@ def compare(name: str, device: torch.device, batch_size: int | None = None, comp
         for side in loops:
             ask(side, "train", 3)
             steps[side] = max(2, round(ROUND_SECONDS * 2 / ask(side, "train", 2)))
-        for _ in range(ROUNDS):
-            for side in loops:
-                speeds[side].append(steps[side] * batch_size / ask(side, "train", steps[side]))
+        for side in [*loops] * ROUNDS:
+            speeds[side].append(steps[side] * batch_size / ask(side, "train", steps[side]))
         for side in loops:
             row[f"{side}_images_per_second"] = statistics.median(speeds[side])
             row[f"{side}_range"] = [min(speeds[side]), max(speeds[side])]
             row[f"{side}_peak_memory_bytes"] = ask(side, "peak")
-            batches = 4 * steps[side]
-            row[f"{side}_input_images_per_second"] = batches * batch_size / ask(side, "input", batches)
-    row["ratio"] = row["ours_images_per_second"] / row["textbook_images_per_second"]
-    row["input_ratio"] = row["ours_input_images_per_second"] / row["textbook_input_images_per_second"]
+            row[f"{side}_input_images_per_second"] = 4 * steps[side] * batch_size / ask(side, "input", 4 * steps[side])
+    for ratio, what in (("ratio", "images_per_second"), ("input_ratio", "input_images_per_second")):
+        row[ratio] = row[f"ours_{what}"] / row[f"textbook_{what}"]
     macs = models.count_macs(models.inspect.network(name, 10), (1, 3, image_size, image_size))
     row["ours_gflops"] = 6 * macs * row["ours_images_per_second"] / 1e9  # the backward pass computes twice the forward's
     return row
@@ -218,59 +206,83 @@ def _line(row: dict) -> str:
     compiled = f"; compiled {row['compiled_images_per_second']:.1f}" if "compiled_images_per_second" in row else ""
     return (
         f"{row['model']:18} batch {row['batch']:3} at {row['image_size']:3}: {speeds[0]:.1f} and {speeds[1]:.1f} images/s, "
-        f"{row['ratio']:.1f}×; input alone {row['input_ratio']:.1f}×, {share:.1%} of our step; "
-        f"{row['part_of_ceiling']:.2f} of the ceiling; "
-        f"peak memory {memory[0] / 2**30:.1f} and {memory[1] / 2**30:.1f} GiB{compiled}"
+        f"{row['ratio']:.1f}×; input alone {row['input_ratio']:.1f}×, {share:.1%} of our step; {row['part_of_ceiling']:.2f} of "
+        f"the ceiling; peak memory {memory[0] / 2**30:.1f} and {memory[1] / 2**30:.1f} GiB{compiled}"
     )
+
+
+def ceiling(device: torch.device, batch: int = 64, size: int = 4096) -> dict[str, float]:
+    """The GFLOP/s of dense work here in the training's arithmetic, a multiply–add being two operations; medians of a second.
+
+    The work: a 3×3 convolution of `batch` images, 256 channels of 32×32 pixels in and out; matrices of `size` rows and columns.
+    """
+    dtype = autocast_dtype(device) or torch.float32
+    shapes = ((batch, 256, 32, 32), (256, 256, 3, 3), (size, size))
+    images, weight, matrix = (torch.randn(shape, device=device, dtype=dtype) for shape in shapes)
+    images, weight = (tensor.to(memory_format=torch.channels_last) for tensor in (images, weight))
+    works = {
+        "dense 3×3 convolution": (lambda: F.conv2d(images, weight, padding=1), batch * 32**2 * 9 * 256**2),
+        "matrix multiplication": (lambda: matrix @ matrix, size**3),
+    }
+    reached = {}
+    for name, (work, macs) in works.items():
+        times = [_seconds(device, work)]  # to warm up
+        while len(times) < 4 or sum(times[1:]) < 1:
+            times.append(_seconds(device, work))
+        reached[name] = 2 * macs / statistics.median(times[1:]) / 1e9
+    return reached
+
+
+def hardware(device: torch.device) -> dict[str, str]:
+    """Driver and clocks of a GPU, or name and clock of a CPU, where the system tells them."""
+    with suppress(OSError, subprocess.SubprocessError):
+        if device.type == "cuda":
+            names = ("driver_version", "clocks.sm", "clocks.max.sm")
+            query = ["nvidia-smi", f"--id={torch.cuda.current_device()}", f"--query-gpu={','.join(names)}"]
+            answer = subprocess.run([*query, "--format=csv,noheader"], capture_output=True, text=True, check=True, timeout=10)
+            return dict(zip(names, answer.stdout.strip().split(", "), strict=True))
+        facts = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        return dict(re.findall(r"^(model name|cpu MHz)\s*: (.*)", facts, re.MULTILINE)[:2])
+    return {}
 
 
 def run(
     names: list[str] | None = None, device: str | None = None, batch_size: int | None = None, compiled: bool = False
 ) -> dict:
-    """The whole benchmark: `{environment, ceiling, results, pieces}`, as `results/bench/` keeps it; a line for each.
+    """The whole benchmark: `{environment, ceiling, results}`, as `results/bench/` keeps it; a line for each.
 
-    `ceiling` is in GFLOP/s; a row's `part_of_ceiling` is its `ours_gflops` by that of the convolution.
-
-    Raises:
-        UserError: a model or the device is unknown, or the batch size is below 1. Nothing is measured then.
+    `ceiling` is in GFLOP/s; a row's `part_of_ceiling` is its `ours_gflops` by that of the convolution. An unknown model or
+    device, or a batch size below 1, is a UserError before anything is measured.
     """
-    for name in names or ():
-        if name not in MODELS:
-            raise UserError(f"There is no benchmark of '{name}'; choose from {', '.join(MODELS)}.")
+    if unknown := [name for name in names or () if name not in MODELS]:
+        raise UserError(f"There is no benchmark of '{unknown[0]}'; choose from {', '.join(MODELS)}.")
     if batch_size is not None and batch_size < 1:
         raise UserError(f"The batch size is {batch_size}; choose at least 1.")
-    if unknown := sorted({*(names or ())} - {*MODELS}):
-        raise UserError(f"There is no benchmark of '{unknown[0]}'; choose from {', '.join(MODELS)}.")
     device = choose_device(device)
     around = environment(device) | {"mixed_precision": str(autocast_dtype(device) or torch.float32).removeprefix("torch.")}
-    ceiling = pieces.ceiling(device)
-    around |= pieces.hardware(device)
+    reached, rows = ceiling(device), []
+    around |= hardware(device)
     print(f"{around['device']}, torch {around['torch']}, mixed precision {around['mixed_precision']}; textbook and ours:")
-    print("; ".join(f"{name}: {speed:,.0f} GFLOP/s" for name, speed in ceiling.items()))
-    rows = []
+    print("; ".join(f"{name}: {speed:,.0f} GFLOP/s" for name, speed in reached.items()))
     for name in names or MODELS:
         row = compare(name, device, batch_size, compiled)
-        row["part_of_ceiling"] = row["ours_gflops"] / ceiling["dense 3×3 convolution"]
+        row["part_of_ceiling"] = row["ours_gflops"] / reached["dense 3×3 convolution"]
         rows.append(row)
         print(_line(row))
-    parts = pieces.grouped_forms(device)
-    for part in parts:
-        print(f"{part['piece']:24} {part['variant']:48} {part['milliseconds']:9.2f} ms")
-    return {"environment": around, "ceiling": ceiling, "results": rows, "pieces": parts}
+    return {"environment": around, "ceiling": reached, "results": rows}
 
 
 def time_to(accuracy: float, names: list[str], data_dir: str | Path | None = None, device: str | None = None) -> dict:
     """Train an experiment, seed 0, until its validation accuracy is first this high: seconds, epochs, images, operations.
 
-    Raises:
-        UserError: the accuracy is no fraction, or not exactly one experiment is named.
+    An accuracy that is no fraction, or not exactly one experiment, is a UserError.
     """
     if not 0 < accuracy <= 1:
         raise UserError(f"The accuracy after --to is {accuracy}; it is a fraction, such as 0.90.")
     if len(names) != 1:
         raise UserError(f"--to takes one experiment, and {len(names)} are named; choose one of those that list shows.")
     experiment, device = experiments.find(names[0]), choose_device(device)
-    recipe, around = experiments.recipe_for(experiment, "full"), environment(device) | pieces.hardware(device)
+    recipe, around = experiments.recipe_for(experiment, "full"), environment(device) | hardware(device)
     dataset = experiments.load_data(experiment, "full", data_dir)
     model = make_model(experiment, recipe, len(dataset.classes), seed=0).to(device)
     macs = models.count_macs(model, (1, 3, recipe.image_size, recipe.image_size))

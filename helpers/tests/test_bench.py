@@ -1,45 +1,24 @@
-"""The benchmark's pieces compute what they claim to, and its two loops are the same training."""
+"""The benchmark counts what it claims to, and its two loops are the same training."""
 
 import subprocess
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from helpers import bench, data, experiments, models, pieces, training
+from helpers import bench, data, experiments, models, training
 from helpers.__main__ import main
 from helpers.training import step
 
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("merged", [2, 4, 32])
-def test_merged_groups_and_branches_are_the_grouped_convolution(merged):
-    torch.manual_seed(0)
-    images, weight = torch.randn(2, 128, 6, 6), torch.randn(128, 4, 3, 3)
-    grouped = F.conv2d(images, weight, padding=1, groups=32)
-    wider = pieces.merge_groups(weight, merged)
-    assert wider.shape == (128, 4 * merged, 3, 3) and wider.count_nonzero() == weight.count_nonzero()
-    torch.testing.assert_close(F.conv2d(images, wider, padding=1, groups=32 // merged), grouped, rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(pieces.split_convolution(images, weight), grouped, rtol=1e-5, atol=1e-4)
-
-
 def test_the_ceiling_counts_two_operations_for_each_multiply_add(monkeypatch):
     """If every piece of work took a second, its GFLOP/s would be its operations: 2 · 32² · 9 · 256² an image, 2 · n³."""
-    monkeypatch.setattr(pieces, "milliseconds", lambda work, device: 1000.0 if work() is not None else None)
-    assert pieces.ceiling(CPU, batch=1, size=8) == {
+    monkeypatch.setattr(bench, "_seconds", lambda device, work: 1.0 if work() is not None else None)
+    assert bench.ceiling(CPU, batch=1, size=8) == {
         "dense 3×3 convolution": 2 * 1024 * 9 * 65_536 / 1e9,
         "matrix multiplication": 2 * 8**3 / 1e9,
     }
-
-
-def test_the_grouped_forms_are_measured_in_every_layout(monkeypatch):
-    monkeypatch.setattr(pieces, "CONVOLUTIONS", {"tiny": (1, 128, 4)})
-    monkeypatch.setattr(pieces, "milliseconds", lambda work, device, seconds: work() or 1.0)
-    monkeypatch.setattr(pieces, "autocast_dtype", lambda device: None)
-    variants = [row["variant"] for row in pieces.grouped_forms(CPU)]
-    assert len(variants) == len(set(variants)) == 5 * 2
-    assert "32 groups, channels-last, float32" in variants and "8 block-diagonal groups, contiguous, float32" in variants
 
 
 def test_both_loops_take_the_same_step_from_the_same_batch(tmp_path, monkeypatch):
@@ -86,7 +65,7 @@ def test_the_textbooks_images_are_the_splits(size, tmp_path):
     ],
 )
 def test_what_cannot_be_measured_gets_its_sentence_before_anything_is(arguments, sentence, capsys, monkeypatch):
-    monkeypatch.setattr(bench.pieces, "ceiling", None)
+    monkeypatch.setattr(bench, "ceiling", None)
     monkeypatch.setattr(bench, "compare", None)
     assert main(["bench", *arguments]) == 1
     assert capsys.readouterr().err.startswith(sentence)
@@ -109,11 +88,11 @@ def test_the_two_sides_run_in_turns_and_their_numbers_agree(monkeypatch, name, s
 
 
 def test_the_hardware_is_told_where_the_system_tells_it(monkeypatch):
-    assert set(pieces.hardware(CPU)) <= {"model name", "cpu MHz"}
+    assert set(bench.hardware(CPU)) <= {"model name", "cpu MHz"}
     answer = subprocess.CompletedProcess([], 0, "550.54.15, 1980 MHz, 1980 MHz\n")
-    monkeypatch.setattr(pieces.subprocess, "run", lambda *arguments, **keywords: answer)
+    monkeypatch.setattr(bench.subprocess, "run", lambda *arguments, **keywords: answer)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    found = pieces.hardware(torch.device("cuda"))
+    found = bench.hardware(torch.device("cuda"))
     assert found == {"driver_version": "550.54.15", "clocks.sm": "1980 MHz", "clocks.max.sm": "1980 MHz"}
 
 
@@ -122,8 +101,7 @@ def test_the_record_has_the_ceiling_and_ours_as_a_part_of_it(monkeypatch, capsys
     row |= {f"{side}_{what}": 5.0 for side in bench.SIDES for what in ("images_per_second", "input_images_per_second")}
     row |= {f"{side}_peak_memory_bytes": 2**30 for side in bench.SIDES}
     monkeypatch.setattr(bench, "compare", lambda *arguments: dict(row))
-    monkeypatch.setattr(pieces, "ceiling", lambda device: {"dense 3×3 convolution": 400.0, "matrix multiplication": 300.0})
-    monkeypatch.setattr(pieces, "grouped_forms", lambda device: [])
+    monkeypatch.setattr(bench, "ceiling", lambda device: {"dense 3×3 convolution": 400.0, "matrix multiplication": 300.0})
     measured = bench.run(["resnet18"], "cpu")
     assert measured["ceiling"]["dense 3×3 convolution"] == 400 and measured["results"][0]["part_of_ceiling"] == 0.25
     assert "0.25 of the ceiling" in capsys.readouterr().out
