@@ -169,7 +169,7 @@ def _safetensors():
 
 def _check_weights(tensors: dict[str, Tensor], about: Preprocessing, name: str) -> None:
     if about.model not in models.MODELS:
-        known = ", ".join(models.names())
+        known = ", ".join(models.MODELS)
         raise UserError(f"{name} is of a model '{about.model[:40]}', which is not known here; choose one of {known}.")
     with torch.device("meta"):
         wanted = models.build(about.model, len(about.classes)).state_dict()

@@ -30,25 +30,20 @@ def conv_bn(in_channels: int, out_channels: int, *arguments: int, **keywords: in
 
 def projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
     """The shortcut's 1×1 convolution where the shape changes, else None. Source: He et al. 2016, section 4.1, option B."""
-    if stride == 1 and in_channels == out_channels:
-        return None
-    return nn.Sequential(*conv_bn(in_channels, out_channels, 1, stride))
+    same = stride == 1 and in_channels == out_channels
+    return None if same else nn.Sequential(*conv_bn(in_channels, out_channels, 1, stride))
 
 
 class ResidualBlock(nn.Module):
-    """The base of all residual blocks: `relu(residual(x) + shortcut(x))`.
+    """The base of all residual blocks: `relu(residual(x) + shortcut(x))`. A size that is no whole number above 0: ValueError.
 
-    A subclass defines `residual`, and registers its own layers first and the projection `downsample` last, as torchvision
-    does: initialisation draws its random numbers in that order. A size that is no whole number above 0 is a ValueError.
+    A subclass defines `residual`, the branch added to the shortcut, and registers its own layers first and the projection
+    `downsample` last, as torchvision does: initialisation draws its random numbers in that order.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, **sizes: int):
         super().__init__()
         require_positive(in_channels=in_channels, out_channels=out_channels, stride=stride, **sizes)
-
-    def residual(self, x: Tensor) -> Tensor:
-        """The branch that is added to the shortcut, before the last ReLU."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride), rounded up."""
@@ -57,17 +52,21 @@ class ResidualBlock(nn.Module):
         return self.relu(out)
 
 
+def excitation(channels: int, reduction: int) -> SqueezeExcitation:
+    """Scales each channel by a factor between 0 and 1, computed from the means of all. Source: Hu et al. 2018, section 3."""
+    require_positive(reduction=reduction)
+    if channels % reduction:
+        raise ValueError(f"{channels} channels do not divide by the reduction {reduction}; change one of the two.")
+    return SqueezeExcitation(channels, channels // reduction)
+
+
 class BasicBlock(ResidualBlock):
-    """Two convolutions of `kernel_size`. It has no grouped form: a cardinality is a TypeError.
+    """Two convolutions of `kernel_size`, the 'first' or 'second' of them `strided`. A cardinality is a TypeError.
+
+    With a `reduction`, squeeze-and-excitation before the addition, with a hidden layer of `out_channels / reduction`.
+    An even kernel, or channels that do not divide by the reduction, are a ValueError.
 
     Source: He et al. 2016, figure 5 left; squeeze-and-excitation as in Hu et al. 2018, figure 3.
-
-    Args:
-        strided: which of them carries the stride, 'first' or 'second'.
-        reduction: squeeze-and-excitation before the addition, with a hidden layer of `out_channels / reduction`; None: none.
-
-    Raises:
-        ValueError: the kernel is even, or the channels do not divide by the reduction.
     """
 
     def __init__(
@@ -98,14 +97,6 @@ class BasicBlock(ResidualBlock):
         return out if self.excitation is None else self.excitation(out)
 
 
-def excitation(channels: int, reduction: int) -> SqueezeExcitation:
-    """Scales each channel by a factor between 0 and 1, computed from the means of all. Source: Hu et al. 2018, section 3."""
-    require_positive(reduction=reduction)
-    if channels % reduction:
-        raise ValueError(f"{channels} channels do not divide by the reduction {reduction}; change one of the two.")
-    return SqueezeExcitation(channels, channels // reduction)
-
-
 class Bottleneck(ResidualBlock):
     """1×1 down, grouped 3×3, 1×1 up: form (c) of a ResNeXt block, and with `cardinality=1` the block of ResNet-50.
 
@@ -131,10 +122,7 @@ class Bottleneck(ResidualBlock):
 
 
 class SplitBranches(ResidualBlock):
-    """Form (a) of a ResNeXt block: `cardinality` separate bottlenecks whose outputs are summed.
-
-    The last BatchNorm follows the sum, which makes the forms equal. Source: Xie et al. 2017, figure 3(a) and section 4.
-    """
+    """Form (a) of a ResNeXt block, Xie et al. 2017, figure 3: `cardinality` bottlenecks, summed before the last BatchNorm."""
 
     concatenated: ClassVar = False
 
@@ -156,12 +144,8 @@ class SplitBranches(ResidualBlock):
 
     @classmethod
     def slices(cls, tensors: Mapping[str, Tensor], cardinality: int) -> dict[str, Tensor]:
-        """The named tensors of a `Bottleneck` (its state dict, or gradients), sliced and named as in this form.
-
-        Channels k·d to (k+1)·d belong to branch k; a scalar (BatchNorm's step counter) goes to every branch.
-        """
-        dimensions = {"conv1": 0, "bn1": 0, "conv2": 0, "bn2": 0} | ({} if cls.concatenated else {"conv3": 1})
-        sliced = {}
+        """The tensors of a `Bottleneck` (state dict, gradients) by this form's names; branch k has channels k·d to (k+1)·d."""
+        dimensions, sliced = {"conv1": 0, "bn1": 0, "conv2": 0, "bn2": 0} | ({} if cls.concatenated else {"conv3": 1}), {}
         for name, tensor in tensors.items():
             if (dimension := dimensions.get(name.split(".")[0])) is None:
                 sliced[name] = tensor
@@ -181,7 +165,7 @@ class SplitBranches(ResidualBlock):
 
 
 class EarlyConcatenation(SplitBranches):
-    """Form (b): the branches are concatenated after their 3×3, then one 1×1 convolution widens them. Source: figure 3(b)."""
+    """Form (b): the branches are concatenated after their 3×3, then one 1×1 convolution widens them."""
 
     concatenated: ClassVar = True
 
@@ -190,8 +174,7 @@ def narrow_branch(in_channels: int, group_width: int, stride: int) -> nn.Sequent
     """One narrow path of figure 3: 1×1 down to `group_width` channels, then 3×3, each with BatchNorm and ReLU."""
     branch = nn.Sequential()
     for number, sizes in enumerate(((in_channels, group_width, 1), (group_width, group_width, 3, stride)), start=1):
-        conv, bn = conv_bn(*sizes)
-        for name, layer in (("conv", conv), ("bn", bn), ("relu", nn.ReLU(inplace=True))):
+        for name, layer in zip(("conv", "bn", "relu"), (*conv_bn(*sizes), nn.ReLU(inplace=True)), strict=True):
             branch.add_module(f"{name}{number}", layer)
     return branch
 
@@ -203,11 +186,9 @@ class Res2NetBlock(ResidualBlock):
     y1 = x1, y2 = K2(x2), yi = Ki(xi + y(i-1)) for i > 2, where a K is a 3×3 convolution of `cardinality` groups with
     BatchNorm and ReLU. A stride above 1 leaves y(i-1) smaller than xi; then, as in the authors' code, the parts are not
     added and x1 is averaged over 3×3 instead. (That code does so in every first block of a stage, stride 1 included.)
+    A `scale` below 2, which is a `Bottleneck`, is a ValueError.
 
     Source: Gao et al. 2019, section 3.1, equation 1, and section 3.2 for the groups.
-
-    Raises:
-        ValueError: `scale` is below 2, which is a `Bottleneck`, or another size is below 1.
     """
 
     def __init__(
@@ -240,7 +221,6 @@ class WideBlock(nn.Module):
     """Two 3×3 convolutions, each after its BatchNorm and ReLU, with dropout between them; the first carries the stride.
 
     Where the shape changes, the shortcut is a bare 1×1 convolution of the activated input; else it is the input itself.
-
     Source: Zagoruyko and Komodakis 2016, figure 1(d), and the authors' code for the shortcut; its dropout is 0.3 or none.
     """
 
@@ -259,6 +239,5 @@ class WideBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride), rounded up."""
         activated = self.relu(self.bn1(x))
-        out = self.relu(self.bn2(self.conv1(activated)))
-        out = self.conv2(self.dropout(out))
+        out = self.conv2(self.dropout(self.relu(self.bn2(self.conv1(activated)))))
         return out + (x if self.downsample is None else self.downsample(activated))

@@ -27,15 +27,12 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def count_macs(model: nn.Module, input_shape: Sequence[int] = (1, 3, 224, 224)) -> int:
-    """Multiply–adds of convolutions and linear layers in one forward pass; what papers often call FLOPs.
-
-    Torch counts two operations for each multiply–add. The pass runs on the meta device, on a copy: nothing is computed.
-    """
+    """Multiply–adds of convolutions and linear layers in one forward pass; what papers often call FLOPs."""
     return sum(row.macs for row in layer_table(model, input_shape))
 
 
 class LayerRow(NamedTuple):
-    """One child of a network: its name, the shape of its output, its trainable parameters and its multiply–adds."""
+    """One child of a network."""
 
     name: str
     output_shape: tuple[int, ...]
@@ -44,7 +41,10 @@ class LayerRow(NamedTuple):
 
 
 def layer_table(model: nn.Module, input_shape: Sequence[int] = (1, 3, 224, 224)) -> list[LayerRow]:
-    """The direct children of a network in the order of their use, for a batch of `input_shape` (N, 3, H, W)."""
+    """The direct children of a network in the order of their use, for a batch of `input_shape` (N, 3, H, W).
+
+    Torch counts two operations for each multiply–add. The pass runs on the meta device, on a copy: nothing is computed.
+    """
     with FlopCounterMode(display=False) as counter:
         outputs = _outputs(model, input_shape, lambda name, layer: name and "." not in name)
     operations, root = counter.get_flop_counts(), type(model).__name__
@@ -76,8 +76,7 @@ def torchsummary_table(model: nn.Module, image_size: int) -> str:
     """
     from torchsummary import summary
 
-    text = io.StringIO()
-    with torch.random.fork_rng(), contextlib.redirect_stdout(text):
+    with torch.random.fork_rng(), contextlib.redirect_stdout(io.StringIO()) as text:
         summary(copy.deepcopy(model).cpu(), (3, image_size, image_size), device="cpu")
     return text.getvalue()
 
@@ -94,12 +93,12 @@ def network(name: str, num_classes: int) -> nn.Module:
         return build(name, num_classes).eval()
 
 
-def _layers(kind: type[nn.Module], model: nn.Module) -> list[nn.Module]:
+def layers(kind: type[nn.Module], model: nn.Module) -> list[nn.Module]:
+    """All layers of a kind, in the order of registration."""
     return [layer for layer in model.modules() if isinstance(layer, kind)]
 
 
-# All layers of a kind in a model, in the order of registration.
-convolutions, batch_norms, bottlenecks = (partial(_layers, kind) for kind in (nn.Conv2d, nn.BatchNorm2d, Bottleneck))
+convolutions, batch_norms, bottlenecks = (partial(layers, kind) for kind in (nn.Conv2d, nn.BatchNorm2d, Bottleneck))
 
 
 def depth(model: nn.Module) -> int:
@@ -108,33 +107,10 @@ def depth(model: nn.Module) -> int:
     return sum("downsample" not in name for name in names)
 
 
-def directly_activated(model: nn.Module) -> int:
-    """Convolutions of a bottleneck network with a ReLU behind their BatchNorm; the others are added to something first."""
-    projections = sum(block.downsample is not None for block in bottlenecks(model))
-    return len(convolutions(model)) - len(bottlenecks(model)) - projections
-
-
-def kernel(layer: nn.Conv2d | nn.MaxPool2d) -> str:
-    """A kernel as the reports write it: `3x3`."""
-    size = layer.kernel_size if isinstance(layer.kernel_size, tuple) else (layer.kernel_size,) * 2
-    return f"{size[0]}x{size[1]}"
-
-
 def image_sizes(model: nn.Module, image_size: int) -> list[int]:
     """Pixels a side after the stem's convolution and after each stage, such as 112, 56, 28, 14, 7."""
     rows = {row.name: row.output_shape for row in layer_table(model, (1, 3, image_size, image_size))}
     return [rows[name][-1] for name in ("conv1", *model.stage_names)]
-
-
-def stages(model: nn.Module) -> str:
-    """Widths, groups and blocks of a bottleneck network, stage by stage: `128, 128 C=32, 256 ×3; …`."""
-    texts = []
-    for name in model.stage_names:
-        stage = model.get_submodule(name)
-        widths = [stage[0].get_submodule(layer).out_channels for layer in ("conv1", "conv2", "conv3")]
-        groups = f" C={stage[0].conv2.groups}" if stage[0].conv2.groups > 1 else ""
-        texts.append(f"{widths[0]}, {widths[1]}{groups}, {widths[2]} ×{len(stage)}")
-    return "; ".join(texts)
 
 
 class Line(NamedTuple):
@@ -147,13 +123,11 @@ class Line(NamedTuple):
 
 
 def lines(model: nn.Module, image_size: int) -> list[Line]:
-    """The network line by line, as torchsummary prints it."""
+    """The network line by line, as torchsummary prints it: a block has no parameters of its own."""
     kinds = {nn.Conv2d: "C", nn.BatchNorm2d: "N", nn.Linear: "L"}
     outputs = _outputs(model, (1, 3, image_size, image_size), lambda _, layer: isinstance(layer, (*kinds, ResidualBlock)))
     return [
-        Line(kinds[type(layer)], shape[1], shape[2] if len(shape) == 4 else 1, count_parameters(layer))
-        if type(layer) in kinds
-        else Line("B", shape[1], shape[2], 0)
+        Line(kinds.get(type(layer), "B"), *(*shape[1:3], 1)[:2], count_parameters(layer) if type(layer) in kinds else 0)
         for _, layer, shape in outputs
     ]
 
@@ -164,15 +138,11 @@ def receptive_fields(block: Bottleneck | Res2NetBlock, parts: int, image_size: i
     The absolute gradient of the part's middle pixel, summed over its channels, by each pixel of a random image, summed over
     the image's channels; zero where the pixel is not seen: (parts, image_size, image_size).
     """
-    weight = block.conv1.weight
+    weight, seen = block.conv1.weight, {}
     image = torch.randn(1, weight.shape[1], image_size, image_size, generator=torch.Generator().manual_seed(0))
     image = image.to(weight).requires_grad_()
-    seen = {}
-    handle = block.conv3.register_forward_pre_hook(lambda _, inputs: seen.update(maps=inputs[0]))
-    try:
+    with block.conv3.register_forward_pre_hook(lambda _, inputs: seen.update(maps=inputs[0])):
         block(image)
-    finally:
-        handle.remove()
     middle = seen["maps"].shape[-1] // 2
     pixels = [part[0, :, middle, middle].sum() for part in seen["maps"].chunk(parts, dim=1)]
     return torch.stack([torch.autograd.grad(pixel, image, retain_graph=True)[0][0].abs().sum(0) for pixel in pixels])
@@ -185,19 +155,13 @@ def field_width(field: Tensor) -> int:
 
 def stage_table(network: ResidualNet | ZooResNeXt, image_size: int = 32) -> pd.DataFrame:
     """One row each for the stem, every stage and the head: output shape, parameters, multiply–adds of one image, shares."""
-    rows = {}
-    for layer in layer_table(network, (1, 3, image_size, image_size)):
-        name = layer.name
-        if name not in network.stage_names:
-            name = "head" if any(stage in rows for stage in network.stage_names) else "stem"
-        row = rows.setdefault(name, {"stage": name, "output": "", "parameters": 0, "MACs": 0})
-        row["output"] = "×".join(map(str, layer.output_shape[1:]))
-        row["parameters"] += layer.parameters
-        row["MACs"] += layer.macs
-    table = pd.DataFrame(rows.values())
-    for name in ("parameters", "MACs"):
-        table[f"share of {name}"] = table[name] / table[name].sum()
-    return table
+    rows = pd.DataFrame(layer_table(network, (1, 3, image_size, image_size))).rename(columns={"macs": "MACs"})
+    rows["output"] = ["×".join(map(str, shape[1:])) for shape in rows["output_shape"]]
+    inside = rows["name"].isin(network.stage_names)
+    stages = rows["name"].where(inside, inside.cummax().map({False: "stem", True: "head"})).rename("stage")
+    table = rows.groupby(stages, sort=False).agg({"output": "last", "parameters": "sum", "MACs": "sum"})
+    shares = {f"share of {name}": table[name] / table[name].sum() for name in ("parameters", "MACs")}
+    return table.assign(**shares).reset_index()
 
 
 def at_width(description: Description, width: int) -> Description:
@@ -205,21 +169,20 @@ def at_width(description: Description, width: int) -> Description:
 
     ResNet-18 with 64, 64, 128, 256 and 512 channels is 1, 1, 2, 4 and 8 times 64. Group widths are among the numbers.
     """
-    groups = [stage.block_arguments.get("group_width", 0) for stage in description.stages]
-    unit = math.gcd(description.stem.channels, *(stage.out_channels for stage in description.stages), *groups)
-    stages = []
-    for stage, group in zip(description.stages, groups, strict=True):
+    stem, stages = description.stem, description.stages
+    groups = [stage.block_arguments.get("group_width", 0) for stage in stages]
+    unit = math.gcd(stem.channels, *(stage.out_channels for stage in stages), *groups)
+    changed = []
+    for stage, group in zip(stages, groups, strict=True):
         arguments = stage.block_arguments | ({"group_width": group // unit * width} if group else {})
-        stages.append(replace(stage, out_channels=stage.out_channels // unit * width, block_arguments=arguments))
-    stem = replace(description.stem, channels=description.stem.channels // unit * width)
-    return replace(description, stem=stem, stages=tuple(stages))
+        changed.append(replace(stage, out_channels=stage.out_channels // unit * width, block_arguments=arguments))
+    return replace(description, stem=replace(stem, channels=stem.channels // unit * width), stages=tuple(changed))
 
 
 def widest(description: Description, num_classes: int, max_parameters: int) -> Description:
     """The widest network of this form with at most `max_parameters`, of those whose channels divide by the reduction.
 
-    Raises:
-        ValueError: the description cannot be built, or not even the narrowest fits.
+    A description that cannot be built, or of which not even the narrowest fits, is a ValueError.
     """
     best = None
     with torch.device("meta"):
@@ -231,7 +194,6 @@ def widest(description: Description, num_classes: int, max_parameters: int) -> D
                     break
                 best = candidate
     if best is None:
-        raise ValueError(
-            f"Even the narrowest network of this form has more than {max_parameters:,} parameters; take fewer blocks."
-        )
+        message = f"Even the narrowest network of this form has more than {max_parameters:,} parameters; take fewer blocks."
+        raise ValueError(message)
     return best

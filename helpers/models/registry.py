@@ -12,19 +12,19 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import ResNet18_Weights, ResNet50_Weights, ResNeXt50_32X4D_Weights, WeightsEnum, get_model
+from torchvision.models import WeightsEnum, get_model, get_model_weights
 
 from helpers.models.blocks import require_positive
 from helpers.models.resnet import NETWORKS, initialise_he, initialise_torch
 from helpers.models.zoo import SimpleNet, WideResNet, ZooResNeXt
 from helpers.runtime import UserError
 
-INITIALISATIONS = {"torch": initialise_torch, "he": initialise_he}
+INITIALISATIONS = {"torch": initialise_torch, "he": initialise_he}  # each layer's default; He-normal, fan-in
 
 
 @dataclass(frozen=True)
 class Model:
-    """A row of the registry: how to make the network, its ImageNet weights if any, its initialisation if not `make`'s."""
+    """How to make a network, its ImageNet weights if any, and its initialisation if not `make`'s."""
 
     make: Callable[[int], nn.Module]
     weights: WeightsEnum | None = None
@@ -33,21 +33,16 @@ class Model:
 
 # Always the first published weights (V1): ResNet-18 has no others, and the two sets of one network come from different
 # training recipes, so that only V1 against V1 compares the architectures.
-WEIGHTS = {
-    "resnext50_32x4d": ResNeXt50_32X4D_Weights.IMAGENET1K_V1,
-    "resnet18": ResNet18_Weights.IMAGENET1K_V1,
-    "resnet50": ResNet50_Weights.IMAGENET1K_V1,
-}
-
-
-def _from_torchvision(name: str, num_classes: int) -> nn.Module:
-    return get_model(name, weights=None, num_classes=num_classes)
+WEIGHTS = {name: get_model_weights(name).IMAGENET1K_V1 for name in ("resnext50_32x4d", "resnet18", "resnet50")}
 
 
 MODELS = {
     **{name: Model(network.build, WEIGHTS.get(name)) for name, network in NETWORKS.items()},
     "pikachu_resnext29": Model(NETWORKS["pikachu_resnext29"].build, initialisation="he"),
-    **{f"torchvision/{name}": Model(partial(_from_torchvision, name), weights) for name, weights in WEIGHTS.items()},
+    **{
+        f"torchvision/{name}": Model(lambda classes, name=name: get_model(name, weights=None, num_classes=classes), weights)
+        for name, weights in WEIGHTS.items()
+    },
     "simplenet": Model(SimpleNet),
     **{
         f"wrn{depth}_{width}": Model(partial(WideResNet, depth=depth, width=width))
@@ -63,26 +58,17 @@ MODELS = {
 }
 
 
-def names() -> list[str]:
-    """The names that `build` knows."""
-    return list(MODELS)
-
-
 def build(name: str, num_classes: int, *, pretrained: bool = False, initialisation: str | None = None) -> nn.Module:
     """A named network with `num_classes` outputs, from scratch or (`pretrained`) from torchvision's ImageNet weights.
 
     Ours take torchvision's weights too: the parameter names are the same. The pretrained head is replaced by a new one.
+    What cannot be built, or weights that cannot be had, are a UserError.
 
     Args:
-        initialisation: `torch` (each layer's default), `he` (He-normal convolutions and linear layers, fan-in), or None,
-            the network's own.
-
-    Raises:
-        UserError: the name or the initialisation is unknown, `num_classes` is not a whole number of at least 1, this
-            network has no published weights, or they cannot be downloaded.
+        initialisation: one of `INITIALISATIONS`, or None, the network's own.
     """
     if name not in MODELS:
-        raise UserError(f"There is no model '{name}'; choose one of {', '.join(names())}.")
+        raise UserError(f"There is no model '{name}'; choose one of {', '.join(MODELS)}.")
     if initialisation not in (None, *INITIALISATIONS):
         raise UserError(f"There is no initialisation '{initialisation}'; choose one of {', '.join(INITIALISATIONS)}, or None.")
     if pretrained and initialisation:
@@ -104,8 +90,7 @@ def build(name: str, num_classes: int, *, pretrained: bool = False, initialisati
 def imagenet_weights(name: str) -> dict[str, Tensor]:
     """The state dict of torchvision's ImageNet weights: from torch's cache, else downloaded; checked by its hash either way.
 
-    Raises:
-        UserError: there are none for this network, they cannot be downloaded, or the file in the cache is another one.
+    None for this network, no connection, or another file in the cache is a UserError.
     """
     weights = MODELS[name].weights
     if weights is None:

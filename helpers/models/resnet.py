@@ -35,12 +35,9 @@ class ResidualNet(nn.Module):
     """Stem, stages `layer1`, `layer2`, …, average pooling and one linear layer, with torchvision's parameter names.
 
     Parameters are drawn in torchvision's order: under one seed, this network and torchvision's start bit for bit equal.
+    A size that is no whole number of at least 1 is a ValueError, a block argument that the block does not know a TypeError.
 
     Source: He et al. 2016, table 1; Xie et al. 2017, table 1.
-
-    Raises:
-        ValueError: a size in the description is not a whole number of at least 1.
-        TypeError: the block class does not know one of a stage's block arguments.
     """
 
     def __init__(self, block: type[ResidualBlock], stem: Stem, stages: Sequence[Stage], num_classes: int):
@@ -70,10 +67,7 @@ class ResidualNet(nn.Module):
 
 
 def initialise_fan_out(model: nn.Module) -> None:
-    """He-normal convolutions (fan-out); other layers keep torch's default. A residual network's own initialisation.
-
-    Source: He et al. 2015, section 2.2; torchvision's ResNet.
-    """
+    """He-normal convolutions (fan-out); other layers keep torch's default. Source: He et al. 2015; torchvision's ResNet."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -99,10 +93,8 @@ def initialise_torch(model: nn.Module) -> None:
 def zero_last_batchnorm(model: nn.Module) -> None:
     """Make every residual block, ours or torchvision's, start as its shortcut: its last BatchNorm's weight becomes 0, in place.
 
+    A network without a block that ends in a BatchNorm, such as a WideResNet, is a ValueError.
     Source: Goyal et al. 2017, section 5.1.
-
-    Raises:
-        ValueError: no residual block ends in a BatchNorm. That of a WideResNet ends in a convolution.
     """
     blocks = [block for block in model.modules() if hasattr(block, "downsample") and not isinstance(block, WideBlock)]
     if not blocks:
@@ -120,17 +112,11 @@ class Description:
     block: type[ResidualBlock] = BasicBlock
 
     def build(self, num_classes: int, *, image_size: int | None = None) -> ResidualNet:
-        """The network with `num_classes` outputs.
-
-        Raises:
-            ValueError: a size in the description is not possible, or the strides shrink an image of `image_size` pixels a
-                side to nothing.
-        """
+        """The network with `num_classes` outputs; a ValueError if its strides shrink `image_size` pixels a side to nothing."""
         shrink = self.stem.stride * (2 if self.stem.max_pool else 1) * math.prod(stage.stride for stage in self.stages)
         if image_size is not None and shrink > image_size:
-            raise ValueError(
-                f"The strides divide the image by {shrink}, and it has {image_size} pixels a side; take smaller strides."
-            )
+            message = f"The strides divide the image by {shrink}, and it has {image_size} pixels a side; take smaller strides."
+            raise ValueError(message)
         return ResidualNet(self.block, self.stem, self.stages, num_classes)
 
 

@@ -1,18 +1,22 @@
-"""The networks of report `zoo` that are not a `ResidualNet`, all with the report's He-normal initialisation."""
+"""The networks of report `zoo` that are not a `ResidualNet`: images (N, 3, H, W) to class scores (N, num_classes).
+
+All have the report's He-normal initialisation.
+"""
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
 from helpers.models.blocks import Bottleneck, WideBlock, convolution, require_positive
 from helpers.models.resnet import initialise_he
 
 
-class SimpleNet(nn.Module):
+class SimpleNet(nn.Sequential):
     """Thirteen convolutions in a row, `layer1` to `layer13`, each with BatchNorm and ReLU, and one linear layer.
 
     All are 3×3 but the 11th and the 12th, which are 1×1; a 2×2 max-pooling follows four of them, and the last map is
-    max-pooled whole. Dropout follows each of the first twelve. The convolutions keep their biases, as published.
+    max-pooled whole, so images need 16 pixels a side. Dropout follows each of the first twelve. The convolutions keep their
+    biases, as published.
 
     Source: Hasanpour et al. 2016 (arXiv 1608.06037), figure 1 and the authors' networks for CIFAR (their first PyTorch port
     pools after the 10th layer too). BatchNorm in all 13, with torch's momentum of 0.05, is the report's, section 1.4.
@@ -38,27 +42,18 @@ class SimpleNet(nn.Module):
                 layer.append(nn.Dropout(dropout))
             self.add_module(f"layer{number}", layer)
             in_channels = out_channels
-        self.maxpool = nn.AdaptiveMaxPool2d(1)
+        self.maxpool, self.flatten = nn.AdaptiveMaxPool2d(1), nn.Flatten()
         self.fc = nn.Linear(in_channels, num_classes)
         initialise_he(self)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W), at least 16 pixels a side, to class scores (N, num_classes)."""
-        x = images
-        for number in range(1, len(self.channels) + 1):
-            x = self.get_submodule(f"layer{number}")(x)
-        return self.fc(self.maxpool(x).flatten(1))
 
-
-class WideResNet(nn.Module):
+class WideResNet(nn.Sequential):
     """A WideResNet-`depth`-`width`: three stages of N wide blocks with 16, 32 and 64 times `width` channels.
 
-    The stem is a bare convolution: each block has its BatchNorm first, and one more follows the last.
+    The stem is a bare convolution: each block has its BatchNorm first, and one more follows the last. A depth that is not
+    6N + 4, or a width that is no whole number of at least 1, is a ValueError.
 
     Source: Zagoruyko and Komodakis 2016, table 1.
-
-    Raises:
-        ValueError: the depth is not 6N + 4, or the width is not a whole number of at least 1.
     """
 
     def __init__(self, num_classes: int, depth: int, width: int, dropout: float = 0.0):
@@ -75,19 +70,13 @@ class WideResNet(nn.Module):
             rest = (WideBlock(out_channels, out_channels, dropout=dropout) for _ in range(1, blocks))
             self.add_module(f"layer{number + 1}", nn.Sequential(first, *rest))
             in_channels = out_channels
-        self.bn1 = nn.BatchNorm2d(in_channels)
-        self.relu = nn.ReLU(inplace=True)
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.bn1, self.relu = nn.BatchNorm2d(in_channels), nn.ReLU(inplace=True)
+        self.avgpool, self.flatten = nn.AdaptiveAvgPool2d(1), nn.Flatten()
         self.fc = nn.Linear(in_channels, num_classes)
         initialise_he(self)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) to class scores (N, num_classes)."""
-        x = self.layer3(self.layer2(self.layer1(self.conv1(images))))
-        return self.fc(self.avgpool(self.relu(self.bn1(x))).flatten(1))
 
-
-class ZooResNeXt(nn.Module):
+class ZooResNeXt(nn.Sequential):
     """A home-made ResNeXt of report `zoo`: stages of three 32×4d blocks, each closed by a 3×3 convolution of stride 2.
 
     The closing convolution, `transition1` and so on, halves the side of the maps and changes the channels: to half in the
@@ -106,23 +95,15 @@ class ZooResNeXt(nn.Module):
         super().__init__()
         out_channels = stages[0][0]
         self.conv1 = nn.Conv2d(3, out_channels, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(out_channels)
-        self.relu = nn.ReLU(inplace=True)
+        self.bn1, self.relu = nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)
         self.stage_names = []
         for number, (channels, out_channels) in enumerate(stages, start=1):
             blocks = (Bottleneck(channels, channels, cardinality=32, group_width=4) for _ in range(3))
             self.add_module(f"layer{number}", nn.Sequential(*blocks))
             self.add_module(f"transition{number}", nn.Conv2d(channels, out_channels, 3, stride=2, padding=1))
             self.stage_names += [f"layer{number}", f"transition{number}"]
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.avgpool, self.flatten = nn.AdaptiveAvgPool2d(1), nn.Flatten()
         self.fc = nn.Linear(out_channels, num_classes)
-        self.rectify = rectify
+        if rectify:
+            self.rectified = nn.ReLU()
         initialise_he(self)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) to class scores (N, num_classes)."""
-        x = self.relu(self.bn1(self.conv1(images)))
-        for name in self.stage_names:
-            x = self.get_submodule(name)(x)
-        scores = self.fc(self.avgpool(x).flatten(1))
-        return scores.relu() if self.rectify else scores

@@ -8,6 +8,7 @@ import numpy as np
 from scipy.stats import binomtest, norm, t, ttest_rel
 
 LEVEL, POWER = 0.05, 0.8
+Z_ALPHA, Z_POWER = float(norm.ppf(1 - LEVEL / 2)), float(norm.ppf(POWER))
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
@@ -28,18 +29,15 @@ def prediction_interval(values: Sequence[float], low: float = -math.inf, high: f
 
 
 def accuracy_interval(accuracies: Sequence[float], n: int) -> tuple[float, float]:
-    """The interval that an accuracy of another run is judged by: one seed's Wilson interval on n images, or the prediction
-    interval of two seeds or more.
-    """
+    """What an accuracy of another run is judged by: one seed's Wilson interval on n images, else the prediction interval."""
     return wilson(round(accuracies[0] * n), n) if len(accuracies) == 1 else prediction_interval(accuracies, 0, 1)
 
 
 def gap_over_seeds(records: list[dict], first: str, second: str) -> tuple[int, float, float, float]:
     """How much more accurate the second experiment is than the first, over the seeds that both were run with.
 
-    Returns:
-        The number of seeds, the mean difference of test accuracies, and its 95 % interval (paired t); the interval is
-        NaN with fewer than two seeds, which say nothing about the spread.
+    The number of seeds, the mean difference of test accuracies, and its 95 % interval (paired t), which is NaN with fewer
+    than two seeds: they say nothing about the spread.
     """
     one, other = (
         {record["seed"]: record["test"]["accuracy"] for record in records if record["experiment"] == name}
@@ -47,11 +45,9 @@ def gap_over_seeds(records: list[dict], first: str, second: str) -> tuple[int, f
     )
     seeds = sorted(one.keys() & other.keys())
     before, after = [one[seed] for seed in seeds], [other[seed] for seed in seeds]
-    mean = float(np.mean(after) - np.mean(before)) if seeds else float("nan")
-    if len(seeds) < 2:
-        return len(seeds), mean, float("nan"), float("nan")
-    interval = ttest_rel(after, before).confidence_interval(1 - LEVEL)
-    return len(seeds), mean, float(interval.low), float(interval.high)
+    mean = float(np.mean(after) - np.mean(before)) if seeds else math.nan
+    interval = ttest_rel(after, before).confidence_interval(1 - LEVEL) if len(seeds) > 1 else (math.nan, math.nan)
+    return len(seeds), mean, *map(float, interval)
 
 
 class Paired:
@@ -59,10 +55,12 @@ class Paired:
 
     An image counts for the model that got it right under more seeds, so that no image counts twice; with one seed that is
     McNemar's exact test (McNemar 1947, as a binomial test on the images that only one got right).
+
+    Args:
+        first, second: whether each model was right, a boolean array (images,) for each seed.
     """
 
     def __init__(self, first: Sequence[np.ndarray], second: Sequence[np.ndarray]):
-        """Args: whether each model was right, a boolean array (images,) for each seed."""
         self.right = np.stack(first).astype(int) - np.stack(second).astype(int)
         votes = self.right.sum(axis=0)
         self.only_first, self.only_second = int((votes > 0).sum()), int((votes < 0).sum())
@@ -73,11 +71,7 @@ class Paired:
 
     @classmethod
     def of(cls, first: Sequence[dict[str, np.ndarray]], second: Sequence[dict[str, np.ndarray]]) -> "Paired":
-        """From the predictions of each seed: `true` and `predicted` (images,).
-
-        Raises:
-            ValueError: the two were not tested on the same images.
-        """
+        """From the predictions of each seed, `true` and `predicted` (images,); other test images are a ValueError."""
         if any(not np.array_equal(one["true"], other["true"]) for one, other in zip(first, second, strict=True)):
             raise ValueError("The two sets of predictions are of different test images.")
         return cls(*([arrays["predicted"] == arrays["true"] for arrays in side] for side in (first, second)))
@@ -85,7 +79,7 @@ class Paired:
     @property
     def half(self) -> float:
         """Half the 95 % normal interval of the difference for a single image."""
-        return float(norm.ppf(1 - LEVEL / 2) * self.right.mean(axis=0).std())
+        return float(Z_ALPHA * self.right.mean(axis=0).std())
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -127,19 +121,16 @@ def images_needed(only_first: float, only_second: float) -> int:
     Source: Connor 1987, Biometrics 43, 207–211.
     """
     total, difference = only_first + only_second, only_first - only_second
-    alpha, beta = norm.ppf(1 - LEVEL / 2), norm.ppf(POWER)
-    root = alpha * math.sqrt(total) + beta * math.sqrt(total - difference**2)
+    root = Z_ALPHA * math.sqrt(total) + Z_POWER * math.sqrt(total - difference**2)
     return math.ceil(root**2 / difference**2)
 
 
 def seeds_needed(difference: float, deviation: float) -> int:
     """Seeds for a paired t test over seeds to tell a mean difference whose standard deviation over seeds is known.
 
-    n = (z(1 − α/2) + z(power))² s² / δ² + z(1 − α/2)² / 2, at least 2.
-    Source: Guenther 1981, The American Statistician 35, 243–244.
+    n = (z(1 − α/2) + z(power))² s² / δ² + z(1 − α/2)² / 2, at least 2. Source: Guenther 1981, American Statistician 35, 243.
     """
-    alpha, beta = norm.ppf(1 - LEVEL / 2), norm.ppf(POWER)
-    return max(2, math.ceil((alpha + beta) ** 2 * deviation**2 / difference**2 + alpha**2 / 2))
+    return max(2, math.ceil((Z_ALPHA + Z_POWER) ** 2 * deviation**2 / difference**2 + Z_ALPHA**2 / 2))
 
 
 def printed_difference(first: float, second: float, n: int) -> tuple[float, tuple[float, float], int | None]:
@@ -151,19 +142,16 @@ def printed_difference(first: float, second: float, n: int) -> tuple[float, tupl
     """
     difference, pooled = first - second, (first + second) / 2
     spread = first * (1 - first) + second * (1 - second)
-    half = norm.ppf(1 - LEVEL / 2) * math.sqrt(spread / n)
+    half = Z_ALPHA * math.sqrt(spread / n)
     p = 2 * norm.sf(abs(difference) / math.sqrt(2 * pooled * (1 - pooled) / n))
-    needed = (norm.ppf(1 - LEVEL / 2) + norm.ppf(POWER)) ** 2 * spread / difference**2 if difference else None
+    needed = (Z_ALPHA + Z_POWER) ** 2 * spread / difference**2 if difference else None
     return float(p), (difference - half, difference + half), needed and math.ceil(needed)
 
 
 def printed_range(quoted: str) -> tuple[float, float]:
     """The values that a printed number may stand for: `0.91` is 0.905 to 0.915, `90-91 %` is what it says.
 
-    Thousands have commas; `%`, `million` and `×10^n` are read.
-
-    Raises:
-        ValueError: no number is in the text.
+    Thousands have commas; `%`, `million` and `×10^n` are read. A text without a number is a ValueError.
     """
     found = re.findall(r"\d[\d,]*(?:\.\d+)?", re.sub(r"×10\^\d+", "", quoted))
     if not found:

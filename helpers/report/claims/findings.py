@@ -17,19 +17,16 @@ from helpers.report.claims.runs import Found, NotYet, Runs
 
 @dataclass(frozen=True)
 class Statement:
-    """A statement of a report: where it stands, what it says, the value as printed there, and how it is checked.
+    """A statement of a report: where it stands, what it says, the value `quoted` from there, and how it is checked.
 
     Attributes:
         kind: one of `KINDS`, which gives the check and the rule.
         measure: an entry of `measures.OF_NETWORKS` for these `networks` (name, classes), or of `measures.OTHERS`.
         arguments: of the measure or of the check.
-        data: the data set that a run must have loaded.
-        experiments: whose runs are judged.
+        data, experiments: the data set that a run must have loaded; whose runs are judged.
         recipe: "as written" or "as coded", where the report and its published code differ.
-        repeats: where the same fact is counted, if it is not here.
-        reservation: what leaves the verdict open whatever the runs say.
-        what: what is measured, in words, where the measure's name does not say it.
-        form, limits: how our value is printed, and between what a bound holds it.
+        repeats, reservation: where the same fact is counted, if not here; what leaves the verdict open whatever the runs say.
+        what, form, limits: what is measured, where the measure does not say it; how it is printed; between what a bound holds.
     """
 
     report: str
@@ -107,9 +104,7 @@ def printed(statement: Statement, runs: Runs, rule: Callable) -> Finding:
 
 
 def accuracy(statement: Statement, runs: Runs, rule: Callable) -> Finding:
-    """The test accuracy of an experiment; with the argument `epoch` its validation accuracy after so many epochs; with `label`
-    the share of a class that it gets right, against the share `printed`.
-    """
+    """The test accuracy; by the argument `epoch` the validation accuracy then; by `label` that of a class, as `printed`."""
     arguments = statement.arguments
     found = runs.of(statement.experiments[0], arguments.get("epoch"))
     if "epoch" in arguments:
@@ -139,11 +134,8 @@ def paired(statement: Statement, runs: Runs, rule: Callable) -> Finding:
     """The first experiment has the better test accuracy; or, with a `margin`, a fraction, one no farther away than that."""
     found = runs.pairs(*statement.experiments)
     pair = statistics.Paired.of(*([predictions(run, runs.folder) for run in side] for side in (found.first, found.second)))
-    ours, how, undecided = (
-        f"{100 * pair.difference:+.2f} points",
-        statement.how(found),
-        bool(found.stand_in or statement.reservation),
-    )
+    ours, how = f"{100 * pair.difference:+.2f} points", statement.how(found)
+    undecided = bool(found.stand_in or statement.reservation)
     if margin := statement.arguments.get("margin"):
         verdict, needed = rule(pair, margin, undecided), pair.needed_inside(margin)
         how += f"; margin {100 * margin:.2f} points, {statement.arguments['why']}"
@@ -157,17 +149,14 @@ def paired(statement: Statement, runs: Runs, rule: Callable) -> Finding:
 def lower_loss(statement: Statement, runs: Runs, rule: Callable) -> Finding:
     """The first experiment has the lower test loss."""
     found = runs.pairs(*statement.experiments)
-    both = zip(found.first, found.second, strict=True)
-    differences = [one["test"]["loss"] - other["test"]["loss"] for one, other in both]
+    differences = [one["test"]["loss"] - two["test"]["loss"] for one, two in zip(found.first, found.second, strict=True)]
     interval = f"{min(differences):+.4f} to {max(differences):+.4f}" if len(differences) > 1 else "a second seed at least"
     verdict = rule(differences, bool(found.stand_in))
     return Finding(f"{np.mean(differences):+.4f}", interval, verdict, statement.how(found))
 
 
 def each_epoch(statement: Statement, runs: Runs, rule: Callable) -> Finding:
-    """The validation accuracy is higher after every epoch: that of the first experiment than that of the second, or, of a
-    single experiment, than its training accuracy.
-    """
+    """After every epoch the first experiment validates better than the second; a single one, better than it trains."""
     alone = len(statement.experiments) == 1
     found = runs.of(*statement.experiments) if alone else runs.pairs(*statement.experiments)
     higher = [

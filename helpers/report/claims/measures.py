@@ -1,7 +1,4 @@
-"""What the statements are measured by: numbers and texts that follow from a network, from the data, or from printed numbers.
-
-The statements' files name an entry of `OF_NETWORKS` with a network, or of `OTHERS` with its arguments.
-"""
+"""What the statements' files name: measures of a network (`OF_NETWORKS`), of the data or of printed numbers (`OTHERS`)."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -17,11 +14,10 @@ from torchvision.models import get_model, get_model_weights
 from helpers.data import cifar
 from helpers.experiments import recipes
 from helpers.models import inspect as anatomy
-from helpers.models.blocks import BasicBlock
-from helpers.models.inspect import Line, bottlenecks, convolutions, count_parameters, kernel
+from helpers.models.inspect import Line, bottlenecks, convolutions, count_parameters, layers
 from helpers.models.inspect import batch_norms as norms
 from helpers.models.inspect import lines as summary_lines
-from helpers.models.resnet import ResidualNet, Stage, Stem
+from helpers.models.resnet import Description, Stage, Stem
 from helpers.training.perturbation import AdversarialModelPerturbation
 
 MIB = 2**20
@@ -40,10 +36,30 @@ def tally(answers: Iterable[bool]) -> tuple[int, int]:
     return sum(answers), len(answers)
 
 
+def kernel(layer: nn.Conv2d | nn.MaxPool2d) -> str:
+    """A kernel as the reports write it: `3x3`."""
+    return "x".join(map(str, np.broadcast_to(layer.kernel_size, 2)))
+
+
+def stages(net: nn.Module) -> str:
+    """Widths, groups and blocks of a bottleneck network, stage by stage: `128, 128 C=32, 256 ×3; …`."""
+    texts = []
+    for stage in map(net.get_submodule, net.stage_names):
+        one, two, three = stage[0].conv1, stage[0].conv2, stage[0].conv3
+        groups = f" C={two.groups}" if two.groups > 1 else ""
+        texts.append(f"{one.out_channels}, {two.out_channels}{groups}, {three.out_channels} ×{len(stage)}")
+    return "; ".join(texts)
+
+
+def directly_activated(net: nn.Module) -> tuple[int, int]:
+    """Convolutions of a bottleneck network with a ReLU behind their BatchNorm, before anything is added; and all of them."""
+    added = sum(1 + (block.downsample is not None) for block in bottlenecks(net))
+    return len(convolutions(net)) - added, len(convolutions(net))
+
+
 def group_widths(net: nn.Module) -> list[int]:
     """The bottleneck width of each stage: channels in a group of its first 3×3 convolution."""
-    first = [net.get_submodule(name)[0].conv2 for name in net.stage_names]
-    return [layer.out_channels // layer.groups for layer in first]
+    return [conv.out_channels // conv.groups for conv in (net.get_submodule(name)[0].conv2 for name in net.stage_names)]
 
 
 def shrinking(net: nn.Module) -> str:
@@ -62,7 +78,7 @@ def not_3x3(net: nn.Module) -> str:
 def printed_lines() -> list[Line]:
     """The 72 lines of figure 2 of report `amp`, as printed."""
     found = re.findall(r"([CNBL])(\d+)@(\d+):(\d+)", (STATEMENTS / "amp_figure2.txt").read_text(encoding="utf-8"))
-    return [Line(kind, int(channels), int(side), int(parameters)) for kind, channels, side, parameters in found]
+    return [Line(kind, *map(int, numbers)) for kind, *numbers in found]
 
 
 def agreeing(net: nn.Module, fields: Sequence[str]) -> tuple[int, int]:
@@ -100,26 +116,17 @@ def perturbed_step(epsilon: float = 0.5) -> tuple[str, float]:
 
 
 def closed_form_parameters(stem: Sequence[int], stages: Sequence[Sequence[int]], num_classes: int = 10) -> int:
-    """Parameters of a network as report `slim` prints it: `stem` (kernel, channels), `stages` (blocks, channels, kernel); two
-    convolutions a block, BatchNorm behind each, and a 1×1 convolution in the shortcut where the channels change.
+    """Parameters of a network as report `slim` prints it: `stem` (kernel, channels), `stages` (blocks, channels, kernel).
+
+    Two convolutions a block, BatchNorm behind each, and a 1×1 convolution in the shortcut where the channels change.
     """
-
-    def convolution(inputs: int, outputs: int, side: int) -> int:
-        return inputs * outputs * side**2 + 2 * outputs
-
-    kernel, channels = stem
-    total = convolution(3, channels, kernel)
-    for blocks, width, side in stages:
-        total += convolution(channels, width, side) + (2 * blocks - 1) * convolution(width, width, side)
-        total += convolution(channels, width, 1) if channels != width else 0
-        channels = width
-    return total + channels * num_classes + num_classes
-
-
-def resnet20() -> int:
-    """Parameters of the smallest network of the paper that report `slim` cites as [1] (He et al. 2016, table 6: 0.27 M)."""
-    stages = [Stage(3, 16), Stage(3, 32, 2), Stage(3, 64, 2)]
-    return count_parameters(ResidualNet(BasicBlock, Stem(16, 3, 1, max_pool=False), stages, 10))
+    side, width = stem
+    convolutions = [(3, width, side)]  # channels in, channels out, kernel
+    for blocks, channels, side in stages:
+        convolutions += [(width, channels, side)] + (2 * blocks - 1) * [(channels, channels, side)]
+        convolutions += [(width, channels, 1)] * (width != channels)
+        width = channels
+    return sum(before * after * side**2 + 2 * after for before, after, side in convolutions) + (width + 1) * num_classes
 
 
 def times_simplenet(names: Sequence[str]) -> list[float]:
@@ -131,11 +138,8 @@ def times_simplenet(names: Sequence[str]) -> list[float]:
     return sorted({min(sizes) / simplenet, max(sizes) / simplenet})
 
 
-def layers(net: nn.Module, kind: type) -> list[nn.Module]:
-    """The layers of a kind, in the order of registration."""
-    return [layer for layer in net.modules() if isinstance(layer, kind)]
-
-
+# The smallest network of the paper that report `slim` cites as [1]: He et al. 2016, table 6, 0.27 M parameters.
+RESNET20 = Description(Stem(16, 3, 1, max_pool=False), (Stage(3, 16), Stage(3, 32, 2), Stage(3, 64, 2)))
 OF_NETWORKS: dict[str, Callable] = {
     "parameters": count_parameters,
     "parameters over 5,000,000": lambda net: count_parameters(net) / 5_000_000,
@@ -143,7 +147,7 @@ OF_NETWORKS: dict[str, Callable] = {
     "multiply-adds": anatomy.count_macs,
     "layers on the main path": anatomy.depth,
     "first layers": lambda net: f"{kernel(net.conv1)}, {kernel(net.maxpool)} max pool",
-    "stages": anatomy.stages,
+    "stages": stages,
     "number of stages": lambda net: len(net.stage_names),
     "blocks of a stage": lambda net: only(len(net.get_submodule(name)) for name in net.stage_names),
     "convolutions on the main path of every block": lambda net: only(map(anatomy.depth, bottlenecks(net))),
@@ -152,12 +156,12 @@ OF_NETWORKS: dict[str, Callable] = {
     "ratio of the widths of neighbouring stages": lambda net: only(b / a for a, b in pairwise(group_widths(net))),
     "convolutions": lambda net: len(convolutions(net)),
     "BatchNorms and convolutions": lambda net: (len(norms(net)), len(convolutions(net))),
-    "convolutions with a ReLU before any addition": lambda net: (anatomy.directly_activated(net), len(convolutions(net))),
-    "BatchNorms and ReLUs": lambda net: (len(norms(net)), len(layers(net, nn.ReLU))),
+    "convolutions with a ReLU before any addition": directly_activated,
+    "BatchNorms and ReLUs": lambda net: (len(norms(net)), len(layers(nn.ReLU, net))),
     "blocks that reduce first": lambda net: tally(b.conv1.out_channels < b.conv1.in_channels for b in bottlenecks(net)),
     "blocks that increase last": lambda net: tally(b.conv3.out_channels > b.conv3.in_channels for b in bottlenecks(net)),
     "convolutions that are not 3x3": not_3x3,
-    "kernels of max-pooling": lambda net: ", ".join(sorted(set(map(kernel, layers(net, nn.MaxPool2d))))),
+    "kernels of max-pooling": lambda net: ", ".join(sorted(set(map(kernel, layers(nn.MaxPool2d, net))))),
     "one less the momentum of BatchNorm": lambda net: only(1 - norm.momentum for norm in norms(net)),
     "output": lambda net: f"[-1, {net(torch.empty(1, 3, 32, 32, device='meta')).shape[1]}]",
     "linear layer": lambda net: f"{net.fc.in_features}->{net.fc.out_features}",
@@ -190,7 +194,7 @@ OTHERS: dict[str, Callable] = {
     "what is perturbed": lambda: perturbed_step()[0],
     "perturbation size": lambda epsilon: perturbed_step(epsilon)[1],
     "closed form": closed_form_parameters,
-    "ResNet-20": resnet20,
+    "ResNet-20": lambda: count_parameters(RESNET20.build(10)),
     "halves": lambda channels: "-".join(str(channel // 2) for channel in channels),
     "highest": lambda values: max(values),
     "halvings": lambda networks: tally(after == before / 2 for widths in networks for before, after in pairwise(widths)),

@@ -37,22 +37,17 @@ class Runs:
     """The run records under a results folder that may judge a report: full ones on real images.
 
     A run that stopped early is none, but for report `zoo`, whose own runs ended by a time budget or an early stop.
+    `records` are those under the folder, if they have been read already. Where none is found, the methods raise NotYet.
     """
 
     def __init__(self, results_dir: str | Path | None = None, records: Iterable[dict] | None = None):
-        """Args: records: those under the folder, if they have been read already."""
         self.folder = results_dir
         records = results.load_all(results_dir, "full") if records is None else records
         real = [run for run in records if run["profile"] == "full" and run["dataset"]["source"] != "sample"]
         self.records = [run for run in real if not run["stopped_early"] or run["report"] == "zoo"]
 
     def of(self, experiment: str, epoch: int | None = None) -> Found:
-        """The runs of an experiment on its data, whole ones before shortened ones and JPEG copies; with `epoch`, those that
-        reached it.
-
-        Raises:
-            NotYet: there is none.
-        """
+        """The runs of an experiment on its data (that reached `epoch`), whole ones before shortened ones and JPEG copies."""
         for _, runs in self._candidates(experiment, same_data=True):
             if runs := [run for run in runs if len(run["history"]) >= (epoch or 0)]:
                 # With a constant rate, a shortened run is the beginning of the whole one.
@@ -61,11 +56,7 @@ class Runs:
         raise NotYet
 
     def pairs(self, first: str, second: str) -> Found:
-        """The runs of two experiments with a seed and images in common, of the same share of their schedules.
-
-        Raises:
-            NotYet: there are none.
-        """
+        """The runs of two experiments with a seed and images in common, of the same share of their schedules."""
         others = dict(self._candidates(second))
         for kind, runs in self._candidates(first):
             common = [
@@ -80,7 +71,7 @@ class Runs:
         raise NotYet
 
     def on(self, dataset: str) -> dict:
-        """A run on a data set, or on a part of it, which is only sampled from the whole. Raises NotYet."""
+        """A run on a data set, or on a part of it, which is only sampled from the whole."""
         parts = {dataset, *(name for name, (whole, _) in cifar.PARTS.items() if whole == dataset)}
         for run in self.records:
             if run["dataset"]["name"].removesuffix("-jpeg") in parts:

@@ -33,11 +33,7 @@ def statements() -> list[Statement]:
 def claims_table(results_dir: str | Path | None = None, records: Iterable[dict] | None = None) -> pd.DataFrame:
     """One row per statement, all cells text: what the report says, how it is checked, what comes out, and the verdict.
 
-    Args:
-        records: the records under `results_dir`, if they have been read already.
-
-    Raises:
-        UserError: a run record is damaged.
+    `records` are those under `results_dir`, if they have been read already; a damaged one is a UserError.
     """
     runs, rows = Runs(results_dir, records), []
     for row in statements():
@@ -71,16 +67,10 @@ def key() -> str:
 
 
 def write(results_dir: str | Path | None = None, records: Iterable[dict] | None = None) -> list[Path]:
-    """Rebuild `R/claims.csv` and its key, `R/tables/claims_key.md`.
-
-    Raises:
-        UserError: a run record is damaged, or the folder cannot be written.
-    """
+    """Rebuild `R/claims.csv` and its key, `R/tables/claims_key.md`; a UserError where the folder cannot be written."""
     folder = Path(results_dir or results.RESULTS).expanduser()
-    texts = {
-        folder / "claims.csv": claims_table(folder, records).to_csv(index=False),
-        folder / "tables" / "claims_key.md": key(),
-    }
+    table = claims_table(folder, records).to_csv(index=False)
+    texts = {folder / "claims.csv": table, folder / "tables" / "claims_key.md": key()}
     try:
         (folder / "tables").mkdir(parents=True, exist_ok=True)
         for path, text in texts.items():

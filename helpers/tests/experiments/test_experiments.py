@@ -223,7 +223,7 @@ def test_the_plan_is_in_the_order_of_worth_and_says_how_many_seeds_it_wants():
     places = [names.index(name) for name in (*first, *then, *last)]
     assert places == sorted(places) and len(names) == len({*names})
     assert {row.seeds for row in experiments.EXPERIMENTS.values()} == {1, 2, 3}
-    assert {row.model for row in experiments.EXPERIMENTS.values()} <= set(models.names())
+    assert {row.model for row in experiments.EXPERIMENTS.values()} <= set(models.MODELS)
 
 
 def test_a_run_keeps_to_the_time_declared_in_its_row_without_being_told(tmp_path, monkeypatch):

@@ -78,7 +78,7 @@ def assert_equal_states(left: nn.Module, right: nn.Module) -> None:
     assert [name for name in left if not torch.equal(left[name], right[name])] == []
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", models.MODELS)
 def test_every_model_has_a_pinned_count_and_runs(name):
     assert name in PARAMETERS, f"pin the parameter count of {name}"
     for num_classes, parameters in PARAMETERS[name].items():
@@ -89,7 +89,7 @@ def test_every_model_has_a_pinned_count_and_runs(name):
 
 
 def test_counts_are_pinned_for_registered_models_only():
-    assert set(PARAMETERS) == set(models.names())
+    assert set(PARAMETERS) == set(models.MODELS)
 
 
 def test_parameters_are_torchvisions_published_ones():
