@@ -20,7 +20,6 @@ TODAY = {
     "functions": {},
     "notebooks": {
         "01_data_preparation.ipynb": 164,
-        "02_model_definition.ipynb": 144,
         "06_slim_resnet.ipynb": 229,
         "07_cifar100_zoo.ipynb": 161,
         "09_classify_your_image.ipynb": 150,
