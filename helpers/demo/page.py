@@ -62,20 +62,23 @@ class Exhibit:
     card: str = ""
 
 
-def prepare(path: Path, data_dir: str | Path | None = None, searched: int = 1000) -> Exhibit:
-    """A shipped model with the data at hand: some training images to search, and eight test images that are not among them.
+def prepare(path: Path, data_dir: str | Path | None = None, searched: int = 1000, dataset: Dataset | None = None) -> Exhibit:
+    """A saved model with the data at hand: some training images to search, and eight test images that are not among them.
 
     Where the data cannot be had, it comes without either, and with a line that says why.
 
+    Args:
+        dataset: the images it was trained on, for a model without a card; by default those that its card names.
+
     Raises:
-        UserError: the model has no card.
+        UserError: neither a card nor a data set is there.
     """
     model = load_model(path)
-    if not model.card:
+    if not (model.card or dataset):
         raise UserError(f"{path.name} has no model card, so its data are not known.")
     card, about, examples = model.card, model.about, None
     try:
-        dataset = load(card["dataset"]["name"], data_dir, image_size=about.image_size, resize=about.resize)
+        dataset = dataset or load(card["dataset"]["name"], data_dir, image_size=about.image_size, resize=about.resize)
         twice = set(leaked(dataset, near=False).tolist())
         examples = stratified(dataset.test.subset([i for i in range(len(dataset.test)) if i not in twice]), 8)
         train = stratified(dataset.train, searched)
@@ -86,7 +89,7 @@ def prepare(path: Path, data_dir: str | Path | None = None, searched: int = 1000
         train, known = Split(blank[:0], torch.zeros(0, dtype=torch.int64), []), features(model, blank)[:0]
         dataset = Dataset(card["dataset"]["name"], "nowhere", "", about.classes, train, train, train)
     text = path.with_suffix(".md").read_text(encoding="utf-8") if path.with_suffix(".md").exists() else ""
-    measured = f"It gets {card['test']['accuracy']:.1%} of {card['test']['n']:,} test images right."
+    measured = f"It gets {card['test']['accuracy']:.1%} of {card['test']['n']:,} test images right." if card else ""
     return Exhibit(model, replace(dataset, train=train), known, measured, examples, text)
 
 

@@ -22,7 +22,6 @@ TODAY = {
         "01_data_preparation.ipynb": 164,
         "06_slim_resnet.ipynb": 229,
         "07_cifar100_zoo.ipynb": 161,
-        "09_classify_your_image.ipynb": 150,
     },
 }
 
