@@ -217,8 +217,8 @@ def obtain_all(
 
     Args:
         drive: folder that the checkpoints are copied to.
-        train: whether what is missing is trained, or only named. None: a `full` run is trained only where there is a GPU, as
-            it takes hours elsewhere; any other always.
+        train: whether what is missing is trained, or only named if the plan wants it. None: a `full` run is trained only
+            where there is a GPU, as it takes hours elsewhere; any other always.
     """
     if train is None:
         train = profile != "full" or device.type == "cuda"
@@ -231,11 +231,10 @@ def obtain_all(
         elif train:
             mirror = drive / "checkpoints" / name / profile if drive else None
             found.append(obtain(name, seed, profile, results_dir, mirror=mirror, **arguments))
-        else:
+        elif seed < experiments.find(name).seeds:
             missing.setdefault(name, []).append(seed)
-    print(
-        f"{len(found)} {profile} runs are here" + (f"; {sum(map(len, missing.values()))} are not run yet:" if missing else ".")
-    )
+    lack = f"; {sum(map(len, missing.values()))} are not run yet:" if missing else "."
+    print(f"{len(found)} {profile} runs are here{lack}")
     for name, lacking in missing.items():
         print(f"  {_minutes(name, lacking[0], profile, results_dir)}: python -m helpers run {name} --seed {lacking[0]}", end="")
         print(*(f" (and {seed})" for seed in lacking[1:]), f" --profile {profile}" if profile != "full" else "", sep="")

@@ -1,6 +1,7 @@
 """What a notebook tells of its own runs: one table, run or not, and sentences that stay true as further runs come."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -38,12 +39,15 @@ def outcome_table(rows: Mapping[str, str], records: Iterable[dict]) -> pd.DataFr
     return pd.DataFrame(table)
 
 
-def pair_sentences(table: pd.DataFrame, labels: Mapping[str, str] | None = None) -> list[str]:
-    """A sentence for each row of a `paired_table`: which of the two is better, or that it cannot be told.
+def pair_sentences(
+    records: Iterable[dict], pairs: Iterable[tuple[str, str]], results_dir: Path, labels: Mapping[str, str] | None = None
+) -> list[str]:
+    """A sentence for each pair of experiments (`paired_table`): which of the two is better, or that it cannot be told.
 
     Args:
-        labels: what an experiment's name is called; by default its own name without the data set.
+        labels: what an experiment is called; by default its own name without the data set.
     """
+    table = tables.paired_table(records, pairs, results_dir)
     sentences = []
     for row in table.to_dict("records"):
         first, second = ((labels or {}).get(row[place], row[place].split("/")[1]) for place in ("first", "second"))

@@ -9,7 +9,7 @@ import torch
 
 from helpers import data, experiments, report
 from helpers.experiments import recipes
-from helpers.report import perturbed
+from helpers.report import perturbed, tables
 from helpers.report.tables import PAIRED_COLUMNS
 
 
@@ -75,11 +75,11 @@ def test_outcomes_name_what_is_not_run_yet():
     assert report.best_by_validation(names.values(), []) == names["ours"]
 
 
-def test_a_sentence_says_which_is_better_only_where_it_can_be_told():
+def test_a_sentence_says_which_is_better_only_where_it_can_be_told(monkeypatch, tmp_path):
     rows = [("a/x", "a/y", 2, 5, 9, 4.0, 1.0, 7.0, 0.01), ("a/x", "a/z", 1, 5, 6, 1.0, -3.0, 5.0, 0.6), ("a/y", "a/z")]
     rows = [(*row, *[None] * (len(PAIRED_COLUMNS) - len(row))) for row in rows]
-    table = pd.DataFrame(rows, columns=PAIRED_COLUMNS)
-    assert report.pair_sentences(table, {"a/x": "the first"}) == [
+    monkeypatch.setattr(tables, "paired_table", lambda *_: pd.DataFrame(rows, columns=PAIRED_COLUMNS))
+    assert report.pair_sentences([], [], tmp_path, {"a/x": "the first"}) == [
         "y is better than the first (+4.0 points, 95 % interval +1.0 to +7.0, 2 seeds).",
         "z and the first cannot be told apart (+1.0 points, 95 % interval -3.0 to +5.0, 1 seed).",
         "z against y: not run yet.",
