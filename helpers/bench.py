@@ -246,9 +246,7 @@ def hardware(device: torch.device) -> dict[str, str]:
     return {}
 
 
-def run(
-    names: list[str] | None = None, device: str | None = None, batch_size: int | None = None, compiled: bool = False
-) -> dict:
+def run(names: list | None = None, device: str | None = None, batch_size: int | None = None, compiled: bool = False) -> dict:
     """The whole benchmark: `{environment, ceiling, results}`, as `results/bench/` keeps it; a line for each.
 
     `ceiling` is in GFLOP/s; a row's `part_of_ceiling` is its `ours_gflops` by that of the convolution. An unknown model or

@@ -88,10 +88,7 @@ def build(name: str, num_classes: int, *, pretrained: bool = False, initialisati
 
 
 def imagenet_weights(name: str) -> dict[str, Tensor]:
-    """The state dict of torchvision's ImageNet weights: from torch's cache, else downloaded; checked by its hash either way.
-
-    None for this network, no connection, or another file in the cache is a UserError.
-    """
+    """The state dict of torchvision's weights, from torch's cache or downloaded, checked by its hash; or a UserError."""
     weights = MODELS[name].weights
     if weights is None:
         raise UserError(f"There are no ImageNet weights for '{name}'; train it from scratch.")
@@ -103,10 +100,8 @@ def imagenet_weights(name: str) -> dict[str, Tensor]:
             return weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (OSError, HTTPException, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason, folder = str(error).partition("\n")[0], str(cache).replace(str(Path.home()), "~", 1)
-        raise UserError(
-            f"The ImageNet weights for '{name}' could not be had from {weights.url} ({reason}); "
-            f"connect to the internet, or put a whole copy of that file into {folder}."
-        ) from error
+        had = f"The ImageNet weights for '{name}' could not be had from {weights.url} ({reason})"
+        raise UserError(f"{had}; connect to the internet, or put a whole copy of that file into {folder}.") from error
 
 
 def require_published(path: Path) -> None:

@@ -15,11 +15,9 @@ LAYER, GROUPED, SHORTCUT = "#E6E6E6", "#9CCBEB", "#E69F00"  # 1×1 convolutions 
 
 
 def draw_block(block: Bottleneck) -> Figure:
-    """The three equal forms of a ResNeXt block side by side, with the block's own numbers.
+    """The three equal forms of a ResNeXt block side by side, with the block's own numbers, as in Xie et al. 2017, figure 3.
 
     A box is a convolution: channels in, kernel, channels out. The 3×3 is blue, the shortcut orange.
-
-    Source: Xie et al. 2017, figure 3.
     """
     cardinality, width = block.conv2.groups, block.conv2.in_channels
     narrow, channels, out = width // cardinality, block.conv1.in_channels, block.conv3.out_channels
@@ -78,8 +76,6 @@ def draw_network(model: ResidualNet, image_size: int = 224) -> Figure:
     """A residual network from left to right: the higher a box, the larger its images (one step for each doubling).
 
     In a box stand its layers, under it the shape it gives, its parameters and its multiply–adds. Stages are blue.
-
-    Source: Xie et al. 2017, table 1; figure 3.1 of the report.
     """
     rows = {row.name: row for row in layer_table(model, (1, 3, image_size, image_size))}
     stem = f"{_convolution(model.conv1)}\nstride {model.conv1.stride[0]}"
@@ -88,8 +84,7 @@ def draw_network(model: ResidualNet, image_size: int = 224) -> Figure:
         columns.append(("pooling", "3×3 max\nstride 2", ("maxpool",), LAYER))
     for name in model.stage_names:
         stage = model.get_submodule(name)
-        convolutions = [layer for layer in stage[0].children() if isinstance(layer, nn.Conv2d)]
-        layers = "\n".join(_convolution(layer) for layer in convolutions)
+        layers = "\n".join(_convolution(layer) for layer in stage[0].children() if isinstance(layer, nn.Conv2d))
         columns.append((name, f"{len(stage)} blocks of\n{layers}", (name,), GROUPED))
     columns.append(("head", "average pool\nlinear", ("avgpool", "fc"), LAYER))
 
@@ -107,8 +102,7 @@ def draw_network(model: ResidualNet, image_size: int = 224) -> Figure:
         sizes = f"{'×'.join(map(str, shape))}\n{parameters:,}\n{macs / 1e9:.2f}"
         axis.text(x, -5.0, sizes, ha="center", va="top", fontsize=8.5, linespacing=1.6)
         _arrow(axis, (x - 0.6, 0), (x - 0.4, 0))
-    units = "shape\nparameters\nMACs (10⁹)"
-    axis.text(-0.5, -5.0, units, ha="right", va="top", fontsize=8.5, linespacing=1.6, color="0.35")
+    axis.text(-0.5, -5, "shape\nparameters\nMACs (10⁹)", ha="right", va="top", fontsize=8.5, linespacing=1.6, color="0.35")
     return figure
 
 
@@ -119,10 +113,9 @@ def _convolution(layer: nn.Conv2d) -> str:
 
 
 def receptive_fields(fields: Mapping[str, Tensor], columns: int = 4) -> Figure:
-    """Receptive fields (H, W), a panel a title: the darker a pixel, the more it counts; a square around all that count.
+    """The fields (H, W) of `models.inspect.receptive_fields`, one panel per title: the darker a pixel, the more it counts.
 
-    Args:
-        fields: a title for each of `models.inspect.receptive_fields`.
+    A square goes around all that count.
     """
     rows = -(-len(fields) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(2.1 * columns, 2.5 * rows), squeeze=False, layout="constrained")

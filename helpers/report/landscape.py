@@ -13,17 +13,15 @@ from helpers.training import checkpoints
 from helpers.training.recipe import Recipe
 
 RADII = tuple(np.linspace(-1, 1, 11).round(1).tolist())
-DIRECTIONS = 3
-IMAGES = 500
+DIRECTIONS, IMAGES = 3, 500
+Folder = str | Path | None
 
 
 def filter_normalised_direction(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
     """A random direction of the weights in which each filter is as long as the network's own.
 
     Without that, a network with larger weights looks flatter, though BatchNorm makes their size mean nothing. Biases and
-    BatchNorm's parameters, of one dimension, stay where they are: they are not in the result, {name: tensor}.
-
-    Source: Li et al. 2018, "Visualizing the Loss Landscape of Neural Nets", section 4.
+    BatchNorm's parameters, of one dimension, stay where they are. Source: Li et al. 2018 (arXiv 1712.09913), section 4.
     """
     direction = {}
     for name, weight in model.named_parameters():
@@ -36,9 +34,9 @@ def filter_normalised_direction(model: nn.Module, generator: torch.Generator) ->
 
 @torch.no_grad()
 def loss_along(model: nn.Module, direction: dict[str, Tensor], radii: Sequence[float], split: data.Split, recipe: Recipe):
-    """The mean cross-entropy at the weights plus each radius times the direction: float64 (len(radii),).
+    """The mean cross-entropy at the weights plus each radius times the direction, as float64; the weights are put back.
 
-    BatchNorm keeps its running statistics. The weights are put back afterwards, bit for bit.
+    BatchNorm keeps its running statistics.
     """
     parameters = dict(model.named_parameters())
     weights = {name: parameters[name].clone() for name in direction}
@@ -61,11 +59,7 @@ def subset(split: data.Split) -> data.Split:
 
 
 def obtain(
-    record: dict,
-    split: data.Split,
-    results_dir: str | Path | None = None,
-    checkpoint_dir: str | Path | None = None,
-    device: str | None = None,
+    record: dict, split: data.Split, results_dir: Folder = None, checkpoint_dir: Folder = None, device: str | None = None
 ) -> np.ndarray | None:
     """The losses around a run's best weights on a `subset` of a split: float64 (DIRECTIONS, len(RADII)).
 

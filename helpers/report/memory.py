@@ -11,9 +11,8 @@ from helpers import models
 from helpers.data import cifar
 from helpers.experiments.plan import EXPERIMENTS, Experiment
 
-FLOAT = 4  # bytes
+FLOAT, T4 = 4, 15 * 10**9  # bytes
 PHOTOGRAPHS = 1290  # of data set `pikachu`, two classes
-T4 = 15 * 10**9  # bytes
 
 
 def kept_for_backward(model: nn.Module, image_shape: tuple[int, ...]) -> int:
@@ -45,28 +44,22 @@ def _network(name: str, classes: int, batch: int, size: int) -> tuple[int, int]:
 
 
 def needed(experiment: Experiment) -> int:
-    """Bytes that training holds at its fullest in fp32; mixed precision halves what the forward pass keeps.
-
-    The weights, their gradients, the optimiser's copies of them, what the forward pass keeps, and the images of all splits,
-    which stay on the device. Torch's own workspace comes on top.
+    """Bytes that training holds at its fullest in fp32: weights, gradients, the optimiser's copies, what the forward pass keeps
+    (mixed precision halves that), and the images of all splits, which stay on the device. Torch's workspace comes on top.
     """
-    recipe = experiment.recipe
-    published = "cifar100" if experiment.dataset == "cifar100" else "cifar10"
-    small = experiment.dataset in cifar.NAMES
-    classes, images = (len(cifar.CLASSES[published]), sum(cifar.COUNTS.values())) if small else (2, PHOTOGRAPHS)
+    recipe, classes, images = experiment.recipe, 2, PHOTOGRAPHS
+    if experiment.dataset in cifar.NAMES:
+        classes, images = len(cifar.CLASSES.get(experiment.dataset, cifar.CLASSES["cifar10"])), sum(cifar.COUNTS.values())
     weights, kept = _network(experiment.model, classes, recipe.batch_size, recipe.image_size)
     copies = 2 if recipe.optimizer == "adam" else int(recipe.momentum > 0)
-    copies += 0 if recipe.perturbation is None else 2  # the weights to come back to, and the perturbation
-    copies += recipe.momentum_perturbation is not None  # the weights to come back to
-    copies += recipe.ema is not None
+    copies += 2 * (recipe.perturbation is not None)  # the weights to come back to, and the perturbation
+    copies += (recipe.momentum_perturbation is not None) + (recipe.ema is not None)
     return weights * (2 + copies) + kept + images * 3 * recipe.image_size**2
 
 
 def table() -> pd.DataFrame:
     """One row per experiment, the largest first: the memory its training needs in fp32, in GiB of 2^30 bytes."""
-    rows = [
-        (name, row.model, row.recipe.batch_size, row.recipe.image_size, round(needed(row) / 2**30, 2))
-        for name, row in EXPERIMENTS.items()
-    ]
+    rows = [(name, row.model, row.recipe.batch_size, row.recipe.image_size, needed(row)) for name, row in EXPERIMENTS.items()]
     frame = pd.DataFrame(rows, columns=["experiment", "model", "batch", "image size", "GiB in fp32"])
+    frame["GiB in fp32"] = (frame["GiB in fp32"] / 2**30).round(2)
     return frame.sort_values("GiB in fp32", ascending=False, kind="stable", ignore_index=True)

@@ -15,9 +15,7 @@ def stamp(figure: Figure) -> Figure:
     return figure
 
 
-def image_grid(
-    images, titles: Sequence[str] | None = None, columns: int = 8, sample: bool = False, inches: float = 1.25
-) -> Figure:
+def image_grid(images, titles: Sequence[str] | None = None, columns: int = 8, sample: bool = False, inches=1.25) -> Figure:
     """A grid of images, uint8 (N, 3, H, W), so many inches wide, each under its title."""
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
@@ -39,11 +37,8 @@ def middle(image: Tensor, size: int) -> Tensor:
 
 
 def overlay(image: Tensor, heat: Tensor) -> Tensor:
-    """A heat map (S, S), from 0 to 1, over the middle of an image, uint8 (3, H, W): uint8 (3, S, S).
-
-    The image turns grey, so that its own colours are not taken for heat.
-    """
-    grey = middle(image, len(heat)).float().mean(0)
+    """A heat map (S, S), from 0 to 1, over the middle of an image, uint8 (3, H, W): uint8 (3, S, S)."""
+    grey = middle(image, len(heat)).float().mean(0)  # so that the image's own colours are not taken for heat
     colours = 255 * torch.from_numpy(plt.get_cmap("inferno")(heat.numpy())[..., :3]).permute(2, 0, 1)
     return (0.4 * grey + 0.6 * colours).round().to(torch.uint8)
 
@@ -51,11 +46,7 @@ def overlay(image: Tensor, heat: Tensor) -> Tensor:
 def probability_bars(
     images: Sequence[Tensor], titles: Sequence[str], shares: Tensor, classes: Sequence[str], sample: bool = False
 ) -> Figure:
-    """Images, each uint8 (3, H, W), under their titles and over the probabilities of their five most likely classes.
-
-    Args:
-        shares: the probability of each class, (N, C).
-    """
+    """Images, each uint8 (3, H, W), under their titles and over their five most likely classes by their `shares` (N, C)."""
     count = min(5, len(classes))
     size, heights = (2.3 * len(images), 2.5 + 0.36 * count), (2.4, 0.36 * count)
     figure, axes = plt.subplots(2, len(images), figsize=size, height_ratios=heights, squeeze=False, layout="constrained")

@@ -21,6 +21,7 @@ from helpers.models.resnet import Description, Stage, Stem
 from helpers.training.perturbation import AdversarialModelPerturbation
 
 MIB = 2**20
+SHRUNK = {2: "half", 4: "a quarter", 8: "an eighth"}  # in the words of report `amp`
 STATEMENTS = Path(__file__).parent / "statements"
 
 
@@ -62,18 +63,6 @@ def group_widths(net: nn.Module) -> list[int]:
     return [conv.out_channels // conv.groups for conv in (net.get_submodule(name)[0].conv2 for name in net.stage_names)]
 
 
-def shrinking(net: nn.Module) -> str:
-    """How the second and the third stage reduce the resolution of the image, in the words of report `amp`."""
-    words = {2: "half", 4: "a quarter", 8: "an eighth"}
-    return " and ".join(words[32 // side] for side in anatomy.image_sizes(net, 32)[2:4])
-
-
-def not_3x3(net: nn.Module) -> str:
-    """Which convolutions are not 3×3, and what they are."""
-    kernels = enumerate(map(kernel, convolutions(net)), 1)
-    return ", ".join(f"{number}: {size}" for number, size in kernels if size != "3x3")
-
-
 @cache
 def printed_lines() -> list[Line]:
     """The 72 lines of figure 2 of report `amp`, as printed."""
@@ -90,11 +79,6 @@ def agreeing(net: nn.Module, fields: Sequence[str]) -> tuple[int, int]:
 def megabytes(lines: Sequence[Line]) -> float:
     """What torchsummary calls the forward/backward pass size: all outputs and as many gradients, 4 bytes each, in MiB."""
     return sum(line.channels * line.side**2 for line in lines) * 2 * 4 / MIB
-
-
-def total_megabytes(net: nn.Module) -> float:
-    """torchsummary's estimated total size: the input, all outputs and gradients, the parameters."""
-    return 3 * 32**2 * 4 / MIB + megabytes(summary_lines(net, 32)) + count_parameters(net) * 4 / MIB
 
 
 def perturbed_step(epsilon: float = 0.5) -> tuple[str, float]:
@@ -160,21 +144,25 @@ OF_NETWORKS: dict[str, Callable] = {
     "BatchNorms and ReLUs": lambda net: (len(norms(net)), len(layers(nn.ReLU, net))),
     "blocks that reduce first": lambda net: tally(b.conv1.out_channels < b.conv1.in_channels for b in bottlenecks(net)),
     "blocks that increase last": lambda net: tally(b.conv3.out_channels > b.conv3.in_channels for b in bottlenecks(net)),
-    "convolutions that are not 3x3": not_3x3,
+    "convolutions that are not 3x3": lambda net: ", ".join(
+        f"{number}: {kernel(layer)}" for number, layer in enumerate(convolutions(net), 1) if kernel(layer) != "3x3"
+    ),
     "kernels of max-pooling": lambda net: ", ".join(sorted(set(map(kernel, layers(nn.MaxPool2d, net))))),
     "one less the momentum of BatchNorm": lambda net: only(1 - norm.momentum for norm in norms(net)),
     "output": lambda net: f"[-1, {net(torch.empty(1, 3, 32, 32, device='meta')).shape[1]}]",
     "linear layer": lambda net: f"{net.fc.in_features}->{net.fc.out_features}",
     "image sizes from 224 pixels": lambda net: ", ".join(map(str, anatomy.image_sizes(net, 224))),
     "image sizes of the stages": lambda net: ", ".join(f"{side}*{side}" for side in anatomy.image_sizes(net, 32)[1:]),
-    "image sizes of stages 2 and 3": shrinking,
+    "image sizes of stages 2 and 3": lambda net: " and ".join(SHRUNK[32 // n] for n in anatomy.image_sizes(net, 32)[2:4]),
     "weights of a block of 256 channels": lambda net: sum(layer.weight.numel() for layer in convolutions(net.layer1[1])),
     "parameters in line 30 of its summary": lambda net: summary_lines(net, 32)[29].parameters,
     "lines with the parameters": lambda net: agreeing(net, ["parameters"]),
     "lines with the output shapes": lambda net: agreeing(net, ["channels", "side"]),
     "twice all outputs, 4 bytes each,": lambda net: megabytes(summary_lines(net, 32)),
     "parameters, 4 bytes each,": lambda net: count_parameters(net) * 4 / MIB,
-    "input, outputs, gradients and parameters": total_megabytes,
+    "input, outputs, gradients and parameters": lambda net: (
+        3 * 32**2 * 4 / MIB + megabytes(summary_lines(net, 32)) + count_parameters(net) * 4 / MIB
+    ),
 }
 OTHERS: dict[str, Callable] = {
     "printed": lambda value: value,
