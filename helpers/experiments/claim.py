@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -32,16 +32,21 @@ def claim(path: Path) -> Iterator[None]:
         Taken: another program holds it.
         UserError: the lock file cannot be written.
     """
-    lock = path.with_name(f"{path.name}.lock")
+    lock, done = path.with_name(f"{path.name}.lock"), threading.Event()
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         file = _locked(lock, path)
+        _sign(file)
     except OSError as error:
         raise UserError(f"The lock file {lock.name} cannot be written ({error.strerror}); choose another folder.") from error
-    done = threading.Event()
+
+    def beat() -> None:
+        while not done.wait(HEARTBEAT):
+            with suppress(OSError):  # a full disk; the system's lock still holds
+                _sign(file)
+
     with file:
-        _sign(file)
-        beating = threading.Thread(target=_beat, args=(file, done), daemon=True)
+        beating = threading.Thread(target=beat, daemon=True)
         beating.start()
         try:
             yield
@@ -54,49 +59,26 @@ def claim(path: Path) -> Iterator[None]:
 def _locked(lock: Path, path: Path) -> TextIO:
     """The lock file, opened and held."""
     while True:
-        file = os.fdopen(os.open(lock, os.O_RDWR | os.O_CREAT, 0o644), "r+", encoding="utf-8")
+        file, here, holder = os.fdopen(os.open(lock, os.O_RDWR | os.O_CREAT, 0o644), "r+"), socket.gethostname(), {}
+        with suppress(ValueError, KeyError, TypeError):  # nobody has signed yet, or is at it
+            sign = json.loads(file.read())
+            holder = {"host": str(sign["host"]), "pid": int(sign["pid"]), "time": float(sign["time"])}
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not _is_there(file, lock):  # its last holder has removed it since it was opened
-                file.close()
-                continue
-            holder = _holder(file)
-            if holder.get("host", socket.gethostname()) != socket.gethostname() and time.time() - holder["time"] < STALE:
-                raise BlockingIOError
-        except BlockingIOError as error:
-            holder = _holder(file)
-            file.close()
+            taken = holder.get("host", here) != here and time.time() - holder["time"] < STALE
+        except BlockingIOError:
+            taken = True
+        if not taken and os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()
+        if taken:
             who = f"process {holder['pid']} on {holder['host']}" if holder else "another program"
-            raise Taken(f"{path.name} under {path.parent.name} is in use by {who}; wait for it, or stop it.") from error
-        return file
-
-
-def _is_there(file: TextIO, lock: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(lock))
-    except FileNotFoundError:
-        return False
-
-
-def _holder(file: TextIO) -> dict:
-    """Who signed the lock file last: `host`, `pid` and `time` in seconds since 1970; empty where nobody did."""
-    file.seek(0)
-    try:
-        holder = json.loads(file.read())
-        return {"host": str(holder["host"]), "pid": int(holder["pid"]), "time": float(holder["time"])}
-    except (ValueError, KeyError, TypeError):
-        return {}
+            raise Taken(f"{path.name} under {path.parent.name} is in use by {who}; wait for it, or stop it.")
+        # Its last holder has removed it since it was opened.
 
 
 def _sign(file: TextIO) -> None:
+    """Say who holds the lock file, and when: seconds since 1970."""
     file.seek(0)
     file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}))
     file.truncate()
-
-
-def _beat(file: TextIO, done: threading.Event) -> None:
-    while not done.wait(HEARTBEAT):
-        try:
-            _sign(file)
-        except OSError:  # a full disk; the system's lock still holds
-            continue

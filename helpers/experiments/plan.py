@@ -46,15 +46,16 @@ class Experiment:
         return self.report != "speed" and bool({"fast", "long", "strong"} & {*self.name.split("_")})
 
 
-def row(name: str, report: str, recipe: Recipe, model: str | None = None, **more) -> Experiment:
-    """A row of the plan; without a model, its network is what the name says."""
+def row(name: str, report: str, recipe: Recipe, model: str | None = None, *, printed=None, **more) -> Experiment:
+    """A row of the plan; without a model, its network is what the name says.
+
+    Args:
+        printed: the test accuracy, where the report prints that alone: a fraction, or a range of two.
+    """
     dataset, network = name.split("/")
+    if printed is not None:
+        more["reported"] = {"test_accuracy": printed}
     return Experiment(name, report, recipe, model or NETWORKS.get(network, network), dataset, **more)
-
-
-def accuracy(value: float | tuple[float, float] | None) -> dict:
-    """The `reported` of a row of which the report prints the test accuracy alone."""
-    return {} if value is None else {"test_accuracy": value}
 
 
 def fast(name: str, report: str, epochs: int, peak: float, changes: Mapping = MappingProxyType({}), **more) -> Experiment:
@@ -101,34 +102,6 @@ def priced_ingredients() -> list[Experiment]:
     return [fast(f"cifar10/{name}", "slim", 12, 0.2, changes, model=model) for name, (model, changes) in rows.items()]
 
 
-def of_tenth() -> list[Experiment]:
-    """The rows on a tenth of CIFAR-10, on their way out: kept until runs on the whole of it stand in their place."""
-    older = {"clip_norm": None, "nesterov": False, "initialisation": None}  # before the sources of report `amp` were read
-    part, whole, network = "cifar10_tenth", (5, "fourfold", 0), "resnext29_under5m"
-    amp = {name: replace(recipe, epochs=recipe.epochs * 15 // 100, **older) for name, recipe in recipes.AMP.items()}
-    speed = {"fast": {}, "plain": {"channels_last": False, "mixed_precision": False}}  # must end alike
-    slim = {"": whole, "_plain": (20, "none", 0), "_crop_flip": (20, "crop_flip", 4)}  # each image is seen 20 times
-    slim |= {"_max_pool": whole, "_stride_second": whole}
-    return [
-        *(row(f"{part}/{network}_{name}", "amp", recipe, network) for name, recipe in amp.items()),
-        *(
-            row(f"{part}/speed_{name}", "speed", replace(recipes.AMP_SAME, epochs=4, **older, **changes), network)
-            for name, changes in speed.items()
-        ),
-        *(row(f"{part}/{name}", "slim", recipes.SLIM_TRIAL) for name in recipes.SLIM_REPORTED),
-        *(
-            row(
-                f"{part}/slim_resnet{name}",
-                "slim",
-                replace(recipes.SLIM_COSINE, epochs=epochs, augment=augment, padding=padding),
-                f"slim_resnet{name}" if epochs == 5 else "slim_resnet",
-            )
-            for name, (epochs, augment, padding) in slim.items()
-        ),
-        *(row(f"{part}/{model}", "zoo", recipes.ZOO_TENTH) for model in recipes.ZOO_REPORTED),
-    ]
-
-
 PIKACHU_REPORTED = {
     "resnext50_ours": {"val_loss": 0.5021, "test_accuracy": 0.7946, "confusion": [[95, 34], [19, 102]]},
     "resnext50_torchvision": {"val_loss": 0.5047, "test_accuracy": 0.7752, "confusion": [[90, 39], [19, 102]]},
@@ -138,52 +111,44 @@ RESNET18, RESNEXT50, UNDER5M = "torchvision/resnet18", "torchvision/resnext50_32
 ZOO_FIRST = ["wrn16_2", "zoo_resnext1", "zoo_resnext2", "zoo_resnext3", "zoo_resnext1_doubling", "zoo_resnext1_rectified"]
 ZOO_FIRST += ["wrn28_2", "wrn16_4"]
 ZOO_ROWS = {  # as the report trains them
-    model: row(
-        f"cifar100/{model}", "zoo", recipes.ZOO_SIMPLENET if model == "simplenet" else recipes.ZOO, reported=accuracy(printed)
-    )
+    model: row(f"cifar100/{model}", "zoo", recipes.ZOO_SIMPLENET if model == "simplenet" else recipes.ZOO, printed=printed)
     for model, printed in recipes.ZOO_REPORTED.items()
 }
+CODED = replace(recipes.CIFAR10_5K_CODED, epochs=102)
+EQUAL_IMAGES = (  # 3 epochs of four copies, or 12 of one
+    ("_3ep", "", recipes.SLIM_FINAL, 3),
+    ("_plain_12ep", "", recipes.SLIM_PLAIN, 12),
+    ("_crop_flip_12ep", "", recipes.SLIM_CROPPED, 12),
+    ("_max_pool_3ep", "_max_pool", recipes.SLIM_FINAL, 3),
+    ("_stride_second_3ep", "_stride_second", recipes.SLIM_FINAL, 3),
+)
 ROWS = [
     # The reports on their own data, the cheapest and the most telling first.
     *(
-        row(f"cifar10/{name}", "slim", recipes.SLIM_TRIAL, seeds=2, reported=accuracy(printed))
+        row(f"cifar10/{name}", "slim", recipes.SLIM_TRIAL, seeds=2, printed=printed)
         for name, printed in recipes.SLIM_REPORTED.items()
     ),
     *(ZOO_ROWS.pop(model) for model in ZOO_FIRST),
-    *(
-        row(f"cifar10_5k/{name}", "pikachu", replace(recipes.CIFAR10_5K_CODED, **changes), model, seeds=2)
-        for name, model, changes in (
-            ("resnext29_coded", "pikachu_resnext29", {"epochs": 63}),
-            ("resnet18_coded", RESNET18, {"epochs": 102}),
-            # The default of its function, for with the 0.1 of its call nothing is learnt.
-            ("resnet18_coded_decay0001", RESNET18, {"epochs": 102, "weight_decay": 0.001}),
-        )
-    ),
-    row("cifar10_5k/resnext29_32x4d", "pikachu", recipes.CIFAR10_5K, seeds=2, reported=accuracy(0.4506)),
-    row("cifar10_5k/resnet18_torchvision", "pikachu", recipes.CIFAR10_5K, seeds=2, reported=accuracy(0.6638)),
+    row("cifar10_5k/resnext29_coded", "pikachu", replace(CODED, epochs=63), "pikachu_resnext29", seeds=2),
+    row("cifar10_5k/resnet18_coded", "pikachu", CODED, RESNET18, seeds=2),
+    # The default of its function, for with the 0.1 of its call nothing is learnt.
+    row("cifar10_5k/resnet18_coded_decay0001", "pikachu", replace(CODED, weight_decay=0.001), RESNET18, seeds=2),
+    row("cifar10_5k/resnext29_32x4d", "pikachu", recipes.CIFAR10_5K, seeds=2, printed=0.4506),
+    row("cifar10_5k/resnet18_torchvision", "pikachu", recipes.CIFAR10_5K, seeds=2, printed=0.6638),
     row("pikachu/resnet18_coded", "pikachu", recipes.PIKACHU_CODED, RESNET18, seeds=2),
     row("pikachu/resnext50_coded", "pikachu", recipes.PIKACHU_CODED, "resnext50_unpadded", seeds=2),
     row("pikachu/resnext50_torchvision_coded", "pikachu", recipes.PIKACHU_CODED, RESNEXT50, seeds=2),
-    *(
-        row(f"pikachu/{name}", "pikachu", recipes.PIKACHU, seeds=3, reported=reported)
-        for name, reported in PIKACHU_REPORTED.items()
-    ),
+    *(row(f"pikachu/{name}", "pikachu", recipes.PIKACHU, seeds=3, reported=known) for name, known in PIKACHU_REPORTED.items()),
     *(
         row(f"cifar10/{UNDER5M}_{name}_8ep", "amp", replace(recipes.AMP[name], epochs=8), UNDER5M)
         for name in ("sgd", "sgd_same", "amp")
     ),
-    *(  # at equal images seen: 3 epochs of four copies, or 12 of one
+    *(
         row(f"cifar10/slim_resnet{name}", "slim", replace(recipe, epochs=epochs), f"slim_resnet{change}")
-        for name, change, recipe, epochs in (
-            ("_3ep", "", recipes.SLIM_FINAL, 3),
-            ("_plain_12ep", "", recipes.SLIM_PLAIN, 12),
-            ("_crop_flip_12ep", "", recipes.SLIM_CROPPED, 12),
-            ("_max_pool_3ep", "_max_pool", recipes.SLIM_FINAL, 3),
-            ("_stride_second_3ep", "_stride_second", recipes.SLIM_FINAL, 3),
-        )
+        for name, change, recipe, epochs in EQUAL_IMAGES
     ),
     # The report prints an accuracy after 10 of its 50 epochs too.
-    row("cifar100/simplenet_10ep", "zoo", replace(recipes.ZOO_SIMPLENET, epochs=10), "simplenet", reported=accuracy(0.4834)),
+    row("cifar100/simplenet_10ep", "zoo", replace(recipes.ZOO_SIMPLENET, epochs=10), "simplenet", printed=0.4834),
     # Ours in one sitting each: ten minutes of a T4, or two hours and a half of two CPU cores.
     fast("cifar10/resnext29_under5m_fast", "amp", 16, 0.15, seeds=2),
     fast("cifar10/wrn16_4_fast", "slim", 48, 0.2, recipes.PLAIN_BLOCKS),
@@ -209,20 +174,11 @@ ROWS = [
     fast("cifar10/resnext29_under5m_long", "amp", 48, 0.15),
     # The reports at full length, and what stands beside them.
     *(
-        row(
-            f"cifar10/{UNDER5M}_{name}",
-            "amp",
-            recipe,
-            UNDER5M,
-            quick=recipe.epochs * 8 // 100,
-            reported=accuracy(recipes.AMP_REPORTED.get(name)),
-        )
-        for name, recipe in recipes.AMP.items()
+        row(f"cifar10/{UNDER5M}_{name}", "amp", recipe, UNDER5M, quick=recipe.epochs * 8 // 100, printed=printed)
+        for name, recipe, printed in ((name, recipe, recipes.AMP_REPORTED.get(name)) for name, recipe in recipes.AMP.items())
     ),
-    row("cifar10/slim_resnet", "slim", recipes.SLIM_FINAL, reported=accuracy(0.91)),
-    row(
-        "cifar10/slim_resnet_by_epoch", "slim", replace(recipes.SLIM_FINAL, schedule="periodic_epochs"), "slim_resnet", quick=4
-    ),
+    row("cifar10/slim_resnet", "slim", recipes.SLIM_FINAL, printed=0.91),
+    row("cifar10/slim_resnet_by_epoch", "slim", recipes.SLIM_BY_EPOCH, "slim_resnet", quick=4),
     row("cifar10/slim_resnet_max_pool", "slim", recipes.SLIM_FINAL, quick=4),
     row("cifar10/slim_resnet_stride_second", "slim", recipes.SLIM_FINAL, quick=4),
     row("cifar10/slim_resnet_plain", "slim", recipes.SLIM_PLAIN, "slim_resnet", quick=16),
@@ -237,13 +193,12 @@ ROWS = [
     row(f"cifar10/{UNDER5M}_strong_amp", "amp", replace(recipes.STRONG, perturbation=0.5, clip_norm=50.0), UNDER5M),
     row("cifar10/slim_resnet_strong", "slim", recipes.STRONG),  # a network of ours; the report's own is the next one
     row("cifar10/slim_resnet_final_strong", "slim", recipes.STRONG, "slim_resnet"),
-    *(
-        row(f"cifar100/{model}_strong", "zoo", replace(recipes.STRONG, **recipes.CIFAR100), model)
-        for model in recipes.ZOO_STRONG
-    ),
+    *(row(f"cifar100/{model}_strong", "zoo", recipes.STRONG_100, model) for model in recipes.ZOO_STRONG),
     row("pikachu/resnet18_strong", "pikachu", recipes.PHOTOGRAPHS_STRONG, "resnet18"),
     row("pikachu/resnext50_strong", "pikachu", recipes.PHOTOGRAPHS_STRONG, "resnext50_32x4d"),
-    *(row(f"cifar10/{model}", "zoo", recipes.ZOO_WHOLE) for model in recipes.ZOO_REPORTED),
-    *of_tenth(),
+    *(row(f"cifar10/{model}", "zoo", recipes.ZOO_TIMED) for model in recipes.ZOO_REPORTED),
+    # The fast path beside the plain one, on a tenth of the images: the two must end alike.
+    row("cifar10_tenth/speed_fast", "speed", recipes.SPEED, UNDER5M),
+    row("cifar10_tenth/speed_plain", "speed", replace(recipes.SPEED, channels_last=False, mixed_precision=False), UNDER5M),
 ]
 EXPERIMENTS = {row.name: row for row in ROWS}

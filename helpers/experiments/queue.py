@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from helpers.training.step import autocast
 
 # Images for training and for validation, and classes: those of the published data.
 SIZES = {"pikachu": (774, 258, 2), "cifar10": (45_000, 5_000, 10), "cifar100": (45_000, 5_000, 100)}
-SIZES |= {"cifar10_5k": (4_500, 500, 10), "cifar10_tenth": (4_500, 500, 10)}
+SIZES |= dict.fromkeys(("cifar10_5k", "cifar10_tenth"), (4_500, 500, 10))
 MEASURED_SECONDS = 1.0  # for each kind of network
 
 
@@ -58,7 +59,6 @@ class Queue:
         return [row for row in rows if self.report in (None, row.report) and self.dataset in (None, row.dataset)]
 
     def record(self, row: Experiment, seed: int) -> Path:
-        """Where the record of a run lies."""
         return records.record_path(row.name, self.profile, seed, self.results_dir)
 
     def missing(self) -> list[tuple[Experiment, int]]:
@@ -120,23 +120,26 @@ def _size(model: str, classes: int, pixels: int) -> tuple[int, bool]:
 
 @cache
 def rate(device: torch.device, grouped: bool) -> float:
-    """Operations a second in training on a device, measured: grouped convolutions run at another rate than plain ones."""
-    name, batch = "resnext29_under5m" if grouped else "wrn16_4", 256 if device.type == "cuda" else 32
+    """Operations a second in training on a device, measured: grouped convolutions run at another rate than plain ones.
+
+    Two steps at least, the first of them a warm-up; no other one begins after `MEASURED_SECONDS`.
+    """
+    name, batch = "resnext29_under5m" if grouped else "wrn16_4", 256 if device.type == "cuda" else 8
     model = models.build(name, 10).to(device, memory_format=torch.channels_last)
     images = torch.rand(batch, 3, 32, 32).to(device, memory_format=torch.channels_last)
     labels = torch.zeros(batch, dtype=torch.int64, device=device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    seconds, start = [], time.perf_counter()
-    while len(seconds) < 3 or time.perf_counter() - start < MEASURED_SECONDS:
-        began = time.perf_counter()
-        with autocast(device, runner.find(f"cifar10/{name}_fast").recipe):
+    optimizer, recipe = torch.optim.SGD(model.parameters(), lr=0.0), runner.find(f"cifar10/{name}_fast").recipe
+    times = [time.perf_counter()]
+    while len(times) < 3 or times[-1] - times[0] < MEASURED_SECONDS:
+        with autocast(device, recipe):
             loss = F.cross_entropy(model(images), labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         loss.item()  # waits for the device
-        seconds.append(time.perf_counter() - began)
-    return 6 * _size(name, 10, 32)[0] * batch / statistics.median(seconds[1:])
+        times.append(time.perf_counter())
+    seconds = statistics.median(end - start for start, end in pairwise(times[1:]))
+    return 6 * _size(name, 10, 32)[0] * batch / seconds
 
 
 def run_missing(queue: Queue, minutes: float | None = None, **options) -> None:
@@ -160,20 +163,18 @@ def run_missing(queue: Queue, minutes: float | None = None, **options) -> None:
     for row, seed in todo:
         if deadline is not None and time.perf_counter() >= deadline:
             break
-        path = queue.record(row, seed)
+        path, label = queue.record(row, seed), f"{row.name}, seed {seed}"
         try:
             with claim(path):
                 if path.exists():  # another program has done it since
                     continue
-                print(f"{row.name}, seed {seed}:")
+                print(f"{label}:")
                 records.save(*runner.run(row.name, seed, queue.profile, **options), queue.results_dir)
         except runner.Unfinished as stopped:
             print(stopped)
-        except Taken as taken:
-            print(f"{row.name}, seed {seed}: {taken}")
         except UserError as error:
-            print(f"{row.name}, seed {seed}: {error}")
-            failed.append(f"{row.name}, seed {seed}")
+            print(f"{label}: {error}")
+            failed += [] if isinstance(error, Taken) else [label]
     left = [f"{row.name}, seed {seed}" for row, seed in queue.missing()]
     print("\n".join([f"{len(left)} runs are left:", *left]) if left else "Nothing is missing.")
     if failed:

@@ -44,9 +44,7 @@ def folder_for(profile: str, fingerprint: str | None = None, name: str | None = 
 
 
 def checkpoint_folder(profile: str, results_dir: str | Path) -> Path | None:
-    """Where `obtain` leaves checkpoints: a smoke run's beside its record, as none is resumed from an older program; None: the
-    usual place.
-    """
+    """Where `obtain` leaves checkpoints: a smoke run's beside its record, as no other program resumes it; None: as usual."""
     return Path(results_dir) / "checkpoints" if profile == "smoke" else None
 
 
@@ -116,6 +114,7 @@ def load(path: Path) -> dict:
     Raises:
         UserError: the file is not a run record, or its confusion matrix does not give its own accuracy and test size.
     """
+    no_record = UserError(f"{path.name} under {path.parent.name} is not a run record; remove it and run it again.")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         parts = [(record[name] if name else record, form) for name, form in FORM.items()]
@@ -126,18 +125,14 @@ def load(path: Path) -> dict:
         counts, test = np.array(record["test"]["confusion"]), record["test"]
         whole = counts.sum() == test["n"] and abs(np.trace(counts) / test["n"] - test["accuracy"]) < 1e-9
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise _not_a_record(path) from error
+        raise no_record from error
     if not (formed and named):
-        raise _not_a_record(path)
+        raise no_record
     if not whole:
         raise UserError(
             f"{path.name} of {record['experiment']} contradicts itself: its confusion matrix gives another accuracy."
         )
     return record
-
-
-def _not_a_record(path: Path) -> UserError:
-    return UserError(f"{path.name} under {path.parent.name} is not a run record; remove it and run it again.")
 
 
 def load_all(results_dir: str | Path | None = None, profile: str | None = None) -> list[dict]:
@@ -148,8 +143,8 @@ def load_all(results_dir: str | Path | None = None, profile: str | None = None) 
 
 
 def of_the_reports(records: Iterable[dict]) -> list[dict]:
-    """Those of the four reports, without the short ones that compare the fast path with the plain one."""
-    return [record for record in records if record["report"] != "speed"]
+    """Those of the four reports, without a search's trials and the two that compare the fast path with the plain one."""
+    return [record for record in records if record["report"] not in ("speed", "search")]
 
 
 def predictions(record: dict, results_dir: str | Path | None = None) -> dict[str, np.ndarray]:
@@ -213,7 +208,7 @@ def obtain_all(
     train: bool | None = None,
     **arguments,
 ) -> list[dict]:
-    """The records of several experiments at several seeds, as `obtain` gets them, without those that are not there.
+    """The records of several experiments at several seeds; those that are missing are trained, or named with their minutes.
 
     Args:
         drive: folder that the checkpoints are copied to.
@@ -233,17 +228,12 @@ def obtain_all(
             found.append(obtain(name, seed, profile, results_dir, mirror=mirror, **arguments))
         elif seed < experiments.find(name).seeds:
             missing.setdefault(name, []).append(seed)
-    lack = f"; {sum(map(len, missing.values()))} are not run yet:" if missing else "."
-    print(f"{len(found)} {profile} runs are here{lack}")
-    for name, lacking in missing.items():
-        print(f"  {_minutes(name, lacking[0], profile, results_dir)}: python -m helpers run {name} --seed {lacking[0]}", end="")
-        print(*(f" (and {seed})" for seed in lacking[1:]), f" --profile {profile}" if profile != "full" else "", sep="")
+    lacking = f"; {sum(map(len, missing.values()))} are not run yet:" if missing else "."
+    print(f"{len(found)} {profile} runs are here{lacking}")
+    for name, seeds in missing.items():
+        from helpers.experiments.queue import Queue  # which itself reads the records
+
+        minutes = Queue(results_dir, profile=profile).minutes(experiments.find(name), seeds[0], runtime.choose_device())
+        print(f"  {minutes:,.0f} minutes here: python -m helpers run {name} --seed {seeds[0]}", end="")
+        print(*(f" (and {seed})" for seed in seeds[1:]), f" --profile {profile}" if profile != "full" else "", sep="")
     return found
-
-
-def _minutes(name: str, seed: int, profile: str, results_dir: str | Path) -> str:
-    """How long a run would take on the best device here, in words."""
-    from helpers.experiments.queue import Queue  # which itself reads the records
-
-    minutes = Queue(results_dir, profile=profile).minutes(experiments.find(name), seed, runtime.choose_device())
-    return f"{minutes:,.0f} minutes here"

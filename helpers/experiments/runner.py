@@ -92,7 +92,7 @@ class Options:
         epochs: train for this many epochs instead of the recipe's.
         time_budget, patience: in place of the recipe's: seconds, and epochs without a better validation accuracy.
         compiled: train through `torch.compile`, on a GPU with CUDA graphs.
-        resume, mirror, deadline: as in `training.fit`.
+        resume, mirror, deadline, until: as in `training.fit`.
 
     Raises:
         UserError: the time budget is no number of seconds.
@@ -108,6 +108,7 @@ class Options:
     resume: bool = True
     mirror: Path | None = None
     deadline: float | None = None
+    until: int | None = None
 
     def __post_init__(self):
         check_time_budget(self.time_budget)
@@ -130,7 +131,7 @@ def run(name: str, seed: int = 0, profile: str = "full", **options) -> tuple[dic
 
     Raises:
         UserError: any of the arguments, the data or the checkpoint is not usable, or in use; nothing is half written.
-        Unfinished: the deadline came before the run's end.
+        Unfinished: the deadline, or the epoch to stop at, came before the run's end.
     """
     options, experiment = Options(**options), find(name)
     if seed < 0:
@@ -138,35 +139,41 @@ def run(name: str, seed: int = 0, profile: str = "full", **options) -> tuple[dic
     recipe = recipe_for(experiment, profile)
     epochs = recipe.epochs if options.epochs is None else options.epochs
     recipe = replace(recipe, epochs=epochs, compiled=options.compiled or recipe.compiled)
-    device = choose_device(options.device)
-    around = environment(device)  # before the run: the commit whose code is running
+    options = replace(options, device=choose_device(options.device))
     dataset = load_data(experiment, profile, options.data_dir)
-    model = make_model(experiment, recipe, len(dataset.classes), seed).to(device)
+    return run_row(replace(experiment, recipe=recipe), dataset, seed, profile, options)
+
+
+def run_row(row: Experiment, dataset: data.Dataset, seed: int, profile: str, options: Options) -> tuple[dict, dict]:
+    """As `run`, for a row that need not be of the plan, with just its recipe, and data at hand."""
+    recipe, device = row.recipe, choose_device(options.device)
+    around = environment(device)  # before the run: the commit whose code is running
+    model = make_model(row, recipe, len(dataset.classes), seed).to(device)
     macs = models.count_macs(model, (1, 3, recipe.image_size, recipe.image_size))  # now: merged groups would count more
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    checkpoint = checkpoint_path(name, profile, seed, options.checkpoint_dir)
+    checkpoint = checkpoint_path(row.name, profile, seed, options.checkpoint_dir)
     require_writable(checkpoint.parent, "--checkpoint-dir")
+    told = {name: getattr(options, name) for name in ("resume", "mirror", "time_budget", "patience", "deadline", "until")}
+    told |= {"seed": seed, "checkpoint": checkpoint, "about": {"experiment": row.name, "images": dataset.fingerprint}}
     with claim(checkpoint):
-        fitted = training.fit(
-            model,
-            dataset.train,
-            dataset.validation,
-            recipe,
-            seed=seed,
-            about={"experiment": name, "images": dataset.fingerprint},
-            checkpoint=checkpoint,
-            **{name: getattr(options, name) for name in ("resume", "mirror", "time_budget", "patience", "deadline")},
-        )
-    if fitted.stopped == training.OUT_OF_TIME:
-        raise Unfinished(f"Stopped after epoch {len(fitted.history)} of {recipe.epochs}; run the same again to go on.")
-    test, predictions = measure(model, dataset.test, recipe, mirrored=experiment.is_ours)
-    record = {"experiment": name, "report": experiment.report, "seed": seed, "profile": profile}
-    record |= {"dataset": describe_data(dataset), "model": describe_model(experiment, model, macs), "recipe": asdict(recipe)}
-    record |= describe_training(fitted, data.images_shown(dataset.train, recipe.augment))
+        fitted = training.fit(model, dataset.train, dataset.validation, recipe, **told)
+    history = fitted.history
+    if fitted.stopped and (fitted.stopped == training.OUT_OF_TIME or len(history) >= (options.until or math.inf)):
+        raise Unfinished(f"Stopped after epoch {len(history)} of {recipe.epochs}; run the same again to go on.")
+    test, predictions = measure(model, dataset.test, recipe, mirrored=row.is_ours)
+    images = {name: getattr(dataset, name) for name in ("name", "source", "fingerprint", "classes")}
+    images |= {"num_classes": len(dataset.classes), "n_train": len(dataset.train)}
+    images |= {"n_val": len(dataset.validation), "n_test": len(dataset.test)}
+    network = {"name": row.model, "pretrained": row.pretrained, "params": models.count_parameters(model), "macs": macs}
+    record = {"experiment": row.name, "report": row.report, "seed": seed, "profile": profile, "dataset": images}
+    record |= {"model": network, "recipe": asdict(recipe), "history": history, "stopped_early": fitted.stopped}
+    record |= {"limits": fitted.limits, "arrangement": asdict(fitted.arrangement), "best": fitted.best}
+    shown = data.images_shown(dataset.train, recipe.augment) * len(history)
+    record |= {"seconds": sum(epoch["seconds"] for epoch in history)}
+    record |= {"images_per_second": shown / sum(epoch["train_seconds"] for epoch in history)}
     record |= {"test": test, "predictions": f"seed{seed}.predictions.npz"}
-    record |= {"peak_memory_bytes": peak_memory(device), "environment": around}
-    return record, predictions
+    return record | {"peak_memory_bytes": peak_memory(device), "environment": around}, predictions
 
 
 def make_model(experiment: Experiment, recipe: Recipe, num_classes: int, seed: int) -> nn.Module:
@@ -183,53 +190,14 @@ def measure(model: nn.Module, split: data.Split, recipe: Recipe, mirrored: bool)
     logits = training.predict(model, split, recipe)
     confidence, predicted = logits.softmax(1).max(1)
     loss, accuracy = training.score(logits, split.labels)
-    classes = logits.shape[1]
-    predictions = {
-        "true": split.labels.numpy().astype(np.int16),
-        "predicted": predicted.numpy().astype(np.int16),
-        "confidence": confidence.numpy(),
-    }
-    counts = confusion_matrix(predictions["true"], predictions["predicted"], labels=range(classes))
+    true, predicted = (labels.numpy().astype(np.int16) for labels in (split.labels, predicted))
+    counts = confusion_matrix(true, predicted, labels=range(logits.shape[1]))
     test = {"loss": loss, "accuracy": accuracy, "n": len(split), "confusion": counts.tolist()}
-    if classes > 5:  # of fewer, the label is always among the five highest scores
+    if logits.shape[1] > 5:  # of fewer, the label is always among the five highest scores
         test["accuracy_at_5"] = training.accuracy_at(5, logits, split.labels)
     if mirrored:
         test["accuracy_mirrored"] = training.score(training.predict(model, split, recipe, mirrored=True), split.labels)[1]
-    return test, predictions
-
-
-def describe_data(dataset: data.Dataset) -> dict:
-    """A record's `dataset`."""
-    return {
-        "name": dataset.name,
-        "source": dataset.source,
-        "fingerprint": dataset.fingerprint,
-        "classes": dataset.classes,
-        "num_classes": len(dataset.classes),
-        "n_train": len(dataset.train),
-        "n_val": len(dataset.validation),
-        "n_test": len(dataset.test),
-    }
-
-
-def describe_model(experiment: Experiment, model: nn.Module, macs: int) -> dict:
-    """A record's `model`."""
-    parameters = models.count_parameters(model)
-    return {"name": experiment.model, "pretrained": experiment.pretrained, "params": parameters, "macs": macs}
-
-
-def describe_training(fitted: training.Fit, shown: int) -> dict:
-    """What of a record `fit` leaves, after epochs that showed so many images each."""
-    history = fitted.history
-    return {
-        "history": history,
-        "stopped_early": fitted.stopped,
-        "limits": fitted.limits,
-        "arrangement": asdict(fitted.arrangement),
-        "best": fitted.best,
-        "seconds": sum(row["seconds"] for row in history),
-        "images_per_second": shown * len(history) / sum(row["train_seconds"] for row in history),
-    }
+    return test, {"true": true, "predicted": predicted, "confidence": confidence.numpy()}
 
 
 def checkpoint_path(name: str, profile: str, seed: int, folder: str | Path | None = None) -> Path:

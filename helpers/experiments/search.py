@@ -9,20 +9,25 @@ from pathlib import Path
 import pandas as pd
 from sklearn.model_selection import ParameterGrid
 
-from helpers import data, models, runtime, training
-from helpers.runtime import ROOT, UserError, choose_device, environment, require_writable, seed_epoch
+from helpers import data, training
+from helpers.experiments import records, runner
+from helpers.experiments.plan import Experiment
+from helpers.runtime import UserError
 from helpers.training import checkpoints
 from helpers.training.recipe import Recipe
 
 GRID = {"learning_rate": (0.1, 0.05, 0.005), "weight_decay": (5e-4, 1e-4), "batch_size": (128, 256)}  # report `slim`'s
+BEST = {"best epoch": "epoch", "val accuracy": "val_accuracy", "val loss": "val_loss"}
 
 
 @dataclass(frozen=True)
 class Search:
     """What is searched: a model on a data set, and a recipe of which the grid varies some settings.
 
+    A trial is a run like any other, with its record in `runs/search_<model>/<trial>` of the results folder.
+
     Attributes:
-        folder: where each trial's record lies, `<trial>.json`. Another search needs another folder.
+        folder: the results folder. Another data set, or another recipe to vary, needs another one.
         checkpoint_dir: where a trial that is not finished lies; by default under `data/checkpoints`, which git ignores.
     """
 
@@ -41,81 +46,54 @@ class Search:
         points = ParameterGrid({name: list(values) for name, values in self.grid.items()})
         return {",".join(f"{key}={point[key]}" for key in sorted(point)): replace(self.base, **point) for point in points}
 
+    def run_of(self, trial: str) -> tuple[Experiment, str, int]:
+        """A trial as a row of the plan, its profile and its seed."""
+        name = f"search_{self.model.replace('/', '_')}/{trial}"
+        row = Experiment(name, "search", self.trials[trial], self.model, self.dataset.name)
+        return row, "smoke" if self.dataset.is_sample else "full", self.seed
+
 
 def advance(search: Search, trial: str, until: int | None = None) -> dict:
     """Train a trial up to the epoch `until` (the recipe's last by default), if that was not done; returns its record.
 
     A trial goes on where it was stopped or killed, and ends as one that never was: its schedule is that of the whole run.
-    The record is written when the epoch is reached, whole or not at all, and may hold later epochs. A loss that is not
-    finite ends the trial, not the search: the record's `diverged` says where.
+    Where it did not reach its end, because of `until` or because its loss is no longer finite, the record that is returned
+    has only `experiment`, `recipe` and `history`, and is not written: its checkpoint holds the same.
 
     Raises:
         UserError: the record or the checkpoint belongs to another search, or cannot be written.
     """
-    recipe = search.trials[trial]
-    until = min(until or recipe.epochs, recipe.epochs)
-    path = search.folder / f"{trial}.json"
-    record = load(search, trial)
-    if record and (len(record["history"]) >= until or record["diverged"]):
+    if record := load(search, trial):
         return record
-    require_writable(search.folder, "Search.folder")
-    checkpoint = (search.checkpoint_dir or ROOT / "data" / "checkpoints" / "search" / search.folder.name) / f"{trial}.ckpt"
-    device = choose_device(search.device)
-    around = environment(device)
-    seed_epoch(search.seed)
-    model = models.build(search.model, len(search.dataset.classes)).to(device)
+    row, profile, seed = search.run_of(trial)
     print(f"Trial {trial}:")
-    diverged = None
+    checkpoint = runner.checkpoint_path(row.name, profile, seed, search.checkpoint_dir)
+    options = runner.Options(device=search.device, checkpoint_dir=search.checkpoint_dir, until=until)
     try:
-        history = training.fit(
-            model,
-            search.dataset.train,
-            search.dataset.validation,
-            recipe,
-            seed=search.seed,
-            about={"images": search.dataset.fingerprint, "model": search.model},
-            checkpoint=checkpoint,
-            until=until,
-        ).history
-    except training.Diverged as error:
-        diverged = str(error)
-        history = (checkpoints.load_checkpoint(checkpoint) or {"history": []})["history"]
-    record = {**_identity(search, trial), "diverged": diverged, "history": history, "environment": around}
-    try:
-        runtime.save_text(path, json.dumps(record, indent=1) + "\n")
-    except OSError as error:
-        raise UserError(f"The trial {path.name} could not be written ({error.strerror}); free some space.") from error
-    if diverged or len(history) == recipe.epochs:
-        for file in (checkpoint, checkpoints.previous(checkpoint)):
-            file.unlink(missing_ok=True)
+        records.save(*runner.run_row(row, search.dataset, seed, profile, options), search.folder)
+    except (runner.Unfinished, training.Diverged):
+        state = checkpoints.load_checkpoint(checkpoint) or {"history": []}
+        return {"experiment": row.name, "recipe": asdict(row.recipe), "history": state["history"]}
+    for file in (checkpoint, checkpoints.previous(checkpoint)):
+        file.unlink(missing_ok=True)
     return load(search, trial)
 
 
 def load(search: Search, trial: str) -> dict | None:
-    """A trial's record, or None where there is none.
+    """The record of a trial that has reached its end, or None.
 
     Raises:
-        UserError: the file is not a record of this search.
+        UserError: the file is not a run record, or it is one of another search.
     """
-    path = search.folder / f"{trial}.json"
+    row, profile, seed = search.run_of(trial)
+    path = records.record_path(row.name, profile, seed, search.folder)
     if not path.exists():
         return None
-    wanted = json.loads(json.dumps(_identity(search, trial)))
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        found = {name: record[name] for name in wanted} | {"recipe": training.completed(record["recipe"])}
-        whole = isinstance(record["history"], list) and "diverged" in record
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path.name} is not a trial's record; remove it and search again.") from error
-    if found != wanted or not whole:
-        raise UserError(f"{path.name} belongs to another search; choose another folder, or remove it.")
+    record = records.load(path)
+    recipes = [json.dumps(recipe, sort_keys=True) for recipe in (training.completed(record["recipe"]), asdict(row.recipe))]
+    if recipes[0] != recipes[1] or record["dataset"]["fingerprint"] != search.dataset.fingerprint:
+        raise UserError(f"The record of {trial} belongs to another search; choose another folder, or remove it.")
     return record
-
-
-def _identity(search: Search, trial: str) -> dict:
-    dataset = {"name": search.dataset.name, "source": search.dataset.source, "fingerprint": search.dataset.fingerprint}
-    recipe = asdict(search.trials[trial])
-    return {"trial": trial, "model": search.model, "dataset": dataset, "seed": search.seed, "recipe": recipe}
 
 
 def exhaustive(search: Search, *, minutes: float | None = None, clock: Callable[[], float] = time.monotonic) -> list[dict]:
@@ -128,17 +106,20 @@ def exhaustive(search: Search, *, minutes: float | None = None, clock: Callable[
     """
     if minutes is not None and minutes <= 0:
         raise UserError(f"The budget is {minutes} minutes; it must be greater than 0.")
-    start, records, left = clock(), [], []
-    for trial, recipe in search.trials.items():
-        record = load(search, trial)
-        finished = record and (record["diverged"] or len(record["history"]) == recipe.epochs)
-        if not finished and minutes is not None and clock() - start >= 60 * minutes:
+    start, found, left = clock(), [], []
+    for trial in search.trials:
+        if minutes is not None and not load(search, trial) and clock() - start >= 60 * minutes:
             left.append(trial)
         else:
-            records.append(advance(search, trial))
+            found.append(advance(search, trial))
     if left:
         print(f"The budget of {minutes:g} minutes is spent; search again to train the {len(left)} left: {', '.join(left)}.")
-    return records
+    return found
+
+
+def trial_of(record: dict) -> str:
+    """The name of a record's trial."""
+    return record["experiment"].partition("/")[2]
 
 
 def best_epoch(record: dict, until: int | None = None) -> dict | None:
@@ -146,38 +127,29 @@ def best_epoch(record: dict, until: int | None = None) -> dict | None:
 
     None where the trial did not get so far, because it diverged.
     """
-    if len(record["history"]) < (until or record["recipe"]["epochs"]):
+    if "test" not in record and len(record["history"]) < (until or record["recipe"]["epochs"]):
         return None
     return max(record["history"][:until], key=lambda row: row["val_accuracy"])
 
 
-def ranked(records: list[dict], until: int | None = None) -> list[dict]:
+def ranked(found: list[dict], until: int | None = None) -> list[dict]:
     """The records, the best first, by the validation accuracy of their best epoch up to an epoch, then by its loss."""
 
     def rank(record: dict) -> tuple[float, float]:
         best = best_epoch(record, until)
         return (-best["val_accuracy"], best["val_loss"]) if best else (1.0, 0.0)
 
-    return sorted(records, key=rank)
+    return sorted(found, key=rank)
 
 
-def table(records: list[dict]) -> pd.DataFrame:
-    """A row a trial, the best first; a trial that diverged has no accuracy."""
+def table(found: list[dict]) -> pd.DataFrame:
+    """One row per trial, the best first; a trial that diverged has no accuracy."""
     rows = []
-    for record in ranked(records):
-        recipe, best = record["recipe"], best_epoch(record) or {}
-        rows.append(
-            {
-                "learning rate": recipe["learning_rate"],
-                "weight decay": recipe["weight_decay"],
-                "batch size": recipe["batch_size"],
-                "epochs": len(record["history"]),
-                "best epoch": best.get("epoch"),
-                "val accuracy": best.get("val_accuracy"),
-                "val loss": best.get("val_loss"),
-                "minutes": sum(row["seconds"] for row in record["history"]) / 60,
-            }
-        )
+    for record in ranked(found):
+        best = best_epoch(record) or {}
+        row = {name.replace("_", " "): record["recipe"][name] for name in GRID} | {"epochs": len(record["history"])}
+        row |= {shown: best.get(name) for shown, name in BEST.items()}
+        rows.append(row | {"minutes": sum(epoch["seconds"] for epoch in record["history"]) / 60})
     return pd.DataFrame(rows)
 
 
@@ -208,32 +180,26 @@ def halving(search: Search, factor: int = 2) -> dict:
     for count, epochs in rungs(len(alive), search.base.epochs, factor):
         alive = alive[:count]
         spent, before = spent + count * (epochs - before), epochs
-        alive = [record["trial"] for record in ranked([advance(search, trial, epochs) for trial in alive], epochs)]
+        alive = [trial_of(record) for record in ranked([advance(search, trial, epochs) for trial in alive], epochs)]
         told.append({"epochs": epochs, "trials": alive})
     return {"factor": factor, "chosen": alive[0], "epochs": spent, "rungs": told}
 
 
-def comparison(records: list[dict], halvings: list[dict]) -> pd.DataFrame:
+def comparison(found: list[dict], halvings: list[dict]) -> pd.DataFrame:
     """The exhaustive search beside successive halvings over its trials: what each chose, and for how many epochs.
 
     `val accuracy` is that of the chosen trial, and `rank` its place among all, both at the end of the whole run.
 
     Args:
-        records: of the exhaustive search, finished.
+        found: the records of the exhaustive search, finished.
     """
-    order = ranked(records)
-    places = {record["trial"]: place for place, record in enumerate(order, 1)}
-    whole = sum(record["recipe"]["epochs"] for record in records)
-    chosen = [("exhaustive", order[0]["trial"], whole)]
+    order = ranked(found)
+    places = {trial_of(record): place for place, record in enumerate(order, 1)}
+    whole = sum(record["recipe"]["epochs"] for record in found)
+    chosen = [("exhaustive", trial_of(order[0]), whole)]
     chosen += [(f"halving by {run['factor']}", run["chosen"], run["epochs"]) for run in halvings]
-    return pd.DataFrame(
-        {
-            "search": search,
-            "chosen": trial,
-            "val accuracy": (best_epoch(order[places[trial] - 1]) or {}).get("val_accuracy"),
-            "rank": places[trial],
-            "epochs": epochs,
-            "share of epochs": epochs / whole,
-        }
-        for search, trial, epochs in chosen
-    )
+    table = pd.DataFrame(chosen, columns=["search", "chosen", "epochs"])
+    best = [best_epoch(order[places[trial] - 1]) or {} for trial in table["chosen"]]
+    table.insert(2, "val accuracy", [epoch.get("val_accuracy") for epoch in best])
+    table.insert(3, "rank", table["chosen"].map(places))
+    return table.assign(**{"share of epochs": table["epochs"] / whole})

@@ -1,6 +1,7 @@
 """The exhaustive search and successive halving: nothing is trained twice, nothing is lost, and validation alone decides."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,7 +10,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from helpers import data, models, runtime
-from helpers.experiments import recipes, search
+from helpers.experiments import recipes, records, search
 from helpers.experiments.search import Search
 from helpers.models import Description, Model, Stage, Stem
 from helpers.report import plots
@@ -17,12 +18,12 @@ from helpers.runtime import ROOT, UserError
 from helpers.training import loop as training
 
 TINY = Model(Description(Stem(8, 3, 2), (Stage(1, 8),)).build)
-BASE = replace(recipes.SLIM_COSINE, epochs=3, image_size=16)
+BASE = replace(recipes.SLIM_SEARCH, schedule="cosine", epochs=3, image_size=16, initialisation=None)
 SMALL = {"learning_rate": (0.1, 0.02), "weight_decay": (1e-4,), "batch_size": (8, 16)}
 
 
 def make_search(folder, **changes) -> Search:
-    dataset = replace(data.sample("cifar10", counts=(120, 40, 2)), test=None)  # who looks at the test split, fails
+    dataset = data.sample("cifar10", counts=(120, 40, 10))
     arguments = {"grid": SMALL, "checkpoint_dir": folder / "checkpoints", **changes}
     return Search("tiny", dataset, arguments.pop("base", BASE), folder, **arguments)
 
@@ -45,7 +46,12 @@ def whole(tmp_path_factory):
 def result(record: dict) -> dict:
     """A record without what differs from run to run."""
     history = [{name: value for name, value in row.items() if "seconds" not in name} for row in record["history"]]
-    return {**record, "history": history, "environment": None}
+    return {name: record.get(name) for name in ("experiment", "recipe", "best", "test")} | {"history": history}
+
+
+def written(found: Search) -> dict:
+    """The files of the records under a search's folder, by the trial's name."""
+    return {path.parts[-3]: path for path in sorted(found.folder.glob("runs/search_tiny/*/smoke/seed0.json"))}
 
 
 def epochs_trained(monkeypatch) -> list:
@@ -61,42 +67,56 @@ def epochs_trained(monkeypatch) -> list:
 
 
 def test_the_reports_grid_has_twelve_trials_that_differ_in_three_settings_alone():
-    trials = Search("slim_resnet_trial3", None, recipes.SLIM_COSINE, None).trials.values()
+    trials = Search("slim_resnet_trial3", None, recipes.SLIM_SEARCH, None).trials.values()
     points = [(recipe.learning_rate, recipe.weight_decay, recipe.batch_size) for recipe in trials]
     assert sorted(points) == [(lr, wd, bs) for lr in (0.005, 0.05, 0.1) for wd in (1e-4, 5e-4) for bs in (128, 256)]
     same = {replace(recipe, learning_rate=1, weight_decay=0, batch_size=1) for recipe in trials}
-    assert len(same) == 1 and next(iter(same)).epochs == 20 and next(iter(same)).schedule == "cosine"
+    assert (
+        len(same) == 1
+        and next(iter(same)).epochs == 20
+        and next(iter(same)) == replace(recipes.SLIM_SEARCH, learning_rate=1, weight_decay=0, batch_size=1)
+    )
 
 
 def test_names_tell_the_trials_apart(whole):
     assert list(whole[0].trials)[0] == "batch_size=8,learning_rate=0.1,weight_decay=0.0001"
-    assert sorted(path.stem for path in whole[0].folder.glob("*.json")) == sorted(whole[0].trials)
+    assert list(written(whole[0])) == sorted(whole[0].trials)
+
+
+def test_a_trial_is_a_run_with_a_record_like_any_other(whole):
+    found, trials = whole
+    assert sorted(records.load_all(found.folder), key=str) == sorted(trials, key=str)
+    assert records.of_the_reports(trials) == [] and {record["dataset"]["source"] for record in trials} == {"sample"}
+    for record in trials:
+        assert len(records.predictions(record, found.folder)["true"]) == record["test"]["n"] == 10
 
 
 def test_a_trial_is_what_fit_alone_makes_of_it(whole):
-    found, records = whole
+    found, trials = whole
     name, recipe = list(found.trials.items())[1]
     training.seed_epoch(0)
     fitted = training.fit(TINY.make(10), found.dataset.train, found.dataset.validation, recipe, seed=0)
-    assert result(records[1])["history"] == result({"history": fitted.history})["history"]
-    assert records[1]["trial"] == name and search.best_epoch(records[1])["val_accuracy"] == fitted.best["val_accuracy"]
+    assert result(trials[1])["history"] == result({"history": fitted.history})["history"]
+    assert search.trial_of(trials[1]) == name and search.best_epoch(trials[1])["val_accuracy"] == fitted.best["val_accuracy"]
 
 
 def test_the_best_validation_accuracy_is_chosen_and_a_tie_goes_to_the_smaller_loss():
     def record(trial, accuracies, losses, **more):
         history = [{"val_accuracy": a, "val_loss": b} for a, b in zip(accuracies, losses, strict=True)]
-        return {"trial": trial, "history": history, "recipe": {"epochs": 3}, "diverged": None, **more}
+        return {"experiment": f"search_tiny/{trial}", "history": history, "recipe": {"epochs": 3}, **more}
 
-    records = [
+    found = [
         record("low", [0.1, 0.2, 0.3], [1, 1, 1]),
         record("tie", [0.5, 0.1, 0.1], [0.9, 1, 1]),
         record("best", [0.1, 0.2, 0.5], [1, 1, 0.8]),
-        record("diverged", [0.9], [0.1], diverged="The loss was not finite in epoch 2"),
+        record("diverged", [0.9], [0.1]),
     ]
-    assert [row["trial"] for row in search.ranked(records)] == ["best", "tie", "low", "diverged"]
-    assert [row["trial"] for row in search.ranked(records, 1)] == ["diverged", "tie", "low", "best"], "so it looked then"
-    assert search.best_epoch(records[2]) == {"val_accuracy": 0.5, "val_loss": 0.8}
-    assert search.best_epoch(records[3]) is None
+    assert [search.trial_of(row) for row in search.ranked(found)] == ["best", "tie", "low", "diverged"]
+    assert [search.trial_of(row) for row in search.ranked(found, 1)] == ["diverged", "tie", "low", "best"], "so it was then"
+    assert search.best_epoch(found[2]) == {"val_accuracy": 0.5, "val_loss": 0.8}
+    assert search.best_epoch(found[3]) is None
+    tested = record("stopped early", [0.4, 0.3], [1, 1], test={"accuracy": 0.9})
+    assert search.best_epoch(tested) == {"val_accuracy": 0.4, "val_loss": 1}, "the test accuracy decides nothing"
 
 
 KILLED = """
@@ -105,7 +125,7 @@ from pathlib import Path
 from helpers import models
 from helpers.experiments import search
 from helpers.training import loop as training
-from helpers.tests.experiments.test_search import TINY, make_search
+from helpers.tests.experiments.test_search import TINY, make_search, written
 
 folder = Path(sys.argv[1])
 models.MODELS["tiny"] = TINY
@@ -115,7 +135,7 @@ def kill(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 def between():
-    search.advance = lambda found, trial: kill() if list(folder.glob("*.json")) else advance(found, trial)
+    search.advance = lambda found, trial: kill() if written(found) else advance(found, trial)
 
 def inside():
     training.save_checkpoint = lambda *arguments: (save(*arguments), kill())
@@ -125,7 +145,7 @@ for moment in (between, inside):  # a process each, forked before torch has star
         moment()
         search.exhaustive(make_search(folder))
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
-    print([path.stem for path in folder.glob("*.json")], len(list((folder / "checkpoints").iterdir())))
+    print(list(written(make_search(folder))), len(list((folder / "checkpoints").rglob("*.ckpt"))))
 """
 
 
@@ -135,15 +155,16 @@ def test_kill_9_between_and_inside_trials_repeats_no_finished_trial_and_loses_no
     assert done.returncode == 0, done.stderr
     kept = [line for line in done.stdout.splitlines() if line.startswith("[")]
     assert kept == [f"{[first]} 0", f"{[first]} 1"], "the first trial's record, then also one epoch of the second"
-    assert [path.stem for path in (tmp_path / "checkpoints").iterdir()] == [second]
-    finished = (tmp_path / f"{first}.json").read_bytes()
+    assert [path.parts[-3] for path in (tmp_path / "checkpoints").rglob("*.ckpt")] == [second]
+    finished = written(whole[0])[first].relative_to(whole[0].folder)
+    before = (tmp_path / finished).read_bytes()
 
     trained = epochs_trained(monkeypatch)
-    records = search.exhaustive(make_search(tmp_path))
+    found = search.exhaustive(make_search(tmp_path))
     assert len(trained) == 2 + 3 + 3, "what was left of the second trial, and the two others"
-    assert (tmp_path / f"{first}.json").read_bytes() == finished
-    assert [result(record) for record in records] == [result(record) for record in whole[1]]
-    assert not list((tmp_path / "checkpoints").iterdir()), "a finished trial needs no checkpoint"
+    assert (tmp_path / finished).read_bytes() == before
+    assert [result(record) for record in found] == [result(record) for record in whole[1]]
+    assert not list((tmp_path / "checkpoints").rglob("*.ckpt")), "a finished trial needs no checkpoint"
 
 
 def test_a_kill_before_the_record_is_written_costs_no_epoch(tmp_path, monkeypatch):
@@ -168,49 +189,58 @@ def test_the_budget_stops_between_trials_and_says_what_is_left(tmp_path, capsys)
         ticks = iter(range(0, 10_000, 40))  # a look at the clock every 40 s: one at the start, one before each trial
         return search.exhaustive(found, minutes=minutes, clock=lambda: next(ticks))
 
-    assert [record["trial"] for record in search_for(1)] == names[:1], "40 s are less than a minute, 80 s are not"
+    assert [search.trial_of(record) for record in search_for(1)] == names[:1], "40 s are less than a minute, 80 s are not"
     printed = capsys.readouterr().out
     assert f"The budget of 1 minutes is spent; search again to train the 3 left: {', '.join(names[1:])}." in printed
-    assert [record["trial"] for record in search_for(2)] == names[:3], "finished trials cost no time"
+    assert [search.trial_of(record) for record in search_for(2)] == names[:3], "finished trials cost no time"
     assert len(search_for(60)) == 4 and "left" not in capsys.readouterr().out.splitlines()[-1]
     with pytest.raises(UserError, match="The budget is 0 minutes; it must be greater than 0"):
         search.exhaustive(make_search(tmp_path), minutes=0)
 
 
-def test_a_trial_that_diverges_is_recorded_and_the_search_goes_on(tmp_path, monkeypatch):
+def test_a_trial_that_diverges_comes_last_and_the_search_goes_on(tmp_path, monkeypatch):
     evaluate, calls = training.evaluate, []
 
     def diverge(*arguments):
         calls.append(None)
         return (float("nan"), 0.1) if len(calls) == 2 else evaluate(*arguments)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "evaluate", diverge)
-        records = search.exhaustive(make_search(tmp_path))
-    assert "not finite in epoch 2" in records[0]["diverged"] and len(records[0]["history"]) == 1
-    assert [len(record["history"]) for record in records[1:]] == [3, 3, 3]
+    monkeypatch.setattr(training, "evaluate", diverge)
+    found = search.exhaustive(make_search(tmp_path))
+    assert [len(record["history"]) for record in found] == [1, 3, 3, 3]
+    assert list(written(make_search(tmp_path))) == sorted(list(make_search(tmp_path).trials)[1:]), "it has no record"
     trained = epochs_trained(monkeypatch)
-    assert search.exhaustive(make_search(tmp_path)) == records and not trained
-    last = search.table(records).iloc[-1]
+    del calls[1:]  # the next evaluation is the second one again
+    assert search.exhaustive(make_search(tmp_path)) == found and len(trained) == 1, "only its next epoch is tried again"
+    last = search.table(found).iloc[-1]
     assert (last["learning rate"], last["batch size"], last["epochs"]) == (0.1, 8, 1)
     assert last.isna()[["val accuracy", "val loss", "best epoch"]].all()
 
 
 def test_another_search_in_the_same_folder_is_refused(whole, tmp_path):
     found, _ = whole
-    for other in (replace(found, base=replace(BASE, epochs=5)), replace(found, seed=1), replace(found, model="resnet18")):
-        with pytest.raises(UserError, match="json belongs to another search; choose another folder, or remove it"):
+    for other in (
+        replace(found, base=replace(BASE, epochs=5)),
+        replace(found, dataset=replace(found.dataset, fingerprint="another")),
+    ):
+        with pytest.raises(UserError, match="^The record of batch.* belongs to another search; choose another folder, or rem"):
             search.exhaustive(other)
-    (tmp_path / f"{list(found.trials)[0]}.json").write_text("{broken")
-    with pytest.raises(UserError, match="is not a trial's record; remove it and search again"):
+    for other in (replace(found, seed=1), replace(found, model="resnet18")):
+        assert search.load(other, list(found.trials)[0]) is None, "another seed or model has records of its own"
+    trial = list(found.trials)[0]
+    broken = tmp_path / written(found)[trial].relative_to(found.folder)
+    broken.parent.mkdir(parents=True)
+    broken.write_text("{broken")
+    with pytest.raises(UserError, match="seed0.json under smoke is not a run record; remove it and run it again"):
         search.exhaustive(replace(found, folder=tmp_path))
 
 
 def test_a_record_from_before_a_recipe_had_a_setting_still_counts(whole, tmp_path):
-    found, records = whole
-    old = {**records[0], "recipe": {name: value for name, value in records[0]["recipe"].items() if name != "period"}}
-    (tmp_path / f"{old['trial']}.json").write_text(json.dumps(old))
-    assert search.load(replace(found, folder=tmp_path), old["trial"])["history"] == old["history"]
+    found, trials = whole
+    shutil.copytree(found.folder / "runs", tmp_path / "runs")
+    old = {**trials[0], "recipe": {name: value for name, value in trials[0]["recipe"].items() if name != "step_epochs"}}
+    written(replace(found, folder=tmp_path))[search.trial_of(old)].write_text(json.dumps(old))
+    assert search.load(replace(found, folder=tmp_path), search.trial_of(old))["history"] == old["history"]
 
 
 # Successive halving.
@@ -227,21 +257,21 @@ def test_rungs_by_hand():
 
 
 def test_halving_trains_only_the_survivors_on_and_ends_them_as_the_whole_search_does(tmp_path, whole, monkeypatch):
-    _, records = whole
+    _, trials = whole
     trained = epochs_trained(monkeypatch)
     found = make_search(tmp_path)
     run = search.halving(found)
     assert search.rungs(4, 3, 2) == [(4, 2), (2, 3)]
     assert len(trained) == run["epochs"] == 4 * 2 + 2 * 1
     assert [rung["epochs"] for rung in run["rungs"]] == [2, 3]
-    early = [record["trial"] for record in search.ranked(records, 2)]
+    early = [search.trial_of(record) for record in search.ranked(trials, 2)]
     assert run["rungs"][0]["trials"] == early and set(run["rungs"][1]["trials"]) == set(early[:2])
-    by_name = {record["trial"]: result(record) for record in records}
+    by_name = {search.trial_of(record): result(record) for record in trials}
     for trial in early:
-        record = result(search.load(found, trial))
-        assert record["history"] == by_name[trial]["history"][: len(record["history"])], "bit for bit, resumed or not"
-        assert len(record["history"]) == (3 if trial in early[:2] else 2)
-    assert run["chosen"] == search.ranked([search.load(found, trial) for trial in early[:2]])[0]["trial"]
+        history = result(search.advance(found, trial, 2))["history"]
+        assert history == by_name[trial]["history"][: len(history)], "bit for bit, resumed or not"
+        assert len(history) == (3 if trial in early[:2] else 2) and len(trained) == 10
+    assert run["chosen"] == search.trial_of(search.ranked([search.load(found, trial) for trial in early[:2]])[0])
 
     again = search.halving(found)
     assert again == run and len(trained) == 10, "a second time it trains nothing"
@@ -250,17 +280,17 @@ def test_halving_trains_only_the_survivors_on_and_ends_them_as_the_whole_search_
 
 
 def test_over_a_finished_search_halving_trains_nothing_and_is_compared_with_it(whole, monkeypatch):
-    found, records = whole
+    found, trials = whole
     trained = epochs_trained(monkeypatch)
     runs = [search.halving(found, factor) for factor in (2, 3)]
     assert not trained and [run["epochs"] for run in runs] == [10, 4 * 1 + 1 * 2]
-    table = search.comparison(records, runs)
+    table = search.comparison(trials, runs)
     assert list(table["search"]) == ["exhaustive", "halving by 2", "halving by 3"]
     assert list(table["epochs"]) == [12, 10, 6] and list(table["share of epochs"]) == [1, 10 / 12, 0.5]
-    best = search.ranked(records)
-    assert table.loc[0, "chosen"] == best[0]["trial"] and table.loc[0, "rank"] == 1
+    best = search.ranked(trials)
+    assert table.loc[0, "chosen"] == search.trial_of(best[0]) and table.loc[0, "rank"] == 1
     for _, row in table.iterrows():
-        assert best[row["rank"] - 1]["trial"] == row["chosen"]
+        assert search.trial_of(best[row["rank"] - 1]) == row["chosen"]
         assert row["val accuracy"] == search.best_epoch(best[row["rank"] - 1])["val_accuracy"]
 
 
@@ -268,8 +298,8 @@ def test_over_a_finished_search_halving_trains_nothing_and_is_compared_with_it(w
 
 
 def test_the_table_has_a_row_a_trial_the_best_first(whole):
-    found, records = whole
-    table = search.table(records)
+    found, trials = whole
+    table = search.table(trials)
     assert len(table) == 4 and table["val accuracy"].is_monotonic_decreasing
     assert table["val accuracy"].nunique() > 1, "or this test proves nothing"
     for row in table.to_dict("records"):
