@@ -41,19 +41,14 @@ RESULTS = {"--results-dir": FOLDER, "--checkpoint-dir": FOLDER}
 SOME = {"--report": {"help": "only this report's"}, "--dataset": {"help": "only on this data set"}}
 ARGUMENTS = {
     "list": ("every experiment, most worth first: what is there, and the minutes of what is not", RESULTS | SOME | {
-        "--device": {},
-        "--json": {"action": "store_true", "help": "the same for scripts"},
+        "--device": {}, "--json": {"action": "store_true", "help": "the same for scripts"},
     }),
     "run": ("train and test one experiment, or all that are missing, and write the run records", RESULTS | SOME | {
         "experiment": {"nargs": "?"},
         "--missing": {"action": "store_true", "help": "instead of one: what the plan declares and has no record"},
         "--minutes": MINUTES | {"help": "with --missing: stop between epochs when they are spent"},
-        "--seed": SEED,
-        "--profile": PROFILE,
-        "--epochs": {"type": int},
-        "--data-dir": FOLDER,
-        "--device": {},
-        "--time-budget": MINUTES,
+        "--seed": SEED, "--profile": PROFILE, "--epochs": {"type": int}, "--time-budget": MINUTES,
+        "--data-dir": FOLDER, "--device": {},
         "--compile": {"action": "store_true", "help": "train through torch.compile, on a GPU with CUDA graphs"},
         "--resume": {"action": argparse.BooleanOptionalAction, "default": True, "help": "go on from a checkpoint"},
         "--fresh": {"dest": "resume", "action": "store_false", "help": "the same as --no-resume"},
@@ -61,19 +56,15 @@ ARGUMENTS = {
     "table": ("rebuild the tables and figures from the run records", {"--results-dir": FOLDER}),
     "bench": ("images a second: a textbook loop against ours, and what dense work reaches", {
         "models": {"nargs": "*", "metavar": "MODEL", "help": " · ".join(bench.MODELS)},
-        "--device": {},
-        "--batch": {"type": int},
+        "--device": {}, "--batch": {"type": int}, "--data-dir": FOLDER | {"help": "with --to"},
         "--to": {"type": float, "metavar": "ACCURACY", "help": "train the EXPERIMENT named until validation has it"},
-        "--data-dir": FOLDER | {"help": "with --to"},
         "--compile": {"action": "store_true", "help": "our loop through torch.compile too"},
         "--json": FOLDER | {"metavar": "FILE", "help": "write what was measured, such as results/bench/t4.json"},
     }),
     "save": ("write the model of a recorded run, from its checkpoint, for classify", RESULTS | {
         "experiment": {},
         "file": {"nargs": "?", "help": "without one: results/models, in half precision and with a model card"},
-        "--data-dir": FOLDER,
-        "--seed": SEED,
-        "--profile": PROFILE,
+        "--data-dir": FOLDER, "--seed": SEED, "--profile": PROFILE,
     }),
     "classify": ("label images with a saved model", {
         "images": {"nargs": "+", "metavar": "IMAGE", "help": "a file, or an http:// or https:// address"},
@@ -82,13 +73,10 @@ ARGUMENTS = {
         "--device": {},
     }),
     "evaluate": ("recompute the accuracy of a model of results/models, and compare it", {
-        "model": {"metavar": "NAME"},
-        "--data-dir": FOLDER,
-        "--device": {},
+        "model": {"metavar": "NAME"}, "--data-dir": FOLDER, "--device": {},
     }),
     "colab": ("write the badges and setup cells of README and notebooks", {
-        "repository": {"metavar": "OWNER/REPO"},
-        "--ref": {"default": "main"},
+        "repository": {"metavar": "OWNER/REPO"}, "--ref": {"default": "main"},
     }),
 }  # fmt: skip
 
@@ -108,11 +96,8 @@ def list_experiments(options) -> None:
     """Print a line for each experiment: the seeds that are there, and the minutes that the missing ones would take here."""
     queue = Queue(options.results_dir, options.checkpoint_dir, report=options.report, dataset=options.dataset)
     table = queue.table(runtime.choose_device(options.device))
-    if options.json:
-        print(json.dumps(list(table), indent=1))
-        return
-    for line in lines(table):
-        print(line)
+    for line in [json.dumps(list(table), indent=1)] if options.json else lines(table):
+        print(line, flush=True)
 
 
 def run_experiments(options) -> None:
@@ -136,19 +121,18 @@ def run_experiments(options) -> None:
 def run_experiment(options, common: dict) -> None:
     """Run one experiment, write its record and print its result."""
     declared = experiments.recipe_for(experiments.find(options.experiment), options.profile)
-    changed = options.epochs not in (None, declared.epochs)
     places = {"checkpoint_dir": options.checkpoint_dir, "epochs": options.epochs}
     record, predictions = experiments.run(options.experiment, options.seed, options.profile, **common, **places)
-    test = record["test"]
+    test, source = record["test"], record["dataset"]["source"]
     low, high = intervals.wilson(round(test["accuracy"] * test["n"]), test["n"])
     print(
         f"{options.experiment}, seed {options.seed}, {options.profile}: test accuracy {test['accuracy']:.2%} "
-        f"({low:.2%} to {high:.2%}) on {test['n']} images of {record['dataset']['source']}."
+        f"({low:.2%} to {high:.2%}) on {test['n']} images of {source}."
     )
-    if options.results_dir is None and (options.profile == "smoke" or changed):
+    if options.results_dir is None and (options.profile == "smoke" or options.epochs not in (None, declared.epochs)):
         print("No record was written: a smoke run, or one with other epochs, writes it only into a --results-dir.")
-        return
-    print(f"Record: {results.save(record, predictions, options.results_dir).name}")
+    else:
+        print(f"Record: {results.save(record, predictions, options.results_dir).name}")
 
 
 def make_tables(options) -> None:
@@ -177,9 +161,8 @@ def run_bench(options) -> None:
             runtime.save_text(options.json, text)
         except OSError as error:
             print(text)
-            raise UserError(
-                f"{options.json.name} could not be written ({error.strerror}); what was measured is above."
-            ) from error
+            why = f"{options.json.name} could not be written ({error.strerror}); what was measured is above."
+            raise UserError(why) from error
 
 
 def save_model(options) -> None:
@@ -187,10 +170,9 @@ def save_model(options) -> None:
     experiments.recipe_for(experiments.find(options.experiment), options.profile)
     path = results.record_path(options.experiment, options.profile, options.seed, options.results_dir)
     if not path.exists():
-        again = f"python -m helpers run {options.experiment} --seed {options.seed} --profile {options.profile}"
-        raise UserError(
-            f"There is no record of {options.experiment}, seed {options.seed}, {options.profile}; run {again} first."
-        )
+        run = f"{options.experiment} --seed {options.seed} --profile {options.profile}"
+        name = f"{options.experiment}, seed {options.seed}, {options.profile}"
+        raise UserError(f"There is no record of {name}; run python -m helpers run {run} first.")
     record = results.load(path)
     if options.file:
         print(f"Model: {demo.save_run(options.file, record, options.checkpoint_dir).name}")
@@ -200,7 +182,7 @@ def save_model(options) -> None:
 
 
 def classify_images(options) -> None:
-    """Print a line an image; then, as an error, those that could not be read."""
+    """Print a line for each image; then, as an error, those that could not be read."""
     model = demo.load_model(demo.find_model(options.model), options.device)
     table = demo.classify(model, options.images)
     if len(table) == 1 and (reason := table["error"][0]):
@@ -209,9 +191,8 @@ def classify_images(options) -> None:
         try:
             runtime.save_text(options.csv, table.to_csv(index=False))
         except OSError as error:
-            raise UserError(
-                f"The table {options.csv} could not be written ({error.strerror}); choose another --csv."
-            ) from error
+            why = f"The table {options.csv} could not be written ({error.strerror}); choose another --csv."
+            raise UserError(why) from error
     if model.about.sample:
         print("SAMPLE: this model was trained on generated images; its labels mean nothing.")
     shown = table[["image", "label", "probability", "error"]].rename(columns={"error": ""})
@@ -221,26 +202,16 @@ def classify_images(options) -> None:
 
 
 def evaluate_model(options) -> None:
-    """Print how a model of results/models does on the data at hand, beside its card."""
     print(demo.evaluate(options.model, options.data_dir, options.device))
 
 
 def write_colab(options) -> None:
-    """Write badges and setup cells."""
     changed = colab.write(options.repository, options.ref)
     print("\n".join(path.name for path in changed) or "Everything was already so.")
 
 
-COMMANDS = {
-    "list": list_experiments,
-    "run": run_experiments,
-    "table": make_tables,
-    "bench": run_bench,
-    "save": save_model,
-    "classify": classify_images,
-    "evaluate": evaluate_model,
-    "colab": write_colab,
-}
+RUN = (list_experiments, run_experiments, make_tables, run_bench, save_model, classify_images, evaluate_model, write_colab)
+COMMANDS = dict(zip(ARGUMENTS, RUN, strict=True))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -17,12 +17,8 @@ from helpers.report.reported import ELSEWHERE, REPORTS
 from helpers.runtime import UserError
 
 DPI = 200
-DATA = {
-    "pikachu": "Pikachu photographs",
-    "cifar10": "CIFAR-10",
-    "cifar10_5k": "5,000 images of CIFAR-10",
-    "cifar100": "CIFAR-100",
-}
+DATA = {"pikachu": "Pikachu photographs", "cifar10": "CIFAR-10", "cifar10_5k": "5,000 images of CIFAR-10"}
+DATA |= {"cifar100": "CIFAR-100"}
 ACCURACY = (
     "Test accuracy by experiment: a dot for each seed, their mean, the value that the report prints, and the best known\n"
     "elsewhere for the same network. Names that end in `_fast` are short recipes of ours; where there is no dot, the\n"
@@ -89,34 +85,24 @@ def drawn(records: list[dict]) -> Iterator[tuple[str, Figure, str]]:
 
 def _rows(runs_of: dict[str, list[dict]]) -> dict[str, list[plots.Row]]:
     """The rows of the accuracy chart by data set, a network's experiments side by side."""
-    groups: dict[str, list[plots.Row]] = {}
+    groups: dict[str, list[plots.Row]] = {title: [] for title in DATA.values()}
     for name, row in sorted(EXPERIMENTS.items(), key=lambda item: item[1].model.removeprefix("torchvision/")):
         accuracies = [run["test"]["accuracy"] for run in runs_of.get(name, [])]
         printed = row.reported.get("test_accuracy")
         if (accuracies or printed) and row.dataset in DATA:
             known = ELSEWHERE.get((row.dataset, row.model), (None,))[0]
-            chart = groups.setdefault(DATA[row.dataset], [])
-            chart.append(plots.Row(name.split("/")[1], row.model, accuracies, printed, known))
-    return {title: groups[title] for title in DATA.values() if title in groups}
+            groups[DATA[row.dataset]].append(plots.Row(name.split("/")[1], row.model, accuracies, printed, known))
+    return {title: rows for title, rows in groups.items() if rows}
 
 
 def _costs(own: dict[str, list[dict]]) -> pd.DataFrame:
     """What `plots.accuracy_against_cost` draws: of each network on one data set the best experiment by validation accuracy."""
-    best = {
-        runs[0]["model"]["name"]: name
-        for name, runs in sorted(own.items(), key=lambda item: tables.validation_accuracy(item[1]))
-    }
-    own = {name: own[name] for name in best.values()}
-    first = {name: runs[0]["model"] for name, runs in own.items()}
-    return pd.DataFrame(
-        {
-            "model": [model["name"] for model in first.values()],
-            "parameters": [model["params"] for model in first.values()],
-            "million MACs": [model["macs"] / 1e6 for model in first.values()],
-            "accuracy": [tables.mean_accuracy(runs) for runs in own.values()],
-        },
-        index=list(own),
-    )
+    ascending = sorted(own.items(), key=lambda item: tables.validation_accuracy(item[1]))
+    rows = {}
+    for name in {runs[0]["model"]["name"]: name for name, runs in ascending}.values():
+        model = own[name][0]["model"]
+        rows[name] = model["name"], model["params"], model["macs"] / 1e6, tables.mean_accuracy(own[name])
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["model", "parameters", "million MACs", "accuracy"])
 
 
 def _confusion(name: str, record: dict, title: str) -> tuple[Figure, str]:

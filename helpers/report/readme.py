@@ -42,25 +42,20 @@ def parts(records: list[dict]) -> dict[str, str]:
     }
 
 
+SPEED_COLUMNS = ["hardware", "model", "images", "batch", "textbook, images/s", "ours, images/s", "ratio", "input alone"]
+SPEED_COLUMNS += ["peak memory, GiB"]
+
+
 def speed_part(results_dir: str | Path | None = None) -> str:
     """One row per model and machine, from what `python -m helpers bench` kept in `R/bench`."""
     rows = []
     for path in sorted((Path(results_dir or results.RESULTS) / "bench").glob("*.json")):
         measured = json.loads(path.read_text(encoding="utf-8"))
+        hardware = f"{measured['environment']['device']}, {measured['environment']['mixed_precision']}"
         for row in measured.get("results", ()):
-            rows.append(
-                {
-                    "hardware": f"{measured['environment']['device']}, {measured['environment']['mixed_precision']}",
-                    "model": row["model"],
-                    "images": f"{row['image_size']}×{row['image_size']}",
-                    "batch": row["batch"],
-                    "textbook, images/s": f"{row['textbook_images_per_second']:.1f}",
-                    "ours, images/s": f"{row['ours_images_per_second']:.1f}",
-                    "ratio": f"{row['ratio']:.1f}×",
-                    "input alone": f"{row['input_ratio']:.1f}×",
-                    "peak memory, GiB": " → ".join(
-                        f"{row[f'{side}_peak_memory_bytes'] / 2**30:.1f}" for side in ("textbook", "ours")
-                    ),
-                }
-            )
-    return tables.markdown(pd.DataFrame(rows)) if rows else "Nothing was measured yet.\n"
+            speeds = [f"{row[f'{side}_images_per_second']:.1f}" for side in ("textbook", "ours")]
+            ratios = [f"{row[name]:.1f}×" for name in ("ratio", "input_ratio")]
+            memory = " → ".join(f"{row[f'{side}_peak_memory_bytes'] / 2**30:.1f}" for side in ("textbook", "ours"))
+            size = f"{row['image_size']}×{row['image_size']}"
+            rows.append((hardware, row["model"], size, row["batch"], *speeds, *ratios, memory))
+    return tables.markdown(pd.DataFrame(rows, columns=SPEED_COLUMNS)) if rows else "Nothing was measured yet.\n"

@@ -79,20 +79,13 @@ def reported_table(records: Iterable[dict]) -> pd.DataFrame:
     runs_of, rows = tables.by_experiment(tables.on_whole_data(records)), []
     for name, row in EXPERIMENTS.items():
         for other in (_ways(name, runs_of) or [name]) if "test_accuracy" in row.reported else ():
-            runs = runs_of.get(other, [])
-            rows.append(
-                {
-                    "report": row.report,
-                    "experiment": other,
-                    "printed": percent(row.reported["test_accuracy"]),
-                    "ours": _outcome(runs) if runs else tables.NOT_YET,
-                    "seeds": len(runs) or None,
-                    "same data?": "as many images" if row.dataset == "cifar10_5k" else "yes",
-                    "same network?": NETWORKS.get(other, "yes"),
-                    "same schedule?": _schedule(other, name, runs) if runs else "",
-                }
-            )
-    return pd.DataFrame(rows).sort_values("report", key=lambda tags: tags.map([*REPORTS].index), kind="stable")
+            runs, data = runs_of.get(other, []), "as many images" if row.dataset == "cifar10_5k" else "yes"
+            ours = (_outcome(runs), len(runs)) if runs else (tables.NOT_YET, None)
+            same = data, NETWORKS.get(other, "yes"), _schedule(other, name, runs) if runs else ""
+            rows.append((row.report, other, percent(row.reported["test_accuracy"]), *ours, *same))
+    names = ["report", "experiment", "printed", "ours", "seeds", "same data?", "same network?", "same schedule?"]
+    table = pd.DataFrame(rows, columns=names)
+    return table.sort_values("report", key=lambda tags: tags.map([*REPORTS].index), kind="stable")
 
 
 def headline_table(records: Iterable[dict]) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 import itertools
 import zlib
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ def by_experiment(records: Iterable[dict]) -> dict[str, list[dict]]:
 
 
 def mean_accuracy(runs: list[dict]) -> float:
-    """The mean test accuracy over the seeds of one experiment, as a fraction."""
+    """The mean test accuracy over the seeds of one experiment."""
     return float(np.mean([run["test"]["accuracy"] for run in runs]))
 
 
@@ -72,6 +73,9 @@ def reported(name: str) -> float | tuple[float, float] | None:
     return row.reported.get("test_accuracy") if row else None
 
 
+COMPARISON_COLUMNS = "experiment,parameters,seeds,val loss,test accuracy,sd,low,high,report".split(",")
+
+
 def comparison_table(records: list[dict]) -> pd.DataFrame:
     """One row per experiment: means over its seeds, and the standard deviation of its accuracy over them.
 
@@ -81,21 +85,11 @@ def comparison_table(records: list[dict]) -> pd.DataFrame:
     rows = []
     for name, runs in by_experiment(records).items():
         accuracy, n = mean_accuracy(runs), runs[0]["test"]["n"]
-        low, high = statistics.wilson(round(accuracy * n), n)
-        rows.append(
-            {
-                "experiment": name,
-                "parameters": runs[0]["model"]["params"],
-                "seeds": len(runs),
-                "val loss": np.mean([run["best"]["val_loss"] for run in runs]),
-                "test accuracy": accuracy,
-                "sd": np.std([run["test"]["accuracy"] for run in runs], ddof=1) if len(runs) > 1 else None,
-                "low": low,
-                "high": high,
-                "report": reported(name),
-            }
-        )
-    return pd.DataFrame(rows)
+        loss = np.mean([run["best"]["val_loss"] for run in runs])
+        deviation = np.std([run["test"]["accuracy"] for run in runs], ddof=1) if len(runs) > 1 else None
+        interval = statistics.wilson(round(accuracy * n), n)
+        rows.append((name, runs[0]["model"]["params"], len(runs), loss, accuracy, deviation, *interval, reported(name)))
+    return pd.DataFrame(rows, columns=COMPARISON_COLUMNS)
 
 
 TIME_COLUMNS = "network,parameters,million MACs,seeds,images/s,epochs,estimated,at 1,at 5".split(",")
@@ -109,20 +103,15 @@ def time_table(names: Iterable[str], records: Iterable[dict], num_classes: int) 
     """
     runs_of, rows = by_experiment(records), []
     for name in names:
-        experiment = experiments.find(name)
+        experiment, runs = experiments.find(name), runs_of.get(name, [])
         network, size = anatomy.network(experiment.model, num_classes), experiment.recipe.image_size
-        row = {"network": name.split("/")[1], "parameters": models.count_parameters(network)}
-        row["million MACs"] = models.count_macs(network, (1, 3, size, size)) / 1e6
-        if runs := runs_of.get(name):
-            row |= {
-                "seeds": len(runs),
-                "images/s": np.mean([run["images_per_second"] for run in runs]),
-                "epochs": np.mean([len(run["history"]) for run in runs]),
-                "estimated": np.mean([run["limits"]["estimated_epochs"] for run in runs]),
-                "at 1": mean_accuracy(runs),
-                "at 5": np.mean([run["test"]["accuracy_at_5"] for run in runs]),
-            }
-        rows.append(row)
+        cost = models.count_parameters(network), models.count_macs(network, (1, 3, size, size)) / 1e6
+        bought = [
+            (run["images_per_second"], len(run["history"]), run["limits"]["estimated_epochs"])
+            + (run["test"]["accuracy"], run["test"]["accuracy_at_5"])
+            for run in runs
+        ]
+        rows.append((name.split("/")[1], *cost, len(runs) or None, *(np.mean(bought, axis=0) if runs else [None] * 5)))
     return pd.DataFrame(rows, columns=TIME_COLUMNS)
 
 
@@ -188,8 +177,7 @@ def _belongs(record: dict) -> np.ndarray:
 
 def superclass_confusion(record: dict) -> np.ndarray:
     """A run's confusion matrix by superclass, int64, true in rows, in the order of `superclasses`."""
-    belongs = _belongs(record)
-    return belongs.T @ np.array(record["test"]["confusion"]) @ belongs
+    return _belongs(record).T @ np.array(record["test"]["confusion"]) @ _belongs(record)
 
 
 def superclass_table(record: dict) -> pd.DataFrame:
@@ -211,11 +199,7 @@ _FORMATS = {
     **dict.fromkeys(("points", "from", "to"), "{:+.2f}"),
     **dict.fromkeys(("seeds", "epochs", "estimated", "only first right", "only second right"), "{:.0f}"),
     **dict.fromkeys(("parameters", "images/s"), "{:,.0f}"),
-    "val loss": "{:.4f}",
-    "minutes": "{:.1f}",
-    "p": "{:.3f}",
-    "share": "{:.1%}",
-    "million MACs": "{:,.1f}",
+    **{"val loss": "{:.4f}", "minutes": "{:.1f}", "p": "{:.3f}", "share": "{:.1%}", "million MACs": "{:,.1f}"},
 }
 
 
@@ -242,11 +226,9 @@ def styled(table: pd.DataFrame, caption: str, best: str | dict[str, str] = ()) -
     for column, which in ({best: "max"} if isinstance(best, str) else dict(best)).items():
         numbers = pd.to_numeric(table[column], errors="coerce")
         bold.loc[numbers == numbers.agg(which), column] = "font-weight: bold"
-    formats = {name: lambda value, name=name: _cell(name, value) for name in table.columns}
+    formats = {name: partial(_cell, name) for name in table.columns}
     style = table.style.format(formats).apply(lambda _: bold, axis=None).hide(axis="index").set_caption(caption)
-    return style.set_uuid(
-        f"{zlib.crc32(caption.encode()):x}"
-    )  # by default it is random, and no two runs of a notebook are equal
+    return style.set_uuid(f"{zlib.crc32(caption.encode()):x}")  # else it is random, and no two runs of a notebook are equal
 
 
 def markdown(table: pd.DataFrame) -> str:
