@@ -60,7 +60,7 @@ def test_the_images_have_every_class_and_do_not_depend_on_the_order(monkeypatch)
 
 
 def test_it_is_measured_once_from_the_checkpoint_and_then_read(split, tmp_path, capsys):
-    name = "cifar10_tenth/resnext29_under5m_sgd"
+    name = "cifar10/resnext29_under5m_sgd"
     record = {"experiment": name, "profile": "smoke", "seed": 0, "model": {"name": "resnext29_under5m"}}
     record["dataset"] = {"num_classes": 10}
     assert landscape.obtain(record, split, tmp_path, tmp_path) is None

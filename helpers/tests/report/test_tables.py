@@ -123,12 +123,12 @@ def test_the_most_confused_classes_by_hand():
 def test_what_time_has_bought_in_a_table():
     records = []
     for seed, epochs, predicted in ((0, 3, (0, 0, 1, 1, 1)), (1, 2, (0, 0, 0, 1, 1))):
-        record, _ = make_run("cifar10_tenth/wrn16_2", seed, predicted=predicted)
+        record, _ = make_run("cifar10/wrn16_2", seed, predicted=predicted)
         record |= {"images_per_second": 100.0 + seed, "limits": {"estimated_epochs": 4}, "seconds": 60.0 * (1 + seed)}
         record["history"] *= epochs
         record["test"]["accuracy_at_5"] = 1.0
         records.append(record)
-    table = tables.time_table(["cifar10_tenth/wrn16_2", "cifar10_tenth/simplenet"], records, 100)
+    table = tables.time_table(["cifar10/wrn16_2", "cifar10/simplenet"], records, 100)
     expected = ["wrn16_2", 703_284, pytest.approx(101.118464), 2, 100.5, 2.5, 4, pytest.approx(0.9), 1]
     assert table.iloc[0].tolist() == expected
     text = tables.as_text(table).iloc[1].tolist()
