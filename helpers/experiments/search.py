@@ -67,8 +67,9 @@ def advance(search: Search, trial: str, until: int | None = None) -> dict:
         return record
     row, profile, seed = search.run_of(trial)
     print(f"Trial {trial}:")
-    checkpoint = runner.checkpoint_path(row.name, profile, seed, search.checkpoint_dir)
-    options = runner.Options(device=search.device, checkpoint_dir=search.checkpoint_dir, until=until)
+    folder = search.checkpoint_dir or records.checkpoint_folder(profile, search.folder)
+    checkpoint = runner.checkpoint_path(row.name, profile, seed, folder)
+    options = runner.Options(device=search.device, checkpoint_dir=folder, until=until)
     try:
         records.save(*runner.run_row(row, search.dataset, seed, profile, options), search.folder)
     except (runner.Unfinished, training.Diverged):
