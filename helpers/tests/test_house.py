@@ -18,7 +18,6 @@ TODAY = {
     "files": {},
     "functions": {},
     "notebooks": {
-        "01_data_preparation.ipynb": 164,
         "07_cifar100_zoo.ipynb": 161,
     },
 }
