@@ -27,6 +27,12 @@ class UserError(Exception):
     """A mistake the user can mend. Its text is one sentence: what is wrong, with which value, what to do."""
 
 
+def require(holds: bool, sentence: str) -> None:
+    """Raise a `UserError` with this sentence unless the condition holds."""
+    if not holds:
+        raise UserError(sentence)
+
+
 def in_colab() -> bool:
     """Whether this process runs in Google Colab."""
     return "google.colab" in sys.modules or "COLAB_RELEASE_TAG" in os.environ

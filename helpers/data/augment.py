@@ -1,7 +1,4 @@
-"""Augmentation of whole batches: crops that keep their size, crops that are resized, four copies of each image, cutout.
-
-What is random in a pass is sampled on the CPU before its first batch, so that every device sees the same images.
-"""
+"""Augmentation of whole batches: crops that keep their size, crops that are resized, four copies of each image, cutout."""
 
 import math
 
@@ -18,7 +15,7 @@ DEGREES = 90.0
 def sample_windows(size: tuple[int, int], image_size: int, padding: int | None, count: int, generator) -> Tensor:
     """int64 (count, 3): the top row, left column and mirroring (0 or 1) of each crop of `image_size` pixels.
 
-    The crops lie anywhere in images of `size` (height, width) with `padding` pixels on every side; None: in the centre.
+    They lie anywhere in images of `size` (height, width) with `padding` pixels on every side; None: in the centre.
     """
     if padding is not None:
         top, left = (torch.randint(side + 2 * padding - image_size + 1, (count,), generator=generator) for side in size)
@@ -45,9 +42,8 @@ def cut(images: Tensor, windows: Tensor, image_size: int, padding: int = 0, refl
     rows = top + steps
     columns = left + torch.where(mirror == 1, image_size - 1 - steps, steps)
     if reflect:
-        rows, columns = (
-            last - (last - (places - padding).abs()).abs() for places, last in ((rows, height - 1), (columns, width - 1))
-        )
+        sides = (rows, height - 1), (columns, width - 1)
+        rows, columns = (last - (last - (places - padding).abs()).abs() for places, last in sides)
     pixels = (rows[:, :, None] * width + columns[:, None, :]).view(count, 1, -1).expand(-1, channels, -1)
     return images.flatten(2).gather(2, pixels).view(count, channels, image_size, image_size)
 
@@ -55,11 +51,9 @@ def cut(images: Tensor, windows: Tensor, image_size: int, padding: int = 0, refl
 def sample_views(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
     """float32 (4·count, 8): one view for each copy of each image; row c·count + i is copy c of image i.
 
-    Copy 0 is the image as it is. The others are crops of a random size, shape and place, each sampled by itself, and
-    then: copy 1 is mirrored left to right, copy 2 top to bottom, copy 3 is turned by up to 90 degrees either way. The
-    columns are the crop's top, left, height and width in pixels, and the matrix that takes a place in the view (x to the
-    right, y down, both from -1 to 1) to one in the crop, row by row.
-
+    Copy 0 is the image as it is. The others are random crops, each sampled by itself: copy 1 is mirrored left to right, copy 2
+    top to bottom, copy 3 is turned by up to 90 degrees either way. The columns are the crop's top, left, height and width in
+    pixels, and the matrix, row by row, from a place in the view (x to the right, y down, -1 to 1) to one in the crop.
     Source: report `slim`, "Project Overview" and "Methodology", and its code: both flips always happen.
     """
     whole = torch.tensor([0.0, 0.0, height, width]).expand(count, 4)
@@ -73,45 +67,35 @@ def sample_views(count: int, height: int, width: int, generator: torch.Generator
 def sample_gentle_views(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
     """float32 (count, 8): a crop of 35 to 100 % of each image, mirrored by a fair coin; the columns of `sample_views`."""
     boxes = sample_crops(count, height, width, generator, GENTLE_AREA)
-    across = 1 - 2 * sample_mirrors(count, generator).float()
-    return torch.cat([boxes, across[:, None] * torch.tensor([1.0, 0, 0, 0]) + torch.tensor([0.0, 0, 0, 1])], 1)
+    across = 1 - 2 * sample_mirrors(count, generator)[:, None].float()
+    return torch.cat([boxes, across * torch.tensor([1.0, 0, 0, 0]) + torch.tensor([0.0, 0, 0, 1])], 1)
 
 
 def sample_crops(count: int, height: int, width: int, generator: torch.Generator, area: tuple = AREA) -> Tensor:
     """float32 (count, 4): top, left, height and width of random crops, in whole pixels.
 
-    A crop has a part of the area, 8 to 100 %, is 3/4 to 4/3 as wide as high, and lies anywhere. Of ten sampled for each
-    image the first that fits counts; where none does, the crop is the whole image.
-
-    Source: torchvision's `RandomResizedCrop.get_params`, for a whole epoch at once.
+    Each has a part of the area, is 3/4 to 4/3 as wide as high, and lies anywhere; of ten sampled the first that fits counts,
+    and where none does, it is the whole image. Source: torchvision's `RandomResizedCrop.get_params`, for a whole epoch.
     """
     areas = height * width * torch.empty(count, TRIES).uniform_(*area, generator=generator)
     ratios = torch.empty(count, TRIES).uniform_(*map(math.log, RATIO), generator=generator).exp()
     heights, widths = (areas / ratios).sqrt().round(), (areas * ratios).sqrt().round()
     fits = (1 <= heights) & (heights <= height) & (1 <= widths) & (widths <= width)
-    first = fits.int().argmax(1, keepdim=True)
-    heights, widths = (
-        torch.where(fits.any(1), sizes.gather(1, first)[:, 0], torch.tensor(float(side)))
-        for sizes, side in ((heights, height), (widths, width))
-    )
-    top, left = (
-        (torch.rand(count, generator=generator) * (side - sizes + 1)).floor()
-        for sizes, side in ((heights, height), (widths, width))
-    )
-    return torch.stack([top, left, heights, widths], 1)
+    first, tried = fits.int().argmax(1, keepdim=True), ((heights, height), (widths, width))
+    chosen = [torch.where(fits.any(1), sizes.gather(1, first)[:, 0], float(side)) for sizes, side in tried]
+    free = height - chosen[0] + 1, width - chosen[1] + 1
+    return torch.stack([*((torch.rand(count, generator=generator) * places).floor() for places in free), *chosen], 1)
 
 
 def render(images: Tensor, views: Tensor, image_size: int) -> Tensor:
     """Each image through its own view: uint8 (B, 3, H, W) and (B, 8) to float32 (B, 3, image_size, image_size), 0 to 255.
 
-    Between pixels it is bilinear, and a pixel outside the crop never matters: as if the crop were cut out, resized and
-    then turned, without the rounding in between. What a turn brings in from outside the crop is black.
+    Bilinear, as if the crop were cut out, resized and then turned, without the rounding in between; black outside of the crop.
     """
     height, width = images.shape[-2:]
     top, left, crop_height, crop_width, *matrix = views[:, :, None, None].unbind(1)
-    steps = (2 * torch.arange(image_size, device=images.device) + 1) / image_size - 1
-    y, x = steps[:, None], steps[None, :]
-    column, row = (matrix[i] * x + matrix[i + 1] * y for i in (0, 2))
+    x = (2 * torch.arange(image_size, device=images.device) + 1) / image_size - 1
+    column, row = (matrix[i] * x + matrix[i + 1] * x[:, None] for i in (0, 2))
     inside = (column.abs() <= 1) & (row.abs() <= 1)
     column = left + ((column + 1) / 2 * crop_width - 0.5).clamp_min(0).minimum(crop_width - 1)
     row = top + ((row + 1) / 2 * crop_height - 0.5).clamp_min(0).minimum(crop_height - 1)
@@ -119,13 +103,11 @@ def render(images: Tensor, views: Tensor, image_size: int) -> Tensor:
     return F.grid_sample(images.float(), places, padding_mode="border", align_corners=False) * inside[:, None]
 
 
-def sample_holes(count: int, image_size: int, side: int, generator: torch.Generator) -> Tensor:
-    """int64 (count, 2): the top row and left column of a square of `side` pixels that lies wholly in each image."""
-    return torch.randint(image_size - side + 1, (count, 2), generator=generator)
-
-
 def fill_holes(images: Tensor, holes: Tensor, side: int) -> Tensor:
-    """The normalised images with a square of zeros, the mean colour, in each: cutout (DeVries and Taylor 2017)."""
+    """The normalised images with a square of zeros, the mean colour, in each: cutout (DeVries and Taylor 2017).
+
+    The holes, (B, 2), are the top rows and left columns of squares of `side` pixels.
+    """
     steps = torch.arange(images.shape[-1], device=images.device)
     rows, columns = ((start <= steps) & (steps < start + side) for start in holes[:, :, None].unbind(1))
     return images.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
@@ -133,7 +115,7 @@ def fill_holes(images: Tensor, holes: Tensor, side: int) -> Tensor:
 
 def resize(images: Tensor, pixels: int) -> Tensor:
     """The images `pixels` high and wide, by an antialiased bilinear resize; themselves where they are that already."""
-    if images.shape[-1] == pixels:
-        return images
-    resized = F.interpolate(images, (pixels, pixels), mode="bilinear", antialias=True)
-    return resized.contiguous(memory_format=torch.channels_last)
+    if images.shape[-1] != pixels:
+        images = F.interpolate(images, (pixels, pixels), mode="bilinear", antialias=True)
+        images = images.contiguous(memory_format=torch.channels_last)
+    return images

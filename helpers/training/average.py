@@ -25,9 +25,8 @@ class Average:
         kept = min(self.decay, (1 + self.updates) / (10 + self.updates))
         present = self.model.state_dict()
         floating = [name for name, value in present.items() if value.is_floating_point()]
-        others = [name for name in present if name not in set(floating)]
         torch._foreach_lerp_([self.values[name] for name in floating], [present[name] for name in floating], 1 - kept)
-        if others:
+        if others := sorted(set(present) - set(floating)):
             torch._foreach_copy_([self.values[name] for name in others], [present[name] for name in others])
 
     @contextmanager
@@ -41,11 +40,9 @@ class Average:
             self.model.load_state_dict(present)
 
     def state_dict(self) -> dict[str, int | dict[str, Tensor]]:
-        """What a checkpoint keeps of it."""
         return {"updates": self.updates, "values": self.values}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on where another average stopped."""
         self.updates = state["updates"]
         for name, value in state["values"].items():
             self.values[name].copy_(value)

@@ -7,32 +7,30 @@ import torch
 from torch import Tensor, nn
 
 
-@contextmanager
-def hold_statistics(model: nn.Module) -> Iterator[None]:
-    """Keep BatchNorm's running statistics as they are while the model, in training mode, still uses its batches' own.
-
-    The second pass of a perturbed step shows the network a batch that it has seen already, at weights it will not keep.
-    Counting it would move the statistics twice a step, the second time toward another network, and a perturbation of
-    zero would no longer be plain SGD.
-    """
-    layers = [layer for layer in model.modules() if getattr(layer, "track_running_stats", False)]
-    for layer in layers:
-        layer.track_running_stats = False
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.track_running_stats = True
-
-
 class RunningStatistics:
-    """The running statistics of a model, which can be put back as they were before a step."""
+    """The running statistics of a model, which can be held, and put back as they were before a step."""
 
     def __init__(self, model: nn.Module):
-        self.layers = [layer for layer in model.modules() if getattr(layer, "track_running_stats", False) and layer.momentum]
+        self.tracking = [layer for layer in model.modules() if getattr(layer, "track_running_stats", False)]
+        self.layers = [layer for layer in self.tracking if layer.momentum]
         self.values = [value for layer in self.layers for value in (layer.running_mean, layer.running_var)]
         self.counters = [layer.num_batches_tracked for layer in self.layers]
-        self.before, self.counted = None, 0
+        self.before = None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep them as they are while the model, in training mode, still uses its batches' own.
+
+        The second pass of a perturbed step shows the network a batch that it has seen already, at weights it will not keep.
+        Counting it would move the statistics twice a step, and a perturbation of zero would no longer be plain SGD.
+        """
+        for layer in self.tracking:
+            layer.track_running_stats = False
+        try:
+            yield
+        finally:
+            for layer in self.tracking:
+                layer.track_running_stats = True
 
     @contextmanager
     def moving(self, passes: int, mend: bool) -> Iterator[None]:
@@ -40,7 +38,10 @@ class RunningStatistics:
 
         The layers' counters of batches, a launch each on a GPU, are raised together.
         """
-        self.before, self.counted = self._flat(), 0
+        if not self.layers:
+            yield
+            return
+        self.before = torch.cat(self.values), torch.stack(self.counters)
         for layer in self.layers:
             layer.num_batches_tracked = None
         try:
@@ -48,24 +49,16 @@ class RunningStatistics:
         finally:
             for layer, counter in zip(self.layers, self.counters, strict=True):
                 layer.num_batches_tracked = counter
-        self._count(passes)
-        if mend and self.layers:
-            after = self._flat()
-            self._put(torch.where(after.isfinite(), after, self.before))
+        torch._foreach_add_(self.counters, passes)
+        if mend:
+            after = torch.cat(self.values)
+            self._put(torch.where(after.isfinite(), after, self.before[0]))
 
     def undo(self) -> None:
         """Put them back as they were before the step that has just failed."""
-        self._count(-self.counted)
-        if self.before is not None:
-            self._put(self.before)
-
-    def _count(self, passes: int) -> None:
-        self.counted += passes
-        if self.counters:
-            torch._foreach_add_(self.counters, passes)
-
-    def _flat(self) -> Tensor | None:
-        return torch.cat(self.values) if self.layers else None
+        if self.before:
+            self._put(self.before[0])
+            torch._foreach_copy_(self.counters, self.before[1].unbind())
 
     def _put(self, flat: Tensor) -> None:
         torch._foreach_copy_(self.values, flat.split([len(value) for value in self.values]))

@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -32,14 +33,12 @@ def save_checkpoint(state: dict, checkpoint: Path) -> None:
     Raises:
         UserError: the folder cannot be written or the disk is full; the earlier checkpoint is still there.
     """
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    payload = buffer.getbuffer()
+    torch.save(state, buffer := io.BytesIO())
     new = temporary(checkpoint)  # always the same, so that kills leave one such file at most
     try:
         with open(new, "wb") as file:
-            file.write(hashlib.sha256(payload).hexdigest().encode())
-            file.write(payload)
+            file.write(hashlib.sha256(buffer.getbuffer()).hexdigest().encode())
+            file.write(buffer.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         if _read(checkpoint):
@@ -66,10 +65,8 @@ def copy_checkpoint(checkpoint: Path, mirror: Path) -> str | None:
         shutil.copyfile(checkpoint, copy)
         os.replace(copy, mirror / checkpoint.name)
     except OSError as error:
-        try:
+        with suppress(OSError):  # the folder itself is gone
             copy.unlink(missing_ok=True)
-        except OSError:
-            pass  # the folder itself is gone
         return error.strerror or type(error).__name__
     return None
 
@@ -77,11 +74,9 @@ def copy_checkpoint(checkpoint: Path, mirror: Path) -> str | None:
 def load_checkpoint(
     checkpoint: Path, mirror: Path | None = None, accept: Callable[[dict], None] = lambda state: None
 ) -> dict | None:
-    """The newest checkpoint that is whole and fits, or None where there is none at all.
+    """The newest checkpoint, here or in the mirror's folder, that is whole and fits, or None where there is none at all.
 
-    Args:
-        mirror: a folder with copies, read when those here are gone or damaged.
-        accept: takes the state over, and raises one of `MISFITS` where it does not fit.
+    `accept` takes the state over, and raises one of `MISFITS` where it does not fit.
 
     Raises:
         UserError: there are checkpoints, and none of them is whole and fits.
@@ -89,20 +84,18 @@ def load_checkpoint(
     candidates = [checkpoint, temporary(checkpoint), *([mirror / checkpoint.name] if mirror else []), previous(checkpoint)]
     found = [path for path in candidates if path.exists()]
     for path in found:
-        payload = _read(path)
-        if payload is None:
-            print(f"The checkpoint {path.name} is damaged; trying another one.")
-            continue
-        try:
-            state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-            accept(state)
-        except MISFITS as error:
-            reason = str(error).strip().partition("\n")[0]
-            print(f"The checkpoint {path.name} does not fit this run ({type(error).__name__}: {reason}); trying another one.")
-            continue
-        if path == temporary(checkpoint):
-            os.replace(path, checkpoint)  # or the next one would be written over the only whole one
-        return state
+        reason = "is damaged"
+        if (payload := _read(path)) is not None:
+            try:
+                state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+                accept(state)
+                if path == temporary(checkpoint):
+                    os.replace(path, checkpoint)  # or the next one would be written over the only whole one
+                return state
+            except MISFITS as error:
+                words = str(error).strip().partition("\n")[0]
+                reason = f"does not fit this run ({type(error).__name__}: {words})"
+        print(f"The checkpoint {path.name} {reason}; trying another one.")
     if found and found != [temporary(checkpoint)]:  # the first one of a run was being written when it was killed
         raise UserError(f"No checkpoint beside {checkpoint.name} is whole and fits; start over with --fresh (resume=False).")
     return None

@@ -17,23 +17,17 @@ def predict(
 ) -> torch.Tensor:
     """The model's logits for a split, in its order, un-augmented and in eval mode: float32 (N, num_classes) on the CPU.
 
-    Args:
-        mirrored: the logits are the mean of those of an image and of its mirror image.
+    With `mirrored` they are the mean of those of an image and of its mirror image.
     """
     device = next(model.parameters()).device
     model.eval()
     mirror = data.sample_mirrors(len(split), torch.Generator().manual_seed(0)) if recipe.flip_test else None
     logits = []
     with autocast(device, recipe):
-        for images, _ in data.batches(split.to(device), batch_size or EVALUATION_BATCH, mirror=mirror, **plain(recipe)):
+        for images, _ in data.batches(split.to(device), batch_size or EVALUATION_BATCH, mirror=mirror, **recipe.view):
             scores = model(images).float()
             logits.append((scores + model(images.flip(-1)).float()) / 2 if mirrored else scores)
     return torch.cat(logits).cpu()
-
-
-def plain(recipe: Recipe) -> dict:
-    """The arguments of `data.batches` for images as they are, in the recipe's size and normalisation."""
-    return {"image_size": recipe.image_size, "mean": recipe.mean, "std": recipe.std}
 
 
 def evaluate(model: nn.Module, split: data.Split, recipe: Recipe) -> tuple[float, float]:
@@ -47,6 +41,6 @@ def accuracy_at(k: int, logits: torch.Tensor, labels: torch.Tensor) -> float:
 
 
 def score(logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy of logits (N, C) against labels (N,): both are means over images."""
+    """Mean cross-entropy (nats) and accuracy over images: logits (N, C), labels (N,)."""
     loss = F.cross_entropy(logits.double(), labels).item()
     return loss, (logits.argmax(1) == labels).double().mean().item()

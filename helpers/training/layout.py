@@ -1,7 +1,7 @@
 """Memory layout and compilation: how a network is computed fastest, with the same parameters and scores.
 
-Nothing is believed of a GPU: in some shapes of grouped convolutions cuDNN ran 30 to 40 times slower in one memory layout
-than in the other (pytorch issues 34977, 70954 and 10290).
+In some shapes of grouped convolutions cuDNN runs 30 to 40 times slower in one layout than in the other (pytorch issues
+34977, 70954 and 10290), so a GPU is measured.
 """
 
 import copy
@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from helpers import data
-from helpers.runtime import UserError
-from helpers.training.evaluation import plain
+from helpers.runtime import require
 from helpers.training.recipe import Recipe
 from helpers.training.step import autocast, convolutions
 
@@ -32,22 +31,16 @@ class Arrangement:
 
     channels_last: bool = True
 
-    @property
-    def memory_format(self) -> torch.memory_format:
-        """The layout as torch names it."""
-        return torch.channels_last if self.channels_last else torch.contiguous_format
-
 
 def choose_arrangement(model: nn.Module, train: data.Split, recipe: Recipe) -> Arrangement:
-    """How the model trains fastest on the device it is on: on a GPU by measurement, on a first batch of the split.
+    """How the model trains fastest on its device: on a GPU by measurement, channels-last on a CPU (`helpers bench`).
 
-    On every CPU that was tried it was channels-last (`python -m helpers bench`). Copies of the model are measured: its
-    BatchNorm, the random state and the peak of memory stay as they were.
+    Copies of the model are measured: its BatchNorm, the random state and the peak of memory stay as they were.
     """
     device = next(model.parameters()).device
     if device.type != "cuda" or not recipe.channels_last:
         return Arrangement(recipe.channels_last)
-    images, labels = next(data.batches(train.to(device), min(recipe.batch_size, len(train)), **plain(recipe)))
+    images, labels = next(data.batches(train.to(device), min(recipe.batch_size, len(train)), **recipe.view))
 
     def step_of(arrangement: Arrangement) -> Callable[[], None]:
         called = prepare(copy.deepcopy(model), recipe, arrangement).train()
@@ -74,11 +67,11 @@ def prepare(model: nn.Module, recipe: Recipe, arrangement: Arrangement) -> nn.Mo
     Raises:
         UserError: it is to be compiled, and there is no C++ compiler.
     """
-    model.to(memory_format=arrangement.memory_format)
+    model.to(memory_format=torch.channels_last if arrangement.channels_last else torch.contiguous_format)
     if not recipe.compiled:
         return model
-    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        raise UserError("torch.compile needs a C++ compiler, and none is here; install g++, or train without --compile.")
+    missing = "torch.compile needs a C++ compiler, and none is here; install g++, or train without --compile."
+    require(any(map(shutil.which, ("c++", "g++", "clang++"))), missing)
     # A program for each batch size: the last batch of an epoch is smaller, and CUDA graphs have fixed shapes.
     on_gpu = next(model.parameters()).device.type == "cuda"
     return torch.compile(model, dynamic=False, mode="reduce-overhead" if on_gpu else "default")
@@ -88,7 +81,7 @@ def step_seconds(
     steps: Mapping[Arrangement, Callable[[], None]], clock: Callable[[], float] = time.perf_counter
 ) -> dict[Arrangement, float]:
     """The median seconds of each step, taken in turns after a warm-up; infinite where it fails, as for want of an engine."""
-    times: dict[Arrangement, list[float]] = {arrangement: [] for arrangement in steps}
+    times = {arrangement: [] for arrangement in steps}
     for number in range(1 + ROUNDS):
         for arrangement, step in steps.items():
             start = clock()
@@ -96,16 +89,13 @@ def step_seconds(
                 step()
                 while number == 0 and clock() - start < WARM_UP:
                     step()
+                times[arrangement].append(clock() - start)
             except RuntimeError:  # torch.OutOfMemoryError is one, and so is cuDNN's "unable to find an engine"
                 times[arrangement].append(math.inf)
-                continue
-            if number:
-                times[arrangement].append(clock() - start)
-    return {arrangement: max(taken) if math.inf in taken else statistics.median(taken) for arrangement, taken in times.items()}
+    return {name: math.inf if math.inf in taken else statistics.median(taken[1:]) for name, taken in times.items()}
 
 
 def fastest(seconds: Mapping[Arrangement, float]) -> Arrangement:
     """The arrangement of least time; what is not clearly faster than the first does not displace it."""
-    first, *others = seconds
-    best = min(others, key=seconds.__getitem__, default=first)
+    first, best = next(iter(seconds)), min(seconds, key=seconds.__getitem__)
     return best if seconds[best] < CLEARLY_FASTER * seconds[first] else first

@@ -1,5 +1,6 @@
 """The loop: epochs of steps and an evaluation, with resume, early stop and a time budget."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -9,24 +10,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from helpers import data
-from helpers.runtime import UserError, device_name, keep_freed_memory_in_process, progress, require_writable, seed_epoch
+from helpers import data, runtime
+from helpers.runtime import UserError, progress, require, require_writable, seed_epoch
 from helpers.training.checkpoints import copy_checkpoint, load_checkpoint, save_checkpoint
 from helpers.training.evaluation import evaluate
 from helpers.training.layout import Arrangement, choose_arrangement, prepare
-from helpers.training.recipe import (
-    Recipe,
-    check_time_budget,
-    completed,
-    is_perturbed,
-    learning_rate,
-    pixels_at,
-    share_of_run,
-)
+from helpers.training.recipe import Recipe, check_time_budget, completed, is_perturbed, learning_rate, pixels_at, share_of_run
 from helpers.training.step import Learner, train_epoch
 
 FIRST_EPOCHS = 3
 OUT_OF_TIME = "the deadline has passed"
+KEPT = ("history", "best", "best_weights")  # in a checkpoint, beside the arrangement
 
 
 class Diverged(UserError):
@@ -35,71 +29,46 @@ class Diverged(UserError):
 
 @dataclass
 class Fit:
-    """What `fit` leaves: a row an epoch, the best epoch by validation, and why it stopped early (None: it did not).
+    """What `fit` leaves."""
 
-    `limits` holds those in force: `time_budget` in seconds, `patience` in epochs, and `estimated_epochs`, how many would fit
-    the budget at the pace of the first ones (None: no budget). `arrangement` says how the network was computed.
-    """
-
-    history: list[dict] = field(default_factory=list)
-    best: dict = field(default_factory=dict)
-    stopped: str | None = None
-    limits: dict = field(default_factory=dict)
+    history: list[dict] = field(default_factory=list)  # one row per epoch
+    best: dict = field(default_factory=dict)  # of the epoch that is best by validation
+    stopped: str | None = None  # why it stopped early
+    limits: dict = field(default_factory=dict)  # in force: `time_budget`, `patience`, and `estimated_epochs` that fit it
     arrangement: Arrangement = field(default_factory=Arrangement)
     best_weights: dict | None = field(default=None, repr=False)
-
-    def state_dict(self) -> dict:
-        """What a checkpoint keeps of it."""
-        kept = {name: getattr(self, name) for name in ("history", "best", "best_weights")}
-        return kept | {"arrangement": asdict(self.arrangement)}
 
 
 @dataclass(frozen=True)
 class Options:
-    """What `fit` may be told beside the recipe.
+    """What `fit` may be told beside the recipe. It goes on from its checkpoint when it was told to stop."""
 
-    Attributes:
-        seed: all randomness of an epoch comes from it and the epoch's number.
-        about: what else tells this run from others, such as the fingerprint of its images; kept in the checkpoint.
-        checkpoint: file written after every epoch; the one before it is kept beside it. None: no checkpoint.
-        resume: go on from the checkpoint if there is one; False starts over.
-        mirror: folder, such as one on Google Drive, that each checkpoint is copied to; read when the local one is gone.
-        time_budget: in place of the recipe's: seconds, over all sessions of this run. The first epoch always runs; a later
-            one starts only if, at the median of those before, it ends in time, so that one epoch too many is the most.
-        patience: in place of the recipe's: epochs without a better validation accuracy.
-        until: stop after this epoch, to go on from the checkpoint another time.
-        target: stop as soon as the validation accuracy is this high.
-        deadline: no epoch starts when the clock shows so much, to go on from the checkpoint another time.
-        clock: what tells the seconds.
-    """
-
-    seed: int = 0
-    about: Mapping[str, str] | None = None
-    checkpoint: Path | None = None
-    resume: bool = True
-    mirror: Path | None = None
+    seed: int = 0  # all randomness of an epoch comes from it and the epoch's number
+    about: Mapping[str, str] | None = None  # what else tells this run from others, such as the fingerprint of its images
+    checkpoint: Path | None = None  # file written after every epoch; the one before it is kept beside it
+    resume: bool = True  # from the checkpoint if there is one; False starts over
+    mirror: Path | None = None  # folder, such as one on Google Drive, with a copy of the checkpoint for when it is gone
+    # In place of the recipe's: seconds, over all sessions of this run. The first epoch always runs; a later one starts only if,
+    # at the median of those before, it ends in time, so that one epoch too many is the most.
     time_budget: float | None = None
-    patience: int | None = None
-    until: int | None = None
-    target: float | None = None
-    deadline: float | None = None
-    clock: Callable[[], float] = time.perf_counter
+    patience: int | None = None  # in place of the recipe's
+    until: int | None = None  # stop after this epoch
+    target: float | None = None  # stop as soon as the validation accuracy is this high
+    deadline: float | None = None  # no epoch starts when the clock shows so much
+    clock: Callable[[], float] = time.perf_counter  # in seconds
 
     def __post_init__(self):
         check_time_budget(self.time_budget)
         for name, value in (("The patience", self.patience), ("The last epoch", self.until)):
-            if value is not None and not value > 0:
-                raise UserError(f"{name} is {value}; it must be greater than 0.")
+            require(value is None or value > 0, f"{name} is {value}; it must be greater than 0.")
 
 
 def fit(model: nn.Module, train: data.Split, validation: data.Split, recipe: Recipe, **options) -> Fit:
     """Train the model, on the device it is on, and leave it with the weights of its best epoch by validation accuracy.
 
     All randomness of an epoch comes from (seed, epoch), so a run resumed from its checkpoint equals an uninterrupted one
-    bit for bit on the same machine. Ctrl-C keeps the checkpoint of the last whole epoch and says so.
-
-    Args:
-        options: the fields of `Options`, such as `seed` and `checkpoint`.
+    bit for bit on the same machine. Ctrl-C keeps the checkpoint of the last whole epoch and says so. The `options` are the
+    fields of `Options`.
 
     Raises:
         UserError: the checkpoint cannot be written or read or belongs to another run.
@@ -110,33 +79,31 @@ def fit(model: nn.Module, train: data.Split, validation: data.Split, recipe: Rec
     options = replace(options, time_budget=budget, patience=options.patience or recipe.patience)
     device = next(model.parameters()).device
     if device.type == "cpu":
-        keep_freed_memory_in_process()
+        runtime.keep_freed_memory_in_process()
     train, validation = train.to(device), validation.to(device)
     identity = {"seed": options.seed, "train_images": len(train), **(options.about or {}), **asdict(recipe)}
     learner = Learner(model, recipe)
     done = _resumed(learner, identity, options) or Fit(arrangement=choose_arrangement(model, train, recipe))
     learner.called = prepare(model, recipe, done.arrangement)
-    mirrored = True
+    mirrored, stopped = True, None
     try:
-        while len(done.history) < recipe.epochs:
-            done.stopped = _reason_to_stop(done, options)
-            if done.stopped:
-                break
+        while len(done.history) < recipe.epochs and not (stopped := _reason_to_stop(done, options)):
             _advance(learner, done, _epoch(learner, train, validation, options, done.history), options)
             if options.checkpoint:
-                save_checkpoint({"identity": identity, **learner.state_dict(), **done.state_dict()}, options.checkpoint)
+                kept = {name: getattr(done, name) for name in KEPT} | {"arrangement": asdict(done.arrangement)}
+                save_checkpoint({"identity": identity, **learner.state_dict(), **kept}, options.checkpoint)
                 mirrored = _mirror(options, mirrored)
     except KeyboardInterrupt:
-        if options.checkpoint and done.history:
-            print(f"\nStopped: the last whole epoch is kept in {options.checkpoint.name}; run the same again to go on.")
-        else:  # a checkpoint that lies there is an earlier run's
-            print("\nStopped: nothing of this run was kept, since none of its epochs had been checkpointed.")
+        end = "nothing of this run was kept, since none of its epochs had been checkpointed."
+        if options.checkpoint and done.history:  # without history, a checkpoint that lies there is an earlier run's
+            end = f"the last whole epoch is kept in {options.checkpoint.name}; run the same again to go on."
+        print(f"\nStopped: {end}")
         raise
     if done.best_weights is not None:
         model.load_state_dict(done.best_weights)
     estimated = None if budget is None else estimate_epochs(done.history, budget)
-    done.limits = {"time_budget": budget, "patience": options.patience, "estimated_epochs": estimated}
-    return replace(done, best_weights=None)
+    limits = {"time_budget": budget, "patience": options.patience, "estimated_epochs": estimated}
+    return replace(done, stopped=stopped, limits=limits, best_weights=None)
 
 
 def _resumed(learner: Learner, identity: dict, options: Options) -> Fit | None:
@@ -155,8 +122,8 @@ def _resumed(learner: Learner, identity: dict, options: Options) -> Fit | None:
     state = load_checkpoint(options.checkpoint, options.mirror, accept) if options.resume else None
     if not state:
         return None
-    done = Fit(**{name: state[name] for name in ("history", "best", "best_weights")})
-    done.arrangement = Arrangement(state.get("arrangement", {}).get("channels_last", True))  # not measured again
+    measured = Arrangement(state.get("arrangement", {}).get("channels_last", True))  # not measured again
+    done = Fit(**{name: state[name] for name in KEPT}, arrangement=measured)
     print(f"Resumed after epoch {len(done.history)} of {learner.recipe.epochs}.")
     before, here = done.history[-1], platform(learner.device)
     if any(name in before and before[name] != here[name] for name in here):
@@ -170,26 +137,22 @@ def platform(device: torch.device) -> dict[str, str]:
     software = f"torch {torch.__version__}"
     if device.type == "cuda":
         software += f", CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
-    return {"device": device_name(device), "software": software}
+    return {"device": runtime.device_name(device), "software": software}
 
 
 def _mirror(options: Options, worked: bool) -> bool:
     """Copy the checkpoint into the mirror; whether it worked, and a line where it no longer does."""
-    if not options.mirror:
-        return True
-    reason = copy_checkpoint(options.checkpoint, options.mirror)
+    reason = copy_checkpoint(options.checkpoint, options.mirror) if options.mirror else None
     if reason and worked:
-        print(
-            f"The checkpoint could not be copied to {options.mirror} ({reason}); "
-            "training goes on with the one here, and the copy is tried again after each epoch."
-        )
+        lost = f"The checkpoint could not be copied to {options.mirror} ({reason})"
+        print(f"{lost}; training goes on with the one here, and the copy is tried again after each epoch.")
     return not reason
 
 
 def _advance(learner: Learner, done: Fit, row: dict, options: Options) -> None:
     """Take an epoch's row into the history, and its weights where they are the best so far."""
     epoch, budget = row["epoch"], options.time_budget
-    if not torch.isfinite(torch.tensor([row["train_loss"], row["val_loss"]])).all():
+    if not all(map(math.isfinite, (row["train_loss"], row["val_loss"]))):
         kept = f" The checkpoint of epoch {epoch - 1} is kept." if options.checkpoint and epoch > 1 else ""
         raise Diverged(f"The loss was not finite in epoch {epoch}; lower the learning rate.{kept}")
     done.history.append(row)
@@ -204,10 +167,9 @@ def _advance(learner: Learner, done: Fit, row: dict, options: Options) -> None:
 def estimate_epochs(history: list[dict], time_budget: float) -> int:
     """How many epochs fit a time budget in seconds, at the median pace of the first ones; at least the one that always runs.
 
-    Source: report `zoo`, section 5.2, which estimates for every model how many epochs the time allowed would let it run.
+    Source: report `zoo`, section 5.2.
     """
-    seconds = statistics.median(row["seconds"] for row in history[:FIRST_EPOCHS])
-    return max(1, int(time_budget // seconds))
+    return max(1, int(time_budget // statistics.median(row["seconds"] for row in history[:FIRST_EPOCHS])))
 
 
 def training_batches(
@@ -248,37 +210,26 @@ def _epoch(learner: Learner, train: data.Split, validation: data.Split, options:
             yield data.resize(images, pixels_at(recipe, share)), labels
 
     epochs, budget_spent = place(0)
-    first_rate = learning_rate(recipe, epochs, steps, spent=budget_spent)
-    train_loss, train_accuracy = train_epoch(learner, prepared())
+    row = {"epoch": epoch + 1, "lr": learning_rate(recipe, epochs, steps, spent=budget_spent)}
+    row["train_loss"], row["train_accuracy"] = train_epoch(learner, prepared())
     turned = clock()
     with learner.averaged():
-        val_loss, val_accuracy = evaluate(learner.model, validation, recipe)
-    return {
-        "epoch": epoch + 1,
-        "lr": first_rate,
-        "train_loss": train_loss,
-        "train_accuracy": train_accuracy,
-        "val_loss": val_loss,
-        "val_accuracy": val_accuracy,
-        "train_seconds": turned - start,
-        "seconds": clock() - start,
-        **platform(learner.device),
-    }
+        row["val_loss"], row["val_accuracy"] = evaluate(learner.model, validation, recipe)
+    return row | {"train_seconds": turned - start, "seconds": clock() - start} | platform(learner.device)
 
 
 def _reason_to_stop(done: Fit, options: Options) -> str | None:
-    seconds, budget = [row["seconds"] for row in done.history], options.time_budget
+    history, best, budget = done.history, done.best, options.time_budget
+    seconds = [row["seconds"] for row in history]
     if budget is not None and seconds and sum(seconds) + statistics.median(seconds) > budget:
         return f"time budget of {budget:g} s: {sum(seconds):.0f} s spent after epoch {len(seconds)}, and no other fits"
-    if options.patience is not None and done.best and len(done.history) - done.best["epoch"] >= options.patience:
-        return f"no better validation accuracy in {options.patience} epochs after epoch {done.best['epoch']}"
-    if options.until is not None and len(done.history) >= options.until:
+    if options.patience is not None and best and len(history) - best["epoch"] >= options.patience:
+        return f"no better validation accuracy in {options.patience} epochs after epoch {best['epoch']}"
+    if options.until is not None and len(history) >= options.until:
         return f"asked to stop after epoch {options.until}"
-    if options.target is not None and done.best and done.best["val_accuracy"] >= options.target:
-        return f"validation accuracy of {options.target:g} reached in epoch {done.best['epoch']}"
-    if options.deadline is not None and options.clock() >= options.deadline:
-        return OUT_OF_TIME
-    return None
+    if options.target is not None and best and best["val_accuracy"] >= options.target:
+        return f"validation accuracy of {options.target:g} reached in epoch {best['epoch']}"
+    return OUT_OF_TIME if options.deadline is not None and options.clock() >= options.deadline else None
 
 
 def _check_identity(found: dict, wanted: dict, checkpoint: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -9,26 +10,17 @@ from torch.optim.optimizer import ParamsT
 
 
 class AdversarialModelPerturbation(torch.optim.Optimizer):
-    """Step along the gradient taken at the worst weights near the present ones.
+    """Step along the gradient taken at the worst weights near the present ones, at a cost of `inner_steps` + 1 gradients.
 
-    Each step climbs: from the weights θ, `inner_steps` times, every parameter tensor's perturbation Δ grows by
-    `inner_lr` times its gradient at θ + Δ and is clipped to an L2 ball of radius `epsilon`. Then the base optimiser steps
-    from θ with the gradient at θ + Δ. A step costs `inner_steps` + 1 gradients.
-
-    The weights are put back from a copy before the base optimiser moves them, so nothing of Δ stays, to the last bit.
-    The base optimiser shares the parameter groups and the state, so schedulers and `state_dict` see one optimiser.
+    From the weights θ, `inner_steps` times, every parameter tensor's perturbation Δ grows by `inner_lr` times its gradient
+    at θ + Δ and is clipped to an L2 ball of radius `epsilon`. Then the base optimiser steps from θ with the gradient at
+    θ + Δ. It shares the parameter groups and the state, so schedulers and `state_dict` see one optimiser.
 
     Source: Zheng, Zhang and Mao, "Regularizing Neural Networks via Adversarial Model Perturbation", CVPR 2021,
     algorithm 1; the ball is each tensor's own and every pass clips the gradient's norm, as in the authors' code.
 
-    Args:
-        params: as any optimiser takes them; a group may have its own `epsilon` and `inner_lr`.
-        lr: the base optimiser's learning rate.
-        epsilon: radius of the ball, in units of the weights.
-        inner_lr: how far a gradient moves the perturbation.
-        inner_steps: how often it moves before the step.
-        base: class of the optimiser that moves the weights; `base_args` are its other arguments, and `clip_norm`, to which
-            the L2 norm of all gradients together is cut in every pass (None: not at all).
+    `base` is the class of the optimiser that moves the weights; `base_args` are its other arguments, and `clip_norm`, to
+    which the L2 norm of all gradients together is cut in every pass. A group may have its own `epsilon` and `inner_lr`.
 
     Raises:
         ValueError: `epsilon` or `inner_lr` is negative, or `inner_steps` is not a whole number of at least 1.
@@ -53,7 +45,6 @@ class AdversarialModelPerturbation(torch.optim.Optimizer):
         self._share()
 
     def add_param_group(self, param_group: dict) -> None:
-        """Add a group of parameters, as any optimiser does; its `epsilon` and `inner_lr` cannot be negative."""
         for name in ("epsilon", "inner_lr"):
             value = param_group.get(name, self.defaults[name])
             if not value >= 0:
@@ -61,7 +52,6 @@ class AdversarialModelPerturbation(torch.optim.Optimizer):
         super().add_param_group(param_group)
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Take over a state, the base optimiser's included."""
         super().load_state_dict(state_dict)
         self._share()
 
@@ -72,23 +62,18 @@ class AdversarialModelPerturbation(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Tensor] | None = None, scaler: torch.amp.GradScaler | None = None) -> Tensor:
         """One step; returns the closure's first loss, the one at the unperturbed weights.
 
-        Args:
-            closure: clears the gradients, computes the loss, calls `backward` on it (scaled, if there is a scaler) and
-                returns it unscaled. It is called `inner_steps` + 1 times.
-            scaler: the gradient scaler of fp16 training; the caller calls its `update` afterwards. When a gradient
-                overflows, in the inner pass or the last one, the weights stay as they were and the scaler lowers its scale.
-
-        Raises:
-            ValueError: there is no closure.
+        The closure clears the gradients, computes the loss, calls `backward` on it (scaled, if there is a scaler) and returns
+        it unscaled. The caller calls the scaler's `update` afterwards. When a gradient overflows, in the inner pass or the
+        last one, the weights stay as they were and the scaler lowers its scale. A missing closure is a `ValueError`.
         """
         if closure is None:
             raise ValueError("AdversarialModelPerturbation.step needs a closure that computes the loss and its gradients.")
         closure = torch.enable_grad()(closure)
         loss = closure()
-        groups = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
-        parameters = [parameter for group in groups for parameter in group]
-        weights = copies(parameters)
-        perturbations = [_Perturbation(members) for members in groups]
+        trained = [group for group in self.param_groups if any(p.grad is not None for p in group["params"])]
+        perturbations = [_Perturbation(group) for group in trained]
+        parameters = [parameter for perturbation in perturbations for parameter in perturbation.members]
+        weights = torch._foreach_mul(parameters, 1.0)  # a copy in one launch: a product with 1 is exact
         scale = scaler.get_scale() if scaler is not None and scaler.is_enabled() else None
         try:
             for _ in range(self.inner_steps):
@@ -97,15 +82,14 @@ class AdversarialModelPerturbation(torch.optim.Optimizer):
                     gradients = torch._foreach_div(gradients, scale)
                     if not total_norm(gradients).isfinite():
                         break  # the scaler finds the overflow in these very gradients and skips the step
-                if self.clip_norm is not None:
-                    gradients = torch._foreach_mul(gradients, clipping(gradients, self.clip_norm))
+                clip(gradients, self.clip_norm)
                 torch._foreach_copy_(parameters, weights)
                 rest = iter(gradients)
-                for perturbation, group in zip(perturbations, self.param_groups, strict=True):
-                    perturbation.grow([next(rest) for _ in perturbation.members], group["inner_lr"], group["epsilon"])
+                for perturbation in perturbations:
+                    perturbation.grow(list(islice(rest, len(perturbation.members))))
                 closure()
         finally:
-            torch._foreach_copy_(parameters, weights)
+            torch._foreach_copy_(parameters, weights)  # from a copy, so that nothing of Δ stays, to the last bit
         step_clipped(self.base, scaler, self.clip_norm)
         return loss
 
@@ -113,30 +97,23 @@ class AdversarialModelPerturbation(torch.optim.Optimizer):
 class _Perturbation:
     """The perturbation of one group's parameters, in one piece of memory, so that all of it is scaled at once."""
 
-    def __init__(self, members: list[Tensor]):
-        self.members, self.sizes = members, [parameter.numel() for parameter in members]
-        self.flat = torch.zeros(sum(self.sizes), dtype=members[0].dtype, device=members[0].device) if members else None
-        parts = self.flat.split(self.sizes) if members else []
+    def __init__(self, group: dict):
+        self.members, self.group = [p for p in group["params"] if p.grad is not None], group
+        self.sizes = [parameter.numel() for parameter in self.members]
+        self.flat = self.members[0].new_zeros(sum(self.sizes))
         # In the strides of the parameters, which may be channels-last: foreach falls back to one launch a tensor otherwise.
         self.deltas = [
             part.as_strided(parameter.shape, parameter.stride(), part.storage_offset())
-            for part, parameter in zip(parts, members, strict=True)
+            for part, parameter in zip(self.flat.split(self.sizes), self.members, strict=True)
         ]
 
-    def grow(self, gradients: list[Tensor], inner_lr: float, epsilon: float) -> None:
+    def grow(self, gradients: list[Tensor]) -> None:
         """Grow along the gradients, clip each tensor's part to its ball, and add it to the unperturbed members."""
-        if not self.members:
-            return
-        torch._foreach_add_(self.deltas, gradients, alpha=inner_lr)
+        torch._foreach_add_(self.deltas, gradients, alpha=self.group["inner_lr"])
         norms = torch.stack(torch._foreach_norm(self.deltas))
-        shrink = (epsilon / (norms + 1e-12)).clamp(max=1)
+        shrink = (self.group["epsilon"] / (norms + 1e-12)).clamp(max=1)
         self.flat.mul_(torch.cat([each.expand(size) for each, size in zip(shrink.unbind(), self.sizes, strict=True)]))
         torch._foreach_add_(self.members, self.deltas)
-
-
-def copies(tensors: list[Tensor]) -> list[Tensor]:
-    """Copies, made in one launch where `clone` would take one a tensor: a product with 1 is exact."""
-    return torch._foreach_mul(tensors, 1.0)
 
 
 def total_norm(tensors: list[Tensor]) -> Tensor:
@@ -144,18 +121,17 @@ def total_norm(tensors: list[Tensor]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
 
 
-def clipping(gradients: list[Tensor], clip_norm: float) -> Tensor:
-    """The factor of at most 1 that cuts the norm of all gradients together, as `torch.nn.utils.clip_grad_norm_` has it."""
-    return (clip_norm / (total_norm(gradients) + 1e-6)).clamp(max=1)
+def clip(gradients: list[Tensor], clip_norm: float | None) -> None:
+    """Cut the L2 norm of all gradients together, as `torch.nn.utils.clip_grad_norm_` does; None leaves them."""
+    if clip_norm is not None:
+        torch._foreach_mul_(gradients, (clip_norm / (total_norm(gradients) + 1e-6)).clamp(max=1))
 
 
 def step_clipped(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None, clip_norm: float | None) -> None:
     """Step with the gradients at hand, their norm clipped after they are unscaled; an overflow skips the step."""
-    if clip_norm is not None:
-        if scaler is not None:
-            scaler.unscale_(optimizer)
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        torch._foreach_mul_(gradients, clipping(gradients, clip_norm))
+    if clip_norm is not None and scaler is not None:
+        scaler.unscale_(optimizer)
+    clip([p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None], clip_norm)
     optimizer.step() if scaler is None else scaler.step(optimizer)
 
 
@@ -163,18 +139,15 @@ def step_clipped(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler 
 def along_momentum(optimizer: torch.optim.Optimizer, length: float | None) -> Iterator[None]:
     """Hold the weights moved against the momentum by this L2 length, and put them back bit for bit; None: hold them still.
 
-    The gradient taken meanwhile is that of momentum-based sharpness-aware minimisation; the first step has no momentum yet.
-
-    Source: Becker, Altrock and Risse, "Momentum-SAM", arXiv 2401.12033, algorithm 1.
+    Source: Becker, Altrock and Risse, "Momentum-SAM", arXiv 2401.12033, algorithm 1; the first step has no momentum yet.
     """
-    buffers = {p: state.get("momentum_buffer") for p, state in optimizer.state.items()}
-    parameters = [p for p, buffer in buffers.items() if buffer is not None] if length else []
-    if not parameters:
+    buffers = {p: state["momentum_buffer"] for p, state in optimizer.state.items() if state.get("momentum_buffer") is not None}
+    if not length or not buffers:
         yield
         return
-    momenta = [buffers[parameter] for parameter in parameters]
+    parameters, momenta = list(buffers), list(buffers.values())
     with torch.no_grad():
-        weights = copies(parameters)
+        weights = torch._foreach_mul(parameters, 1.0)
         torch._foreach_add_(parameters, torch._foreach_mul(momenta, -length / (total_norm(momenta) + 1e-12)))
     try:
         yield

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from helpers.runtime import UserError, autocast_dtype
 from helpers.training.average import Average
-from helpers.training.batchnorm import RunningStatistics, hold_statistics
+from helpers.training.batchnorm import RunningStatistics
 from helpers.training.perturbation import AdversarialModelPerturbation, along_momentum, step_clipped
 from helpers.training.recipe import Recipe
 
@@ -21,25 +21,16 @@ ONE_VALUE = "Expected more than 1 value per channel"  # torch's words
 
 @dataclass
 class Learner:
-    """A model in training, and what its steps change.
-
-    Attributes:
-        model: whose weights move.
-        optimizer, scaler: as the recipe wants them on the model's device.
-        called: what computes the forward pass: the model, or its compiled form, which shares its parameters.
-        average: the moving average of the weights, or None.
-        perturbed: whether the next step is a perturbed one, if the recipe has those.
-        parts: how many pieces a batch is taken in.
-    """
+    """A model in training, and what its steps change; what is not given is as the recipe wants it on the model's device."""
 
     model: nn.Module
     recipe: Recipe
     optimizer: torch.optim.Optimizer | None = None
     scaler: torch.amp.GradScaler | None = None
-    called: nn.Module | None = None
+    called: nn.Module | None = None  # computes the forward pass: the model, or its compiled form, which shares its parameters
     average: Average | None = None
-    perturbed: bool = True
-    parts: int = 1
+    perturbed: bool = True  # whether the next step is a perturbed one, if the recipe has those
+    parts: int = 1  # how many pieces a batch is taken in
 
     def __post_init__(self):
         self.optimizer = self.optimizer or make_optimizer(self.model, self.recipe)
@@ -51,7 +42,6 @@ class Learner:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
         return next(self.model.parameters()).device
 
     def averaged(self):
@@ -64,13 +54,8 @@ class Learner:
 
     def state_dict(self) -> dict:
         """What a checkpoint keeps of it."""
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict() or None,
-            "average": self.average.state_dict() if self.average else None,
-            "parts": self.parts,
-        }
+        stateful = {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler, "average": self.average}
+        return {"parts": self.parts} | {name: None if part is None else part.state_dict() for name, part in stateful.items()}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on where another learner of the same recipe stopped, on whatever device that was."""
@@ -92,8 +77,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [{"params": parameters}]
     if recipe.decay_weights_only:
-        weights = [parameter for parameter in parameters if parameter.ndim > 1]
-        others = [parameter for parameter in parameters if parameter.ndim <= 1]
+        weights, others = ([p for p in parameters if (p.ndim > 1) == is_weight] for is_weight in (True, False))
         groups = [{"params": weights}, {"params": others, "weight_decay": 0.0}]
     kind = "fused" if parameters[0].device.type == "cuda" else "foreach"
     base, arguments = torch.optim.Adam, {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, kind: True}
@@ -101,15 +85,8 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         base, arguments = torch.optim.SGD, arguments | {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
     if recipe.perturbation is None:
         return base(groups, **arguments)
-    return AdversarialModelPerturbation(
-        groups,
-        epsilon=recipe.perturbation,
-        inner_lr=recipe.inner_learning_rate,
-        inner_steps=recipe.inner_steps,
-        base=base,
-        clip_norm=recipe.clip_norm,
-        **arguments,
-    )
+    inner = {"inner_lr": recipe.inner_learning_rate, "inner_steps": recipe.inner_steps, "clip_norm": recipe.clip_norm}
+    return AdversarialModelPerturbation(groups, epsilon=recipe.perturbation, base=base, **inner, **arguments)
 
 
 def make_scaler(device: torch.device, recipe: Recipe) -> torch.amp.GradScaler:
@@ -142,10 +119,8 @@ def train_epoch(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> t
         for images, labels in batches:
             while (done := _step_that_fits(learner, images, labels)) is None:
                 learner.parts *= 2
-                print(
-                    f"A batch of {len(labels)} does not fit into memory: "
-                    f"it is taken in {learner.parts} parts, their gradients added up."
-                )
+                too_large = f"A batch of {len(labels)} does not fit into memory"
+                print(f"{too_large}: it is taken in {learner.parts} parts, their gradients added up.")
             logits, loss = done
             count += len(labels)
             loss_sum += loss * len(labels)
@@ -179,16 +154,14 @@ def step(learner: Learner, images: Tensor, labels: Tensor) -> tuple[Tensor, Tens
     A batch in parts gives the gradient of the whole, but for BatchNorm, which sees each part as a batch of its own.
     """
     optimizer, recipe, scaler = learner.optimizer, learner.recipe, learner.scaler
-    first = None
+    passes = []
 
     def closure() -> Tensor:
-        nonlocal first
         optimizer.zero_grad(set_to_none=True)
         counted = learner.statistics.moving(min(learner.parts, len(labels)), mend=scaler.is_enabled())
-        with hold_statistics(learner.model) if first else counted:
-            logits, loss = gradients(learner, images, labels)
-        first = first or (logits, loss)
-        return loss
+        with learner.statistics.held() if passes else counted:
+            passes.append(gradients(learner, images, labels))
+        return passes[-1][1]
 
     if learner.perturbed and isinstance(optimizer, AdversarialModelPerturbation):
         optimizer.step(closure, scaler)
@@ -199,7 +172,7 @@ def step(learner: Learner, images: Tensor, labels: Tensor) -> tuple[Tensor, Tens
     scaler.update()
     if learner.average:
         learner.average.update()
-    return first
+    return passes[0]
 
 
 def gradients(learner: Learner, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
