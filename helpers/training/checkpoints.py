@@ -46,10 +46,9 @@ def save_checkpoint(state: dict, checkpoint: Path) -> None:
         os.replace(new, checkpoint)
     except OSError as error:
         new.unlink(missing_ok=True)
-        raise UserError(
-            f"The checkpoint {checkpoint.name} could not be written ({error.strerror}); "
-            "free some space or choose another folder with --checkpoint-dir, then run the same again to go on."
-        ) from error
+        failed = f"The checkpoint {checkpoint.name} could not be written ({error.strerror})"
+        mend = "free some space or choose another folder with --checkpoint-dir, then run the same again to go on."
+        raise UserError(f"{failed}; {mend}") from error
 
 
 def copy_checkpoint(checkpoint: Path, mirror: Path) -> str | None:

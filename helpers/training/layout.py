@@ -62,19 +62,15 @@ def choose_arrangement(model: nn.Module, train: data.Split, recipe: Recipe) -> A
 
 
 def prepare(model: nn.Module, recipe: Recipe, arrangement: Arrangement) -> nn.Module:
-    """What is called in training: the model itself, rearranged in place, or its compiled form, which shares its parameters.
-
-    Raises:
-        UserError: it is to be compiled, and there is no C++ compiler.
-    """
+    """What is called in training: the model itself, rearranged in place, or its compiled form, which shares its parameters."""
     model.to(memory_format=torch.channels_last if arrangement.channels_last else torch.contiguous_format)
     if not recipe.compiled:
         return model
     missing = "torch.compile needs a C++ compiler, and none is here; install g++, or train without --compile."
     require(any(map(shutil.which, ("c++", "g++", "clang++"))), missing)
     # A program for each batch size: the last batch of an epoch is smaller, and CUDA graphs have fixed shapes.
-    on_gpu = next(model.parameters()).device.type == "cuda"
-    return torch.compile(model, dynamic=False, mode="reduce-overhead" if on_gpu else "default")
+    mode = "reduce-overhead" if next(model.parameters()).device.type == "cuda" else "default"
+    return torch.compile(model, dynamic=False, mode=mode)
 
 
 def step_seconds(

@@ -119,8 +119,7 @@ def _resumed(learner: Learner, identity: dict, options: Options) -> Fit | None:
         learner.load_state_dict(state)
         _ = state["history"], state["best"]["epoch"]
 
-    state = load_checkpoint(options.checkpoint, options.mirror, accept) if options.resume else None
-    if not state:
+    if not options.resume or not (state := load_checkpoint(options.checkpoint, options.mirror, accept)):
         return None
     measured = Arrangement(state.get("arrangement", {}).get("channels_last", True))  # not measured again
     done = Fit(**{name: state[name] for name in KEPT}, arrangement=measured)
@@ -209,8 +208,7 @@ def _epoch(learner: Learner, train: data.Split, validation: data.Split, options:
             learner.perturbed = is_perturbed(recipe, share, epoch * steps + number)
             yield data.resize(images, pixels_at(recipe, share)), labels
 
-    epochs, budget_spent = place(0)
-    row = {"epoch": epoch + 1, "lr": learning_rate(recipe, epochs, steps, spent=budget_spent)}
+    row = {"epoch": epoch + 1, "lr": learning_rate(recipe, epoch, steps, spent=place(0)[1])}
     row["train_loss"], row["train_accuracy"] = train_epoch(learner, prepared())
     turned = clock()
     with learner.averaged():
@@ -235,8 +233,5 @@ def _reason_to_stop(done: Fit, options: Options) -> str | None:
 def _check_identity(found: dict, wanted: dict, checkpoint: Path) -> None:
     found = completed(found)
     different = [f"{name} {found.get(name)}, not {wanted[name]}" for name in wanted if found.get(name) != wanted[name]]
-    if different:
-        raise UserError(
-            f"The checkpoint {checkpoint.name} belongs to a run with {'; '.join(different)}. "
-            "Start over with --fresh (resume=False), or choose another checkpoint folder."
-        )
+    other = f"The checkpoint {checkpoint.name} belongs to a run with {'; '.join(different)}."
+    require(not different, f"{other} Start over with --fresh (resume=False), or choose another checkpoint folder.")

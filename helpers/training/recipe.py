@@ -114,8 +114,8 @@ def _check_combinations(recipe: Recipe) -> None:
     if recipe.momentum_perturbation is not None:
         momentum = recipe.optimizer == "sgd" and recipe.momentum > 0
         require(momentum, "momentum_perturbation needs the momentum of SGD; choose optimizer 'sgd' with a momentum.")
-        both = "A recipe has a perturbation or a momentum_perturbation, not both; leave one of them None."
-        require(recipe.perturbation is None, both)
+        one = recipe.perturbation is None
+        require(one, "A recipe has a perturbation or a momentum_perturbation, not both; leave one of them None.")
 
 
 def _check_sizes(recipe: Recipe) -> None:

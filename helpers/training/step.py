@@ -112,40 +112,36 @@ def train_epoch(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> t
     The sums stay on the device until the pass ends: reading one each step would make the host wait for the device.
     """
     learner.called.train()
-    count = 0
-    loss_sum = torch.zeros((), device=learner.device, dtype=torch.float64)
-    correct = torch.zeros((), device=learner.device, dtype=torch.int64)
+    count, kinds = 0, (torch.float64, torch.int64)
+    loss_sum, correct = (torch.zeros((), device=learner.device, dtype=kind) for kind in kinds)
     with convolutions(learner.recipe):
         for images, labels in batches:
-            while (done := _step_that_fits(learner, images, labels)) is None:
-                learner.parts *= 2
-                too_large = f"A batch of {len(labels)} does not fit into memory"
-                print(f"{too_large}: it is taken in {learner.parts} parts, their gradients added up.")
-            logits, loss = done
+            logits, loss = _step_in_parts(learner, images, labels)
             count += len(labels)
             loss_sum += loss * len(labels)
             correct += (logits.argmax(1) == labels).sum()
     return loss_sum.item() / count, correct.item() / count
 
 
-def _step_that_fits(learner: Learner, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor] | None:
-    """A step on the batch in the learner's parts, or None where even those do not fit into the device's memory."""
-    try:
-        return step(learner, images, labels)
-    except (RuntimeError, ValueError) as error:
-        if ONE_VALUE in str(error):
-            raise UserError(
-                f"BatchNorm cannot learn from one image whose features are one pixel, as in this batch of {len(labels)}; "
-                "choose a batch size that leaves no single image over, or larger images."
-            ) from error
-        if not isinstance(error, torch.OutOfMemoryError) and not OUT_OF_MEMORY.search(str(error)):
-            raise
-        if learner.parts >= len(labels):
-            raise UserError("Not even one image fits into the device's memory; choose a smaller model or image.") from error
-        learner.optimizer.zero_grad(set_to_none=True)
-        learner.statistics.undo()
-    torch.cuda.empty_cache()  # out here, where the failed step's own tensors are gone
-    return None
+def _step_in_parts(learner: Learner, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """A step on the batch, in twice as many parts for as long as these do not fit into the device's memory."""
+    while True:
+        try:
+            return step(learner, images, labels)
+        except (RuntimeError, ValueError) as error:
+            if ONE_VALUE in str(error):
+                one = f"BatchNorm cannot learn from one image whose features are one pixel, as in this batch of {len(labels)}"
+                raise UserError(f"{one}; choose a batch size that leaves no single image over, or larger images.") from error
+            if not isinstance(error, torch.OutOfMemoryError) and not OUT_OF_MEMORY.search(str(error)):
+                raise
+            if learner.parts >= len(labels):
+                raise UserError("Not even one image fits into the device's memory; choose a smaller model or image.") from error
+            learner.optimizer.zero_grad(set_to_none=True)
+            learner.statistics.undo()
+        torch.cuda.empty_cache()  # out here, where the failed step's own tensors are gone
+        learner.parts *= 2
+        too_large = f"A batch of {len(labels)} does not fit into memory"
+        print(f"{too_large}: it is taken in {learner.parts} parts, their gradients added up.")
 
 
 def step(learner: Learner, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
