@@ -5,9 +5,9 @@ from helpers.training.layout import choose_arrangement, prepare
 from helpers.training.loop import OUT_OF_TIME, Diverged, Fit, fit, training_batches
 from helpers.training.perturbation import AdversarialModelPerturbation
 from helpers.training.recipe import OPTIMIZERS, SCHEDULES, Recipe, completed, learning_rate
-from helpers.training.step import Learner, make_optimizer, make_scaler, train_epoch
+from helpers.training.step import Learner, make_optimizer, train_epoch
 
 __all__ = ["OPTIMIZERS", "SCHEDULES", "Recipe", "completed", "learning_rate"]
-__all__ += ["Learner", "make_optimizer", "make_scaler", "train_epoch", "AdversarialModelPerturbation"]
+__all__ += ["Learner", "make_optimizer", "train_epoch", "AdversarialModelPerturbation"]
 __all__ += ["OUT_OF_TIME", "Diverged", "Fit", "fit", "training_batches", "choose_arrangement", "prepare"]
 __all__ += ["accuracy_at", "evaluate", "predict", "score"]
