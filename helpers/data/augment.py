@@ -9,7 +9,6 @@ from torch import Tensor
 COPIES = 4
 AREA, RATIO, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10  # torchvision's RandomResizedCrop
 GENTLE_AREA = (0.35, 1.0)  # of `resized_crop_flip`
-DEGREES = 90.0
 
 
 def sample_windows(size: tuple[int, int], image_size: int, padding: int | None, count: int, generator) -> Tensor:
@@ -58,7 +57,7 @@ def sample_views(count: int, height: int, width: int, generator: torch.Generator
     """
     whole = torch.tensor([0.0, 0.0, height, width]).expand(count, 4)
     boxes = torch.cat([whole, sample_crops((COPIES - 1) * count, height, width, generator)])
-    turns = torch.empty(count).uniform_(-DEGREES, DEGREES, generator=generator).deg2rad()
+    turns = torch.empty(count).uniform_(-90.0, 90.0, generator=generator).deg2rad()
     fixed = torch.tensor([[1.0, 0, 0, 1], [-1.0, 0, 0, 1], [1.0, 0, 0, -1]]).repeat_interleave(count, 0)
     turned = torch.stack([turns.cos(), -turns.sin(), turns.sin(), turns.cos()], 1)
     return torch.cat([boxes, torch.cat([fixed, turned])], 1)
@@ -104,10 +103,7 @@ def render(images: Tensor, views: Tensor, image_size: int) -> Tensor:
 
 
 def fill_holes(images: Tensor, holes: Tensor, side: int) -> Tensor:
-    """The normalised images with a square of zeros, the mean colour, in each: cutout (DeVries and Taylor 2017).
-
-    The holes, (B, 2), are the top rows and left columns of squares of `side` pixels.
-    """
+    """Normalised images with a square of zeros, the mean colour, in each: cutout (DeVries and Taylor 2017). Holes: (B, 2)."""
     steps = torch.arange(images.shape[-1], device=images.device)
     rows, columns = ((start <= steps) & (steps < start + side) for start in holes[:, :, None].unbind(1))
     return images.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)

@@ -61,10 +61,10 @@ def batches(
     view = View(**view)
     height, width = split.images.shape[-2:]
     require(batch_size >= 1, f"The batch size is {batch_size}; choose at least 1.")
-    stored = f"The image size is {view.image_size}, but images are stored at {width}x{height}; choose less."
-    require(1 <= view.image_size <= min(height, width), stored)
-    fewer = f"The padding is {view.padding} pixels, but {width}x{height} images reflect fewer; choose less."
-    require(view.border != "reflect" or view.padding < min(height, width), fewer)
+    size, padding, shortest = view.image_size, view.padding, min(height, width)
+    require(1 <= size <= shortest, f"The image size is {size}, but images are stored at {width}x{height}; choose less.")
+    fewer = f"The padding is {padding} pixels, but {width}x{height} images reflect fewer; choose less."
+    require(view.border != "reflect" or padding < shortest, fewer)
     return _batches(split, batch_size, view, generator, mirror)
 
 

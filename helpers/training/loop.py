@@ -140,7 +140,7 @@ def platform(device: torch.device) -> dict[str, str]:
 
 
 def _mirror(options: Options, worked: bool) -> bool:
-    """Copy the checkpoint into the mirror; whether it worked, and a line where it no longer does."""
+    """Copy the checkpoint into the mirror, if there is one; whether it worked, and a line where it no longer does."""
     reason = copy_checkpoint(options.checkpoint, options.mirror) if options.mirror else None
     if reason and worked:
         lost = f"The checkpoint could not be copied to {options.mirror} ({reason})"

@@ -112,8 +112,8 @@ def train_epoch(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> t
     The sums stay on the device until the pass ends: reading one each step would make the host wait for the device.
     """
     learner.called.train()
-    count, kinds = 0, (torch.float64, torch.int64)
-    loss_sum, correct = (torch.zeros((), device=learner.device, dtype=kind) for kind in kinds)
+    count = 0
+    loss_sum, correct = (torch.zeros((), device=learner.device, dtype=kind) for kind in (torch.float64, torch.int64))
     with convolutions(learner.recipe):
         for images, labels in batches:
             logits, loss = _step_in_parts(learner, images, labels)
