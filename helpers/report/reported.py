@@ -106,14 +106,10 @@ def headline_table(records: Iterable[dict]) -> pd.DataFrame:
         short = [runs_of[name] for name in own if name in runs_of and "fast" in name.split("_")]
         fast = max(short, key=tables.validation_accuracy, default=[])
         known = ELSEWHERE.get((own[best].dataset, own[best].model))
-        rows.append(
-            {
-                "report": f"`{report}`: {subject}",
-                "its best": f"{percent(printed[best])} ({best.split('/')[1]})",
-                "ours, its recipe": repeated,
-                "ours, short recipe": f"{_outcome(fast)} ({fast[0]['experiment'].split('/')[1]})" if fast else tables.NOT_YET,
-                "minutes": f"{np.mean([run['seconds'] for run in fast]) / 60:.0f}" if fast else "",
-                "best known elsewhere": f"[{percent(known[0])}]({known[1]})" if known else "",
-            }
-        )
-    return pd.DataFrame(rows)
+        ours = f"{_outcome(fast)} ({fast[0]['experiment'].split('/')[1]})" if fast else tables.NOT_YET
+        minutes = f"{np.mean([run['seconds'] for run in fast]) / 60:.0f}" if fast else ""
+        elsewhere = f"[{percent(known[0])}]({known[1]})" if known else ""
+        its_best = f"{percent(printed[best])} ({best.split('/')[1]})"
+        rows.append((f"`{report}`: {subject}", its_best, repeated, ours, minutes, elsewhere))
+    names = ["report", "its best", "ours, its recipe", "ours, short recipe", "minutes", "best known elsewhere"]
+    return pd.DataFrame(rows, columns=names)
