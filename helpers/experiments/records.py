@@ -136,9 +136,17 @@ def load(path: Path) -> dict:
 
 
 def load_all(results_dir: str | Path | None = None, profile: str | None = None) -> list[dict]:
-    """Every run record under a results folder, of one profile or of all, by experiment, profile and seed."""
+    """Every run record under a results folder, of one profile or of all, by experiment, profile and seed.
+
+    Raises:
+        UserError: a record is damaged, or the folder's name is none that this system can have.
+    """
     folder = Path(results_dir or RESULTS).expanduser() / "runs"
-    records = [load(path) for path in sorted(folder.glob("*/*/*/seed*.json"))]
+    try:
+        paths = sorted(folder.glob("*/*/*/seed*.json"))
+    except OSError as error:
+        raise UserError(f"The results folder cannot be read ({error.strerror}); choose another --results-dir.") from error
+    records = [load(path) for path in paths]
     return [record for record in records if profile in (None, record["profile"])]
 
 

@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import shutil
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -80,13 +81,15 @@ def load_checkpoint(
     Raises:
         UserError: there are checkpoints, and none of them is whole and fits.
     """
-    candidates = [checkpoint, temporary(checkpoint), *([mirror / checkpoint.name] if mirror else []), previous(checkpoint)]
+    copies = [copy] if mirror and (copy := mirror / checkpoint.name).is_file() else []
+    candidates = [checkpoint, temporary(checkpoint), *copies, previous(checkpoint)]
     found = [path for path in candidates if path.exists()]
     for path in found:
         reason = "is damaged"
         if (payload := _read(path)) is not None:
             try:
-                state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+                with warnings.catch_warnings(action="ignore"):  # torch remarks on pickled code, which it refuses anyway
+                    state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
                 accept(state)
                 if path == temporary(checkpoint):
                     os.replace(path, checkpoint)  # or the next one would be written over the only whole one

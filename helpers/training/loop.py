@@ -117,7 +117,9 @@ def _resumed(learner: Learner, identity: dict, options: Options) -> Fit | None:
         if set(state["best_weights"]) != set(learner.model.state_dict()):
             raise ValueError("the best weights are another network's")
         learner.load_state_dict(state)
-        _ = state["history"], state["best"]["epoch"]
+        if not isinstance(state["history"], list) or not isinstance(state.get("arrangement", {}), dict):
+            raise TypeError("its history is no list, or its arrangement no table")
+        _ = state["history"][-1]["seconds"], state["best"]["epoch"]
 
     if not options.resume or not (state := load_checkpoint(options.checkpoint, options.mirror, accept)):
         return None

@@ -27,6 +27,7 @@ RULES = (
     ("time_budget patience clip_norm", lambda value: value > 0, "must be greater than 0, or None for no limit"),
     (f"{RATES} momentum_perturbation perturbation_start", lambda value: value >= 0, "cannot be negative"),
     ("ema perturbation_start label_smoothing", lambda value: value < 1, "must be less than 1"),
+    (COUNTS, lambda value: value <= 10**9, "must be at most 1,000,000,000"),
 )
 
 

@@ -164,6 +164,11 @@ def test_a_kill_while_a_record_is_replaced_leaves_a_pair_that_agrees(tmp_path, m
     assert results.predictions(results.load(path), tmp_path)["predicted"].tolist() == [1, 1, 1, 0, 0]
 
 
+def test_a_results_folder_whose_name_is_too_long_is_one_sentence():
+    with pytest.raises(UserError, match="results folder cannot be read .File name too long.; choose another --results-dir"):
+        results.load_all("a" * 300)
+
+
 def test_a_full_disk_leaves_no_half_written_record(tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")

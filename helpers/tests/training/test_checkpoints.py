@@ -34,6 +34,20 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(path, capsys):
         load_checkpoint(path)
 
 
+@pytest.mark.parametrize("odd", [{"history": 7}, {"history": []}, {"arrangement": 7}])
+def test_a_whole_checkpoint_of_another_form_gives_way_to_the_one_before(path, capsys, odd):
+    recipe = replace(RECIPE, epochs=4)
+    training.fit(make_model(), TRAIN, VALIDATION, recipe, checkpoint=path, until=2)
+    save_checkpoint(load_checkpoint(path) | odd, path)
+    assert len(training.fit(make_model(), TRAIN, VALIDATION, recipe, checkpoint=path, until=3).history) == 3
+    assert "a.ckpt does not fit this run" in capsys.readouterr().out
+
+
+def test_a_folder_in_the_mirror_with_a_checkpoint_s_name_is_no_checkpoint(path):
+    (path.parent / "drive" / path.name).mkdir(parents=True)
+    assert load_checkpoint(path, path.parent / "drive") is None
+
+
 def test_a_kill_between_the_two_renames_loses_nothing(path):
     save_checkpoint({"history": [1]}, path)
     path.rename(previous(path))

@@ -536,6 +536,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     ("change", "sentence"),
     [
         ({"epochs": 0}, "epochs is 0; it must be greater than 0"),
+        ({"epochs": 10**400}, "it must be at most 1,000,000,000"),
         ({"batch_size": -8}, "batch_size is -8"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
         ({"momentum": -0.1}, "momentum is -0.1; it cannot be negative"),
