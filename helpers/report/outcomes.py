@@ -42,17 +42,18 @@ def outcome_table(rows: Mapping[str, str], records: Iterable[dict]) -> pd.DataFr
 def pair_sentences(
     records: Iterable[dict], pairs: Iterable[tuple[str, str]], results_dir: Path, labels: Mapping[str, str] | None = None
 ) -> list[str]:
-    """A sentence for each pair of experiments (`paired_table`): which of the two is better, or that it cannot be told.
+    """A sentence for each pair of experiments (`paired_table`): which is better, or that it cannot be told; a last one names
+    the pairs that are not run yet.
 
     Args:
         labels: what an experiment is called; by default its own name without the data set.
     """
     table = tables.paired_table(records, pairs, results_dir)
-    sentences = []
+    sentences, missing = [], []
     for row in table.to_dict("records"):
         first, second = ((labels or {}).get(row[place], row[place].split("/")[1]) for place in ("first", "second"))
         if pd.isna(row["points"]):
-            sentences.append(f"{second} against {first}: not run yet.")
+            missing.append(f"{second} against {first}")
             continue
         found = f"{row['points']:+.1f} points, 95 % interval {row['from']:+.1f} to {row['to']:+.1f}, {row['seeds']:.0f} seed"
         found += "s" if row["seeds"] > 1 else ""
@@ -60,7 +61,7 @@ def pair_sentences(
             sentences.append(f"{second} and {first} cannot be told apart ({found}).")
         else:
             sentences.append(f"{second} is {'better' if row['points'] > 0 else 'worse'} than {first} ({found}).")
-    return sentences
+    return sentences + ([f"Not run yet: {'; '.join(missing)}."] if missing else [])
 
 
 def best_by_validation(names: Iterable[str], records: Iterable[dict]) -> str:

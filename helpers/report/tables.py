@@ -193,13 +193,14 @@ def superclass_table(record: dict) -> pd.DataFrame:
     return table
 
 
-_PERCENT = ("val accuracy", "test accuracy", "sd", "low", "high", "report", "accuracy", "superclass accuracy", "at 1", "at 5")
+_PERCENT = "val accuracy,test accuracy,sd,low,high,report,accuracy,superclass accuracy,at 1,at 5,short recipe".split(",")
 _FORMATS = {
     **dict.fromkeys(_PERCENT, "{:.2%}"),
     **dict.fromkeys(("points", "from", "to"), "{:+.2f}"),
     **dict.fromkeys(("seeds", "epochs", "estimated", "only first right", "only second right"), "{:.0f}"),
     **dict.fromkeys(("parameters", "images/s"), "{:,.0f}"),
-    **{"val loss": "{:.4f}", "minutes": "{:.1f}", "p": "{:.3f}", "share": "{:.1%}", "million MACs": "{:,.1f}"},
+    **dict.fromkeys(("minutes", "minutes, short"), "{:.1f}"),
+    **{"val loss": "{:.4f}", "p": "{:.3f}", "share": "{:.1%}", "million MACs": "{:,.1f}"},
 }
 
 
