@@ -102,8 +102,7 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type == "cpu":
-        flags = _cpu_flags()
-        return torch.bfloat16 if flags & {"avx512_bf16", "amx_bf16"} else None
+        return torch.bfloat16 if _cpu_flags() & {"avx512_bf16", "amx_bf16"} else None
     return None
 
 

@@ -202,7 +202,7 @@ def _find_folder(name: str, base: Path) -> Found | None:
     paths, classes = [path for path, _, _ in files], CLASSES[name]
     if strange := sorted(label for label in {place(dirname(path))[1] for path in paths} if label.lower() not in classes):
         raise UserError(f"The {source} has a class '{strange[0]}'; the classes are {listed(classes)}.")
-    return source, files, partial(_decode, source, paths, partial(read_file, root))
+    return source, files, partial(decode, source, paths, partial(read_file, root), decode_tiny, PIXELS, threaded=False)
 
 
 def _find_parquet(name: str, base: Path) -> Found | None:
@@ -241,11 +241,7 @@ def _decode_tables(name: str, source: str, tables: list[tuple[str, pd.DataFrame]
             content = (cell["bytes"] if isinstance(cell, dict) else cell) or b""
             suffix = "jpg" if content.startswith(b"\xff\xd8") else "png"
             contents[f"{split}/{classes[int(label)]}/{len(contents):05}.{suffix}"] = content
-    return _decode(source, list(contents), contents.__getitem__)
-
-
-def _decode(source: str, paths: list[str], read: Callable[[str], bytes]) -> Pool:
-    return decode(source, paths, read, decode_tiny, PIXELS, threaded=False)
+    return decode(source, list(contents), contents.__getitem__, decode_tiny, PIXELS, threaded=False)
 
 
 def decode_tiny(content: bytes, size: int) -> tuple[np.ndarray, tuple[int, int]]:
