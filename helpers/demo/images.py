@@ -101,12 +101,12 @@ def download(url: str, private: bool = False) -> bytes:
         with suppress(OSError):
             connection.shutdown(socket.SHUT_RDWR)
         connection.close()
-    if isinstance(result, TimeoutError):
-        raise Refused(f"it took longer than {LONGEST_DOWNLOAD:g} seconds") from result
-    if isinstance(result, Exception) and not isinstance(result, Refused):
-        raise Refused(f"it could not be reached ({result})") from result
-    if isinstance(result, Exception):
+    if isinstance(result, Refused):
         raise result
+    if isinstance(result, Exception):
+        took_long = isinstance(result, TimeoutError)
+        reason = f"it took longer than {LONGEST_DOWNLOAD:g} seconds" if took_long else f"it could not be reached ({result})"
+        raise Refused(reason) from result
     return result
 
 

@@ -1,8 +1,7 @@
 """Labels for images, and what a label rests on."""
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -99,20 +98,13 @@ def class_activation(network: nn.Module, image: Tensor, label: int) -> Tensor:
 def features(model: SavedModel, images: Tensor) -> Tensor:
     """What the network's last layer sees of images, uint8 (N, 3, S, S): its pooled features, float32 (N, D)."""
     last = [layer for layer in model.network.modules() if isinstance(layer, nn.Linear)][-1]
-    with _inputs(last) as seen:
-        training.predict(model.network, _unlabelled(images), model.about.recipe)
-    return torch.cat(seen)
-
-
-@contextmanager
-def _inputs(layer: nn.Module) -> Iterator[list[Tensor]]:
-    """What a layer is given while the block runs, on the CPU."""
     seen = []
-    hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float().cpu()))
+    hook = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float().cpu()))
     try:
-        yield seen
+        training.predict(model.network, _unlabelled(images), model.about.recipe)
     finally:
         hook.remove()
+    return torch.cat(seen)
 
 
 def nearest(query: Tensor, others: Tensor, count: int = 8) -> tuple[Tensor, Tensor]:

@@ -46,12 +46,9 @@ _CSS = """
 class Exhibit:
     """A model on the page.
 
-    Attributes:
-        dataset: its training images are searched for those most like the image.
-        known: their features (N, D), by `features`.
-        measured: a sentence on how accurate the model is.
-        examples: images to click on; best such as the model was not trained on.
-        card: its model card, in Markdown.
+    dataset: its training images are searched for those most like the image; known: their features (N, D), by `features`;
+    measured: a sentence on how accurate the model is; examples: images to click on, best such as the model was not
+    trained on; card: its model card, in Markdown.
     """
 
     model: SavedModel

@@ -20,13 +20,9 @@ LARGEST_SIZE = 2048  # pixels of an input's side
 class Preprocessing:
     """Metadata stored with the weights.
 
-    Attributes:
-        model: its name in `models.MODELS`.
-        classes: the name of each label.
-        image_size: pixels of its input; stored_size: those to which an image is resized before its middle is cut out.
-        mean, std: of each channel, for pixels in [0, 1].
-        sample: whether it was trained on generated images; then its labels mean nothing.
-        resize: how an image becomes square, as in `data.load`.
+    model: its name in `models.MODELS`; classes: the name of each label; image_size: pixels of its input;
+    stored_size: those to which an image is resized before its middle is cut out; mean, std: of each channel, for pixels
+    in [0, 1]; sample: whether it was trained on generated images, and its labels mean nothing; resize: as in `data.load`.
     """
 
     model: str
@@ -74,7 +70,7 @@ def save_model(path: str | Path, state_dict: dict[str, Tensor], about: Preproces
         UserError: the weights are not this model's, or the file cannot be written.
     """
     path = Path(os.path.expanduser(path))
-    _check_weights(state_dict, about, path.name)
+    build_network(state_dict, about, path.name)
     tensors = {name: value.detach().cpu().contiguous() for name, value in state_dict.items()}
     metadata = {"about": json.dumps(asdict(about))}
     if card:
@@ -140,10 +136,7 @@ def load_model(path: str | Path, device: str | torch.device | None = None) -> Sa
             f"{path.name} does not say how its images are made; use a file written by python -m helpers save."
         ) from error
     tensors = {name: value.float() if value.dtype == torch.float16 else value for name, value in tensors.items()}
-    _check_weights(tensors, about, path.name)
-    with torch.device("meta"):
-        network = models.build(about.model, len(about.classes))
-    network.load_state_dict(tensors, assign=True)
+    network = build_network(tensors, about, path.name)
     return SavedModel(network.to(device).eval(), about, card)
 
 
@@ -167,15 +160,18 @@ def _safetensors():
     return safetensors
 
 
-def _check_weights(tensors: dict[str, Tensor], about: Preprocessing, name: str) -> None:
+def build_network(tensors: dict[str, Tensor], about: Preprocessing, name: str) -> nn.Module:
+    """The network with these weights. Raises UserError, which calls them `name`, where they do not fit or are not finite."""
     if about.model not in models.MODELS:
         known = ", ".join(models.MODELS)
         raise UserError(f"{name} is of a model '{about.model[:40]}', which is not known here; choose one of {known}.")
     with torch.device("meta"):
-        wanted = models.build(about.model, len(about.classes)).state_dict()
-    kinds = [{key: (value.shape, value.dtype) for key, value in state.items()} for state in (wanted, tensors)]
+        network = models.build(about.model, len(about.classes))
+    kinds = [{key: (value.shape, value.dtype) for key, value in state.items()} for state in (network.state_dict(), tensors)]
     if kinds[0] != kinds[1]:
-        network = f"'{about.model}' with {len(about.classes)} classes"
-        raise UserError(f"The weights of {name} are not those of {network}; save the model under its own name.")
+        wanted = f"'{about.model}' with {len(about.classes)} classes"
+        raise UserError(f"The weights of {name} are not those of {wanted}; save the model under its own name.")
     if not all(value.isfinite().all() for value in tensors.values()):
         raise UserError(f"The weights of {name} are not all finite numbers, so it cannot classify; save another run's model.")
+    network.load_state_dict(tensors, assign=True)
+    return network

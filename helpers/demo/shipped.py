@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from scipy.stats import binomtest
 
-from helpers import data, models, training
-from helpers.demo.saved import SavedModel, best_weights, load_model, read_card, save_model
+from helpers import data, training
+from helpers.demo.saved import SavedModel, best_weights, build_network, load_model, read_card, save_model
 from helpers.experiments import records
 from helpers.runtime import ROOT, UserError, save_text
 
@@ -66,26 +66,20 @@ def ship(
     if size > LARGEST:
         raise UserError(f"{name} takes {size:.0f} MiB; at most {LARGEST} are shipped, choose a smaller network.")
     facts = {key: record[key] for key in ("experiment", "profile", "seed", "dataset", "recipe", "test", "best")}
-    with torch.device("meta"):
-        network = models.build(about.model, len(about.classes))
-    network.load_state_dict(weights, assign=True)
+    network = build_network(weights, about, name)
     facts["predicted"], _ = _predict(SavedModel(network, about, facts), data_dir)  # the run's own may be of 16-bit arithmetic
     path = save_model((folder or MODELS) / f"{name}.safetensors", weights, about, facts)
-    seeds = {
-        one["seed"]: one
-        for one in records.load_all(results_dir, record["profile"])
-        if one["experiment"] == record["experiment"]
-    }
-    accuracies = {seed: one["test"]["accuracy"] for seed, one in sorted((seeds | {record["seed"]: record}).items())}
+    runs = [one for one in records.load_all(results_dir, record["profile"]) if one["experiment"] == record["experiment"]]
+    accuracies = {one["seed"]: one["test"]["accuracy"] for one in [*runs, record]}
+    test = record["test"]
+    interval = binomtest(round(test["accuracy"] * test["n"]), test["n"]).proportion_ci(0.95, "wilson")
     used = {key: value for key, value in record["recipe"].items() if value not in (None, False, 0, (), [])}
     card = CARD.format(
         name=name,
         **record,
         classes=len(about.classes),
-        interval=binomtest(round(record["test"]["accuracy"] * record["test"]["n"]), record["test"]["n"]).proportion_ci(
-            0.95, "wilson"
-        ),
-        seeds=", ".join(f"seed {seed}: {accuracy:.2%}" for seed, accuracy in accuracies.items()),
+        interval=interval,
+        seeds=", ".join(f"seed {seed}: {accuracy:.2%}" for seed, accuracy in sorted(accuracies.items())),
         settings=", ".join(f"{key} {value}" for key, value in used.items()),
         stored_size=about.stored_size,
         size=path.stat().st_size / 2**20,
