@@ -156,7 +156,8 @@ def _handlers(exhibits: Mapping[str, Exhibit], private: bool) -> tuple[Callable,
     def photographed(chosen: str, path: str | None) -> list:
         if path is None:
             return [gradio.skip()] * 5
-        return answer(chosen, "your snapshot", lambda about: read_image(path, about.stored_size, "your snapshot"))
+        name = "your snapshot"
+        return answer(chosen, name, lambda about: read_image(path, about.stored_size, name, resize=about.resize))
 
     def fetched(chosen: str, url: str) -> list:
         return answer(chosen, url.strip(), lambda about: read_address(url.strip(), about, private))
