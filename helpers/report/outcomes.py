@@ -40,7 +40,10 @@ def outcome_table(rows: Mapping[str, str], records: Iterable[dict]) -> pd.DataFr
 
 
 def pair_sentences(
-    records: Iterable[dict], pairs: Iterable[tuple[str, str]], results_dir: Path, labels: Mapping[str, str] | None = None
+    records: Iterable[dict],
+    pairs: Iterable[tuple[str, str]],
+    results_dir: Path | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> list[str]:
     """A sentence for each pair of experiments (`paired_table`): which is better, or that it cannot be told; a last one names
     the pairs that are not run yet.
