@@ -1,5 +1,6 @@
 """What a notebook tells of its own runs: one table, run or not, and sentences that stay true as further runs come."""
 
+import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def pair_sentences(
     labels: Mapping[str, str] | None = None,
 ) -> list[str]:
     """A sentence for each pair of experiments (`paired_table`): which is better, or that it cannot be told; a last one names
-    the pairs that are not run yet.
+    the pairs that are not run yet. Long ones are wrapped.
 
     Args:
         labels: what an experiment is called; by default its own name without the data set.
@@ -64,7 +65,8 @@ def pair_sentences(
             sentences.append(f"{second} and {first} cannot be told apart ({found}).")
         else:
             sentences.append(f"{second} is {'better' if row['points'] > 0 else 'worse'} than {first} ({found}).")
-    return sentences + ([f"Not run yet: {'; '.join(missing)}."] if missing else [])
+    sentences += [f"Not run yet: {'; '.join(missing)}."] if missing else []
+    return [textwrap.fill(sentence, 90, break_on_hyphens=False) for sentence in sentences]
 
 
 def best_by_validation(names: Iterable[str], records: Iterable[dict]) -> str:
