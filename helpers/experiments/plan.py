@@ -133,6 +133,13 @@ ROWS = [
     row("cifar10_5k/resnet18_coded", "pikachu", CODED, RESNET18, seeds=2),
     # The default of its function, for with the 0.1 of its call nothing is learnt.
     row("cifar10_5k/resnet18_coded_decay0001", "pikachu", replace(CODED, weight_decay=0.001), RESNET18, seeds=2),
+    row(
+        "cifar10_5k/resnext29_coded_decay0001",
+        "pikachu",
+        replace(CODED, epochs=63, weight_decay=0.001),
+        "pikachu_resnext29",
+        seeds=2,
+    ),
     row("cifar10_5k/resnext29_32x4d", "pikachu", recipes.CIFAR10_5K, seeds=2, printed=0.4506),
     row("cifar10_5k/resnet18_torchvision", "pikachu", recipes.CIFAR10_5K, seeds=2, printed=0.6638),
     row("pikachu/resnet18_coded", "pikachu", recipes.PIKACHU_CODED, RESNET18, seeds=2),

@@ -32,7 +32,7 @@ CODED = {
     "pikachu/resnext50_ours": ("pikachu/resnext50_coded",),
     "pikachu/resnext50_torchvision": ("pikachu/resnext50_torchvision_coded",),
     "pikachu/resnet18_torchvision": ("pikachu/resnet18_coded",),
-    "cifar10_5k/resnext29_32x4d": ("cifar10_5k/resnext29_coded",),
+    "cifar10_5k/resnext29_32x4d": ("cifar10_5k/resnext29_coded", "cifar10_5k/resnext29_coded_decay0001"),
     "cifar10_5k/resnet18_torchvision": ("cifar10_5k/resnet18_coded", "cifar10_5k/resnet18_coded_decay0001"),
 }
 # Where the network of a row is not, or not surely, the report's own.
