@@ -27,13 +27,9 @@ ACCURACY = (
 
 
 def write(records: list[dict], results_dir: str | Path | None = None) -> list[Path]:
-    """Rebuild `R/figures`: the PNG files, and a README that shows each with its caption; other PNG files go.
+    """Rebuild `R/figures` from all records of `R/runs`: PNG files, and a README with their captions; other PNG files go.
 
-    Args:
-        records: every record of `R/runs`.
-
-    Raises:
-        UserError: the folder cannot be written.
+    A UserError where the folder cannot be written.
     """
     folder = Path(results_dir or results.RESULTS).expanduser() / "figures"
     captions, written = {}, []

@@ -79,23 +79,17 @@ def _plain_numbers(axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def curves(
-    histories: Mapping[str, Sequence[Mapping]], sample: bool = False, models: Sequence[str] = (), minutes: bool = False
-) -> Figure:
+def curves(histories: Mapping[str, Sequence[Mapping]], sample: bool = False, models: Sequence[str] = ()) -> Figure:
     """Validation accuracy on one axis, and the losses on a logarithmic one, with a label on each line.
 
-    Args:
-        histories: a label for each run's history, as a run record keeps it.
-        models: the runs' models, for their colours; without them, colours are given in turn.
-        minutes: over the minutes that a run has trained and validated, instead of its epochs.
+    `histories` has a label for each run's history, as a run record keeps it; `models` are for the colours, if not in turn.
     """
     colours = inks(models) if models else itertools.cycle(PALETTE)
     figure, axes = plt.subplots(1, 2, figsize=(12, max(3.6, 0.2 * len(histories) + 1)), layout="constrained")
     axes[1].set_yscale("log")
     ends: tuple[dict, dict] = ({}, {})
     for (run, history), ink in zip(histories.items(), colours, strict=False):
-        spent = itertools.accumulate(row["seconds"] / 60 for row in history)
-        times = list(spent) if minutes else [row["epoch"] for row in history]
+        times = [row["epoch"] for row in history]
         style = {"color": ink, "marker": "o" if len(times) == 1 else "", "markersize": 4}
         for axis, end, name in zip(axes, ends, ("val_accuracy", "val_loss"), strict=True):
             axis.plot(times, [row[name] for row in history], linewidth=1.8, **style)
@@ -104,8 +98,8 @@ def curves(
     titles = ("Validation accuracy", "Cross-entropy (nats per image): validation solid, training dashed")
     for axis, end, title in zip(axes, ends, titles, strict=True):
         axis.set_title(title, loc="left", fontsize=10)
-        axis.set_xlabel("minutes of training" if minutes else "epoch")
-        axis.xaxis.get_major_locator().set_params(integer=not minutes)
+        axis.set_xlabel("epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
         _label(axis, end, at_edge=True)
     axes[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -167,9 +161,8 @@ def accuracy_against_cost(
 ) -> Figure:
     """Accuracy against parameters and against multiply–adds, each on a logarithmic axis, with a label on each point.
 
-    Args:
-        table: a label as its index, and the columns `model`, `parameters`, `million MACs` and `accuracy` (a fraction).
-        joined: labels whose points a grey line joins, as far as the table has them.
+    `table` has the labels as its index, and the columns `model`, `parameters`, `million MACs` and `accuracy` (a fraction). A
+    grey line joins the points whose labels are `joined`, as far as the table has them.
     """
     figure, axes = plt.subplots(1, 2, figsize=(12, max(4, 0.2 * len(table) + 1.5)), sharey=True, layout="constrained")
     costs = {"parameters": table["parameters"] / 1e6, "multiply–adds per image": table["million MACs"]}
@@ -195,10 +188,7 @@ def accuracy_against_cost(
 
 def loss_around(radii: Sequence[float], losses: Mapping[str, np.ndarray], sample: bool = False) -> Figure:
     """The loss along random directions around trained networks, on a logarithmic axis: a thin line per direction, a thick one
-    for their mean, a colour and line style per network.
-
-    Args:
-        losses: a label for each (directions, len(radii)) array, as `landscape.obtain` gives it.
+    for their mean. `losses` has a label for each (directions, len(radii)) array, as `landscape.obtain` gives it.
     """
     figure, axis = plt.subplots(figsize=(7.5, 4), layout="constrained")
     for ink, line, (label, curves_around) in zip(PALETTE, itertools.cycle(LINES), losses.items(), strict=False):
@@ -223,11 +213,8 @@ def _cells(axis, shares: np.ndarray, texts: np.ndarray, limits: tuple[float, flo
 def confusion_matrices(matrices: Mapping[str, Sequence[Sequence[int]]], classes: Sequence[str], sample: bool = False) -> Figure:
     """Confusion matrices, at most four side by side: rows are the true class, columns the predicted one.
 
-    The darker a cell, the larger its share of its row. Counts other than zero are in the cells where there is room: in up to
-    four matrices, or up to ten classes.
-
-    Args:
-        matrices: a title for each (C, C) matrix of counts.
+    `matrices` has a title for each (C, C) matrix of counts. The darker a cell, the larger its share of its row. Counts other
+    than zero are in the cells where there is room: in up to four matrices, or up to ten classes.
     """
     counted, few = len(classes) <= 10 or len(matrices) <= 4, len(classes) < 4
     side = max(2.0, (0.3 if counted else 0.16) * len(classes))  # inches
@@ -252,11 +239,8 @@ def confusion_matrices(matrices: Mapping[str, Sequence[Sequence[int]]], classes:
 
 
 def stage_bars(tables: Mapping[str, pd.DataFrame], models: Sequence[str]) -> Figure:
-    """Parameters and multiply–adds of each stage, in the colours of the models, with the totals in the legend.
-
-    Args:
-        tables: a label for each network's `stage_table`.
-        models: the networks' models, `""` for one that is none.
+    """Parameters and multiply–adds of each stage, with the totals in the legend: a label for each network's `stage_table`, and
+    the networks' models for their colours, `""` for one that is none.
     """
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     width = 0.8 / len(tables)
@@ -277,10 +261,7 @@ def stage_bars(tables: Mapping[str, pd.DataFrame], models: Sequence[str]) -> Fig
 def search_heat_map(table: pd.DataFrame, sample: bool = False) -> Figure:
     """The best validation accuracy of each trial: one panel per batch size, a row per weight decay, a column per learning rate.
 
-    All panels share their shades. A trial that is missing, or that diverged, stays white.
-
-    Args:
-        table: `search.table`.
+    All panels share their shades. A trial of the `search.table` that is missing, or that diverged, stays white.
     """
     batch_sizes = sorted(table["batch size"].unique())
     rates, decays = (sorted(table[name].unique(), reverse=True) for name in ("learning rate", "weight decay"))

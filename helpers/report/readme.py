@@ -8,17 +8,14 @@ import pandas as pd
 
 from helpers import runtime
 from helpers.experiments import records as results
-from helpers.report import claims, figures, tables
+from helpers.report import claims, figures
+from helpers.report.formats import markdown
 from helpers.report.reported import headline_table, reported_table
 from helpers.runtime import ROOT, UserError
 
 
 def write(records: list[dict], readme: Path = ROOT / "README.md") -> Path:
-    """Put what the repository's records say between the markers of README, and touch nothing else.
-
-    Raises:
-        UserError: a marker is not there.
-    """
+    """Put what the records say between the markers of README, and touch nothing else; a missing marker is a UserError."""
     text = readme.read_text(encoding="utf-8")
     for name, part in parts(records).items():
         pieces = re.split(rf"(<!-- {name} -->\n|<!-- /{name} -->)", text)
@@ -34,10 +31,10 @@ def parts(records: list[dict]) -> dict[str, str]:
     """The text for each pair of markers, by its name."""
     picture = f"![Test accuracy by experiment](results/figures/accuracy.png)\n\n*{figures.ACCURACY}*\n"
     return {
-        "headline": tables.markdown(headline_table(records)),
-        "reported": tables.markdown(reported_table(records)),
+        "headline": markdown(headline_table(records)),
+        "reported": markdown(reported_table(records)),
         "accuracy": picture,
-        "claims": tables.markdown(claims.counts(claims.claims_table(records=records))),
+        "claims": markdown(claims.counts(claims.claims_table(records=records))),
         "speed": speed_part(),
     }
 
@@ -58,4 +55,4 @@ def speed_part(results_dir: str | Path | None = None) -> str:
             memory = " → ".join(f"{row[f'{side}_peak_memory_bytes'] / 2**30:.1f}" for side in ("textbook", "ours"))
             size = f"{row['image_size']}×{row['image_size']}"
             rows.append((hardware, row["model"], size, row["batch"], *speeds, *ratios, memory))
-    return tables.markdown(pd.DataFrame(rows, columns=SPEED_COLUMNS)) if rows else "Nothing was measured yet.\n"
+    return markdown(pd.DataFrame(rows, columns=SPEED_COLUMNS)) if rows else "Nothing was measured yet.\n"

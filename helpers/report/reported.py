@@ -8,6 +8,7 @@ import pandas as pd
 
 from helpers.experiments import EXPERIMENTS
 from helpers.report import tables
+from helpers.report.formats import percent
 
 # The best accuracy known elsewhere for a network on a data set, without images from anywhere else, and where it is printed.
 ELSEWHERE = {
@@ -43,13 +44,6 @@ NETWORKS = {
     "cifar10/slim_resnet_trial2": "stem not recorded",
     **dict.fromkeys((f"cifar100/zoo_resnext{number}" for number in (1, 2, 3)), "block not described in full"),
 }
-
-
-def percent(value: float | tuple[float, float] | None) -> str:
-    """A fraction or a range of two in percent, as a reader wants it; empty for None."""
-    if isinstance(value, tuple):
-        return f"{100 * value[0]:g}–{100 * value[1]:g}%"
-    return "" if value is None else f"{value:.2%}"
 
 
 def _outcome(runs: list[dict]) -> str:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import binomtest, norm, t, ttest_rel
+from scipy.stats import binomtest, norm, t
 
 LEVEL, POWER = 0.05, 0.8
 Z_ALPHA, Z_POWER = float(norm.ppf(1 - LEVEL / 2)), float(norm.ppf(POWER))
@@ -33,31 +33,12 @@ def accuracy_interval(accuracies: Sequence[float], n: int) -> tuple[float, float
     return wilson(round(accuracies[0] * n), n) if len(accuracies) == 1 else prediction_interval(accuracies, 0, 1)
 
 
-def gap_over_seeds(records: list[dict], first: str, second: str) -> tuple[int, float, float, float]:
-    """How much more accurate the second experiment is than the first, over the seeds that both were run with.
-
-    The number of seeds, the mean difference of test accuracies, and its 95 % interval (paired t), which is NaN with fewer
-    than two seeds: they say nothing about the spread.
-    """
-    one, other = (
-        {record["seed"]: record["test"]["accuracy"] for record in records if record["experiment"] == name}
-        for name in (first, second)
-    )
-    seeds = sorted(one.keys() & other.keys())
-    before, after = [one[seed] for seed in seeds], [other[seed] for seed in seeds]
-    mean = float(np.mean(after) - np.mean(before)) if seeds else math.nan
-    interval = ttest_rel(after, before).confidence_interval(1 - LEVEL) if len(seeds) > 1 else (math.nan, math.nan)
-    return len(seeds), mean, *map(float, interval)
-
-
 class Paired:
     """Two models on the same test images under the same seeds: `right` (seeds, images), +1 where only the first is right.
 
     An image counts for the model that got it right under more seeds, so that no image counts twice; with one seed that is
-    McNemar's exact test (McNemar 1947, as a binomial test on the images that only one got right).
-
-    Args:
-        first, second: whether each model was right, a boolean array (images,) for each seed.
+    McNemar's exact test (McNemar 1947, as a binomial test on the images that only one got right). `first` and `second` say
+    whether each model was right, a boolean array (images,) for each seed.
     """
 
     def __init__(self, first: Sequence[np.ndarray], second: Sequence[np.ndarray]):

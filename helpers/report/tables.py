@@ -1,34 +1,31 @@
-"""What the run records say, as tables: one function per table, each a DataFrame of at most nine columns."""
+"""What the run records say, as tables of at most nine columns, and in sentences that stay true as further runs come."""
 
 import itertools
-import zlib
-from collections.abc import Iterable
-from functools import partial
+import textwrap
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from pandas.io.formats.style import Styler
 
 from helpers import experiments, models, runtime
 from helpers.data.cifar import CIFAR10_GROUPS, CIFAR100_SUPERCLASSES
 from helpers.experiments import records as results
 from helpers.models import inspect as anatomy
 from helpers.report import statistics
+from helpers.report.formats import markdown, percent
 from helpers.runtime import UserError
 
 NOT_YET = "not yet run"
+COMPARISON_COLUMNS = "experiment,parameters,seeds,val loss,test accuracy,sd,low,high,report".split(",")
+TIME_COLUMNS = "network,parameters,million MACs,seeds,images/s,epochs,estimated,at 1,at 5".split(",")
+PAIRED_COLUMNS = "first,second,seeds,only first right,only second right,points,from,to,p".split(",")
 
 
 def on_whole_data(records: Iterable[dict]) -> list[dict]:
-    """The full runs of the reports' experiments on a whole data set without loss: not on a tenth of it, nor on JPEG copies."""
-    return [
-        record
-        for record in results.of_the_reports(records)
-        if record["profile"] == "full"
-        and not record["experiment"].startswith("cifar10_tenth/")
-        and "JPEG" not in record["dataset"]["source"]
-    ]
+    """The full runs of the reports' experiments on images without loss: not on JPEG copies."""
+    own = results.of_the_reports(records)
+    return [record for record in own if record["profile"] == "full" and "JPEG" not in record["dataset"]["source"]]
 
 
 def by_experiment(records: Iterable[dict]) -> dict[str, list[dict]]:
@@ -45,8 +42,14 @@ def mean_accuracy(runs: list[dict]) -> float:
 
 
 def validation_accuracy(runs: list[dict]) -> float:
-    """The mean validation accuracy over the seeds of one experiment, each at its best epoch: what is chosen by."""
-    return float(np.mean([run["best"]["val_accuracy"] for run in runs]))
+    """The mean validation accuracy over seeds, each at its best epoch: what is chosen by; 0 without a run."""
+    return float(np.mean([run["best"]["val_accuracy"] for run in runs] or [0]))
+
+
+def best_by_validation(names: Iterable[str], records: Iterable[dict]) -> str:
+    """Of several experiments the one with the best mean validation accuracy; the first where there is no run."""
+    runs_of = by_experiment(records)
+    return max(names, key=lambda name: validation_accuracy(runs_of.get(name, [])))
 
 
 def runs_table(records: list[dict]) -> pd.DataFrame:
@@ -73,9 +76,6 @@ def reported(name: str) -> float | tuple[float, float] | None:
     return row.reported.get("test_accuracy") if row else None
 
 
-COMPARISON_COLUMNS = "experiment,parameters,seeds,val loss,test accuracy,sd,low,high,report".split(",")
-
-
 def comparison_table(records: list[dict]) -> pd.DataFrame:
     """One row per experiment: means over its seeds, and the standard deviation of its accuracy over them.
 
@@ -90,9 +90,6 @@ def comparison_table(records: list[dict]) -> pd.DataFrame:
         interval = statistics.wilson(round(accuracy * n), n)
         rows.append((name, runs[0]["model"]["params"], len(runs), loss, accuracy, deviation, *interval, reported(name)))
     return pd.DataFrame(rows, columns=COMPARISON_COLUMNS)
-
-
-TIME_COLUMNS = "network,parameters,million MACs,seeds,images/s,epochs,estimated,at 1,at 5".split(",")
 
 
 def time_table(names: Iterable[str], records: Iterable[dict], num_classes: int) -> pd.DataFrame:
@@ -115,19 +112,14 @@ def time_table(names: Iterable[str], records: Iterable[dict], num_classes: int) 
     return pd.DataFrame(rows, columns=TIME_COLUMNS)
 
 
-PAIRED_COLUMNS = "first,second,seeds,only first right,only second right,points,from,to,p".split(",")
-
-
 def paired_table(
     records: Iterable[dict], pairs: Iterable[tuple[str, str]] | None = None, results_dir: str | Path | None = None
 ) -> pd.DataFrame:
     """One row per pair of experiments: by how many points of test accuracy the second is better, image by image.
 
     Over the seeds that both were run with on the same images; without one, the row is empty. An image counts for the experiment
-    that got it right under more seeds; `p` is exact, and McNemar's for one seed. `from` to `to` is the 95 % interval.
-
-    Args:
-        pairs: names of experiments; by default all pairs that share a seed and the images.
+    that got it right under more seeds; `p` is exact, and McNemar's for one seed. `from` to `to` is the 95 % interval. Without
+    `pairs`, names of experiments, they are all that share a seed and the images.
     """
     runs, predictions = {}, {}
     for record in records:
@@ -160,8 +152,7 @@ def most_confused(record: dict, most: int = 10) -> pd.DataFrame:
 def superclasses(record: dict) -> dict[str, list[str]]:
     """The superclasses of a run's classes, each with its own: the published ones of CIFAR-100, and two of ours for CIFAR-10.
 
-    Raises:
-        UserError: the record is of other classes.
+    A record of other classes is a UserError.
     """
     for groups in (CIFAR10_GROUPS, CIFAR100_SUPERCLASSES):
         if sorted(itertools.chain(*groups.values())) == record["dataset"]["classes"]:
@@ -180,72 +171,61 @@ def superclass_confusion(record: dict) -> np.ndarray:
     return _belongs(record).T @ np.array(record["test"]["confusion"]) @ _belongs(record)
 
 
-def superclass_table(record: dict) -> pd.DataFrame:
-    """One row per superclass and a last one for all: its test images, and the share of them that is right.
+def outcome_table(rows: Mapping[str, str], records: Iterable[dict]) -> pd.DataFrame:
+    """One row per label and experiment, run or not: epochs, seeds, the mean test accuracy, what the report prints, minutes.
 
-    `accuracy` asks for the very class, `superclass accuracy` for any class of the right superclass.
+    `low` to `high` is the 95 % interval of another run: Wilson's for one seed, the prediction interval of two or more.
+    Without a run, the epochs are those declared.
     """
-    coarse, fine = superclass_confusion(record), np.diag(record["test"]["confusion"]) @ _belongs(record)
-    images, right = coarse.sum(axis=1), np.diag(coarse)
-    table = pd.DataFrame({"superclass": list(superclasses(record)), "images": images})
-    table["accuracy"], table["superclass accuracy"] = fine / images, right / images
-    table.loc[len(table)] = ["all", images.sum(), fine.sum() / images.sum(), right.sum() / images.sum()]
-    return table
+    runs_of, table = by_experiment(records), []
+    for label, name in rows.items():
+        runs, experiment = runs_of.get(name, []), experiments.find(name)
+        accuracies = [run["test"]["accuracy"] for run in runs]
+        low, high = statistics.accuracy_interval(accuracies, runs[0]["test"]["n"]) if runs else (None, None)
+        table.append(
+            {
+                "run": label,
+                "epochs": np.mean([len(run["history"]) for run in runs]) if runs else experiment.recipe.epochs,
+                "seeds": len(runs),
+                "test accuracy": np.mean(accuracies) if runs else NOT_YET,
+                "low": low,
+                "high": high,
+                "report": percent(experiment.reported.get("test_accuracy")),
+                "minutes": np.mean([run["seconds"] for run in runs]) / 60 if runs else None,
+            }
+        )
+    return pd.DataFrame(table)
 
 
-_PERCENT = "val accuracy,test accuracy,sd,low,high,report,accuracy,superclass accuracy,at 1,at 5,short recipe".split(",")
-_FORMATS = {
-    **dict.fromkeys(_PERCENT, "{:.2%}"),
-    **dict.fromkeys(("points", "from", "to"), "{:+.2f}"),
-    **dict.fromkeys(("seeds", "epochs", "estimated", "only first right", "only second right"), "{:.0f}"),
-    **dict.fromkeys(("parameters", "images/s"), "{:,.0f}"),
-    **dict.fromkeys(("minutes", "minutes, short"), "{:.1f}"),
-    **{"val loss": "{:.4f}", "p": "{:.3f}", "share": "{:.1%}", "million MACs": "{:,.1f}"},
-}
-
-
-def _cell(column: str, value) -> str:
-    if isinstance(value, tuple):
-        return " to ".join(_cell(column, part) for part in value)
-    if isinstance(value, str):
-        return value
-    return "" if pd.isna(value) else _FORMATS.get(column, "{}").format(value)
-
-
-def as_text(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with every number as a reader wants it; an empty cell where there is none."""
-    return pd.DataFrame({name: [_cell(name, value) for value in table[name]] for name in table.columns})
-
-
-def styled(table: pd.DataFrame, caption: str, best: str | dict[str, str] = ()) -> Styler:
-    """The table for a notebook: a caption, numbers as in `as_text`, and the best value of a column in bold.
-
-    Args:
-        best: the column whose largest value is best, or `"max"` or `"min"` for each of several columns.
+def pair_sentences(
+    records: Iterable[dict],
+    pairs: Iterable[tuple[str, str]],
+    results_dir: Path | None = None,
+    labels: Mapping[str, str] | None = None,
+) -> list[str]:
+    """A sentence for each pair of experiments (`paired_table`): which is better, or that it cannot be told; a last one names
+    the pairs that are not run yet. Long ones are wrapped. `labels` are what experiments are called, if not by their own names.
     """
-    bold = pd.DataFrame("", index=table.index, columns=table.columns)
-    for column, which in ({best: "max"} if isinstance(best, str) else dict(best)).items():
-        numbers = pd.to_numeric(table[column], errors="coerce")
-        bold.loc[numbers == numbers.agg(which), column] = "font-weight: bold"
-    formats = {name: partial(_cell, name) for name in table.columns}
-    style = table.style.format(formats).apply(lambda _: bold, axis=None).hide(axis="index").set_caption(caption)
-    return style.set_uuid(f"{zlib.crc32(caption.encode()):x}")  # else it is random, and no two runs of a notebook are equal
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """The table in GitHub's Markdown."""
-    rows = [list(table.columns), ["---"] * len(table.columns), *as_text(table).itertuples(index=False)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+    sentences, missing = [], []
+    for row in paired_table(records, pairs, results_dir).to_dict("records"):
+        first, second = ((labels or {}).get(row[place], row[place].split("/")[1]) for place in ("first", "second"))
+        if pd.isna(row["points"]):
+            missing.append(f"{second} against {first}")
+            continue
+        found = f"{row['points']:+.1f} points, 95 % interval {row['from']:+.1f} to {row['to']:+.1f}, {row['seeds']:.0f} seed"
+        found += "s" if row["seeds"] > 1 else ""
+        if row["p"] >= statistics.LEVEL:
+            sentences.append(f"{second} and {first} cannot be told apart ({found}).")
+        else:
+            sentences.append(f"{second} is {'better' if row['points'] > 0 else 'worse'} than {first} ({found}).")
+    sentences += [f"Not run yet: {'; '.join(missing)}."] if missing else []
+    return [textwrap.fill(sentence, 90, break_on_hyphens=False) for sentence in sentences]
 
 
 def write(records: list[dict], results_dir: str | Path | None = None) -> list[Path]:
-    """Rebuild `R/tables`: every run, each report's comparison over seeds, and its paired tests; those of no record go.
+    """Rebuild `R/tables` from all records of `R/runs`: every run, each report's comparison over seeds, and its paired tests.
 
-    Args:
-        records: every record of `R/runs`.
-
-    Raises:
-        UserError: there is no record, or the folder cannot be written.
+    Those of no record go. A UserError where there is no record, or the folder cannot be written.
     """
     folder = Path(results_dir or results.RESULTS).expanduser()
     if not records:
@@ -261,11 +241,7 @@ def write(records: list[dict], results_dir: str | Path | None = None) -> list[Pa
 
 
 def save(tables: dict[str, pd.DataFrame], results_dir: str | Path | None = None) -> list[Path]:
-    """Write each table that has a row into `R/tables`, as CSV and as Markdown.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
+    """Write each table that has a row into `R/tables`, as CSV and Markdown; a UserError where the folder cannot be written."""
     folder, written = Path(results_dir or results.RESULTS).expanduser() / "tables", []
     try:
         folder.mkdir(exist_ok=True)

@@ -48,14 +48,17 @@ class Statement:
 
     def how(self, found: Found | None = None) -> str:
         """What is compared with the report: with the runs found, or as far as it is known without them."""
-        text = self.what or self.measure
+        parts = [self.what or self.measure]
+        if self.kind == "printed difference":
+            (first, second), n = self.arguments["per_cent"], self.arguments["n"]
+            parts.insert(0, f"printed: {first} % against {second} %, as if each on {n:,} test images of its own")
         if self.networks:
-            text += " of " + " and ".join(f"models.build('{name}', {classes})" for name, classes in self.networks)
+            parts[0] += " of " + " and ".join(f"models.build('{name}', {classes})" for name, classes in self.networks)
         if self.kind == "bound":
             limits = zip(("at least", "at most"), self.limits, strict=True)
-            text += ": " + " and ".join(f"{word} {limit:,.10g}" for word, limit in limits if np.isfinite(limit))
+            parts[0] += ": " + " and ".join(f"{word} {limit:,.10g}" for word, limit in limits if np.isfinite(limit))
         runs = f"run record{'s' * (len(self.experiments) > 1)} of {' and '.join(self.experiments)}" if self.experiments else ""
-        return ", ".join(part for part in (text, found.how if found else runs, self.reservation) if part)
+        return ", ".join(part for part in (*parts, found.how if found else runs, self.reservation) if part)
 
 
 class Finding(NamedTuple):
@@ -67,16 +70,38 @@ class Finding(NamedTuple):
     how: str
 
 
+class Evidence(NamedTuple):
+    """What a check gives: our value and its interval, what its rule judges, and what is to be said besides.
+
+    `needed` would tell, and is said where the verdict cannot be told; `how` goes behind how the statement is checked.
+    """
+
+    ours: str
+    interval: str
+    judged: tuple
+    needed: str = ""
+    how: str = ""
+
+
 def find(statement: Statement, runs: Runs) -> Finding:
-    """The finding; *not yet run* where the check's model or records are not there."""
+    """The finding; *not yet run* where the check's model or records are not there.
+
+    What is not about the very thing that the report says, for a reservation or since its runs only stand in, cannot be told.
+    """
     check, rule = KINDS[statement.kind]
     try:
-        return check(statement, runs, rule)
+        found = runs.of(statement.experiments, statement.arguments.get("epoch")) if statement.experiments else None
+        evidence = check(statement, runs, found)
     except NotYet:
         return Finding("", "", rules.NOT_YET, statement.how())
+    undecided = statement.reservation or (found and found.stand_in)
+    verdict = rules.CANNOT_TELL if undecided else rule(*evidence.judged)
+    needed = evidence.needed if verdict == rules.CANNOT_TELL else ""
+    interval = "; ".join(filter(None, (evidence.interval, needed)))
+    return Finding(evidence.ours, interval, verdict, statement.how(found) + evidence.how)
 
 
-def measured(statement: Statement, runs: Runs, rule: Callable) -> Finding:
+def measured(statement: Statement, runs: Runs, found: None) -> Evidence:
     """A number or a text that needs no training: of a network, of the data, or of what the report prints."""
     if any(name not in models.MODELS for name, _ in statement.networks):
         raise NotYet
@@ -86,27 +111,24 @@ def measured(statement: Statement, runs: Runs, rule: Callable) -> Finding:
     else:
         loaded = {"run": runs.on(statement.data)} if statement.data else {}
         value = measures.OTHERS[statement.measure](**loaded, **statement.arguments)
-    verdict = rule(statement.quoted, value, *(statement.limits if statement.kind == "bound" else ()))
     parts = [part if isinstance(part, str) else statement.form.format(part) for part in np.atleast_1d(value).tolist()]
     between = {"each one": " of ", "bound": " to "}.get(statement.kind, " and ")
-    return Finding(between.join(parts), "", verdict, statement.how())
+    limits = statement.limits if statement.kind == "bound" else ()
+    return Evidence(between.join(parts), "", (statement.quoted, value, *limits))
 
 
-def printed(statement: Statement, runs: Runs, rule: Callable) -> Finding:
+def printed(statement: Statement, runs: Runs, found: None) -> Evidence:
     """Two accuracies that the report prints, in per cent, each on n test images: is the first better by more than chance?"""
     (first, second), n = statement.arguments["per_cent"], statement.arguments["n"]
-    p, interval, needed = statistics.printed_difference(first / 100, second / 100, n)
-    more = f"; told by {needed:,} images" if needed and p >= statistics.LEVEL else ""
+    p, interval, images = statistics.printed_difference(first / 100, second / 100, n)
+    needed = f"told by {images:,} images" if images and p >= statistics.LEVEL else ""
     ours = f"{first - second:+.2f} points, {statistics.p_value(p)}"
-    how = f"printed: {first} % against {second} %, as if each on {n:,} test images of its own"
-    verdict = rule(p, first - second, bool(statement.reservation))
-    return Finding(ours, statistics.in_points(interval) + more, verdict, ", ".join(filter(None, (how, statement.how()))))
+    return Evidence(ours, statistics.in_points(interval), (p, first - second), needed)
 
 
-def accuracy(statement: Statement, runs: Runs, rule: Callable) -> Finding:
+def accuracy(statement: Statement, runs: Runs, found: Found) -> Evidence:
     """The test accuracy; by the argument `epoch` the validation accuracy then; by `label` that of a class, as `printed`."""
     arguments = statement.arguments
-    found = runs.of(statement.experiments[0], arguments.get("epoch"))
     if "epoch" in arguments:
         accuracies = [run["history"][arguments["epoch"] - 1]["val_accuracy"] for run in found.first]
         n = found.first[0]["dataset"]["n_val"]
@@ -116,61 +138,47 @@ def accuracy(statement: Statement, runs: Runs, rule: Callable) -> Finding:
     else:
         accuracies, n = [run["test"]["accuracy"] for run in found.first], found.first[0]["test"]["n"]
     low, high = statistics.accuracy_interval(accuracies, n)
-    undecided = bool(found.stand_in or statement.reservation)
-    verdict = rule(arguments.get("printed", statement.quoted), accuracies, n, undecided)
-    return Finding(f"{np.mean(accuracies):.2%}", f"{low:.2%} to {high:.2%}", verdict, statement.how(found))
+    judged = (arguments.get("printed", statement.quoted), accuracies, n)
+    return Evidence(f"{np.mean(accuracies):.2%}", f"{low:.2%} to {high:.2%}", judged)
 
 
-def loss(statement: Statement, runs: Runs, rule: Callable) -> Finding:
+def loss(statement: Statement, runs: Runs, found: Found) -> Evidence:
     """The validation loss of an experiment after its last epoch."""
-    found = runs.of(statement.experiments[0])
     losses = [run["history"][-1]["val_loss"] for run in found.first]
     interval = "{:.4f} to {:.4f}".format(*statistics.prediction_interval(losses, 0)) if len(losses) > 1 else ""
-    verdict = rule(statement.quoted, losses, bool(found.stand_in))
-    return Finding(f"{np.mean(losses):.4f}", interval, verdict, statement.how(found))
+    return Evidence(f"{np.mean(losses):.4f}", interval, (statement.quoted, losses))
 
 
-def paired(statement: Statement, runs: Runs, rule: Callable) -> Finding:
+def paired(statement: Statement, runs: Runs, found: Found) -> Evidence:
     """The first experiment has the better test accuracy; or, with a `margin`, a fraction, one no farther away than that."""
-    found = runs.pairs(*statement.experiments)
     pair = statistics.Paired.of(*([predictions(run, runs.folder) for run in side] for side in (found.first, found.second)))
-    ours, how = f"{100 * pair.difference:+.2f} points", statement.how(found)
-    undecided = bool(found.stand_in or statement.reservation)
+    ours, interval = f"{100 * pair.difference:+.2f} points", statistics.in_points(pair.interval)
     if margin := statement.arguments.get("margin"):
-        verdict, needed = rule(pair, margin, undecided), pair.needed_inside(margin)
-        how += f"; margin {100 * margin:.2f} points, {statement.arguments['why']}"
-    else:
-        verdict, needed = rule(pair, undecided), pair.needed()
-        ours += f" ({pair.only_first} : {pair.only_second} images), {statistics.p_value(pair.p)}"
-    more = f"; {needed}" if verdict == rules.CANNOT_TELL else ""
-    return Finding(ours, statistics.in_points(pair.interval) + more, verdict, how)
+        how = f"; margin {100 * margin:.2f} points, {statement.arguments['why']}"
+        return Evidence(ours, interval, (pair, margin), pair.needed_inside(margin), how)
+    ours += f" ({pair.only_first} : {pair.only_second} images), {statistics.p_value(pair.p)}"
+    return Evidence(ours, interval, (pair,), pair.needed())
 
 
-def lower_loss(statement: Statement, runs: Runs, rule: Callable) -> Finding:
+def lower_loss(statement: Statement, runs: Runs, found: Found) -> Evidence:
     """The first experiment has the lower test loss."""
-    found = runs.pairs(*statement.experiments)
     differences = [one["test"]["loss"] - two["test"]["loss"] for one, two in zip(found.first, found.second, strict=True)]
     interval = f"{min(differences):+.4f} to {max(differences):+.4f}" if len(differences) > 1 else "a second seed at least"
-    verdict = rule(differences, bool(found.stand_in))
-    return Finding(f"{np.mean(differences):+.4f}", interval, verdict, statement.how(found))
+    return Evidence(f"{np.mean(differences):+.4f}", interval, (differences,))
 
 
-def each_epoch(statement: Statement, runs: Runs, rule: Callable) -> Finding:
+def each_epoch(statement: Statement, runs: Runs, found: Found) -> Evidence:
     """After every epoch the first experiment validates better than the second; a single one, better than it trains."""
-    alone = len(statement.experiments) == 1
-    found = runs.of(*statement.experiments) if alone else runs.pairs(*statement.experiments)
     higher = [
-        mine["val_accuracy"] > (mine["train_accuracy"] if alone else theirs["val_accuracy"])
-        for one, other in zip(found.first, found.first if alone else found.second, strict=True)
+        mine["val_accuracy"] > (theirs["val_accuracy"] if found.second else mine["train_accuracy"])
+        for one, other in zip(found.first, found.second or found.first, strict=True)
         for mine, theirs in zip(one["history"], other["history"], strict=False)
     ]
-    verdict = rule(sum(higher), len(higher), len(found.first), bool(found.stand_in))
-    return Finding(f"in {sum(higher)} of {len(higher)} epochs", "", verdict, statement.how(found))
+    return Evidence(f"in {sum(higher)} of {len(higher)} epochs", "", (sum(higher), len(higher), len(found.first)))
 
 
-def cost(statement: Statement, runs: Runs, rule: Callable) -> Finding:
+def cost(statement: Statement, runs: Runs, found: Found) -> Evidence:
     """A training epoch of the first experiment takes longer than one of the second, on the same device."""
-    found = runs.pairs(*statement.experiments)
     devices = {run["environment"]["device"] for run in found.first + found.second}
     if len(devices) > 1:
         raise NotYet
@@ -179,12 +187,11 @@ def cost(statement: Statement, runs: Runs, rule: Callable) -> Finding:
         for side in (found.first, found.second)
     )
     interval = (low / other_high, high / other_low)
-    verdict = rule(interval, bool(found.stand_in))
     shown = f"×{interval[0]:.2f} to ×{interval[1]:.2f}"
-    return Finding(f"×{middle / other_middle:.2f}", shown, verdict, f"{statement.how(found)}, on {devices.pop()}")
+    return Evidence(f"×{middle / other_middle:.2f}", shown, (interval,), how=f", on {devices.pop()}")
 
 
-KINDS: dict[str, tuple[Callable[[Statement, Runs, Callable], Finding], Callable[..., str]]] = {
+KINDS: dict[str, tuple[Callable[[Statement, Runs, Found | None], Evidence], Callable[..., str]]] = {
     "count": (measured, rules.count),
     "structure": (measured, rules.structure),
     "bound": (measured, rules.bound),

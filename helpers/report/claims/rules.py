@@ -71,7 +71,7 @@ def _by_interval(printed: tuple[float, float], interval: tuple[float, float], ne
     return HOLDS if outside <= 0 else APPROXIMATELY
 
 
-def accuracy(quoted: str, accuracies: Sequence[float], n: int, stand_in: bool = False) -> str:
+def accuracy(quoted: str, accuracies: Sequence[float], n: int) -> str:
     """An accuracy (on the test images, on one class of them, or on the validation images after an epoch), against the 95 %
     prediction interval of one further run (mean ± t s √(1 + 1/k) over k seeds). *Holds* when the printed value, as rounded,
     meets the interval and the interval is at most 10 points wide; *approximately* when it is at most 2 points outside; it
@@ -79,79 +79,77 @@ def accuracy(quoted: str, accuracies: Sequence[float], n: int, stand_in: bool = 
     Wilson interval is shown, it *cannot be told* either, unless the printed value is more than 10 points outside: then it
     *does not hold*.
     """
-    if stand_in:
-        return CANNOT_TELL
     interval, printed = accuracy_interval(accuracies, n), fraction_range(quoted)
     if len(accuracies) == 1:
         return DOES_NOT if max(interval[0] - printed[1], printed[0] - interval[1]) > FAR else CANNOT_TELL
     return _by_interval(printed, interval, NEAR, WIDEST)
 
 
-def loss(quoted: str, losses: Sequence[float], stand_in: bool = False) -> str:
+def loss(quoted: str, losses: Sequence[float]) -> str:
     """A validation loss, against the prediction interval over seeds like an accuracy: *approximately* is at most 10 % of the
     mean outside, and an interval wider than 20 % of the mean says too little. With one seed it *cannot be told*.
     """
-    if stand_in or len(losses) == 1:
+    if len(losses) == 1:
         return CANNOT_TELL
     mean = float(np.mean(losses))
     return _by_interval(printed_range(quoted), prediction_interval(losses, 0), 0.1 * mean, 0.2 * mean)
 
 
-def comparison(paired: Paired, stand_in: bool = False) -> str:
+def comparison(paired: Paired) -> str:
     """One model that is better than another: both on the same test images under the same seeds. An image counts for the model
     that got it right under more seeds; then an exact binomial test on the images that count (with one seed this is McNemar's).
     Where p is below 0.05 and two seeds or more agree, the statement *holds* or *does not hold*; else it *cannot be told*, and
     the interval column says how many more images (Connor 1987) or seeds (Guenther 1981) would tell, at 80 % power. Two models
     that differ in more than the statement names do not tell either.
     """
-    if stand_in or paired.p >= LEVEL or not paired.agree:
+    if paired.p >= LEVEL or not paired.agree:
         return CANNOT_TELL
     return HOLDS if paired.difference > 0 else DOES_NOT
 
 
-def closeness(paired: Paired, margin: float, stand_in: bool = False) -> str:
+def closeness(paired: Paired, margin: float) -> str:
     """Two accuracies that are "close", by a margin that `how` names. With two seeds or more it *holds* when the whole 95 %
     interval of the paired difference lies inside the margin, and *does not hold* when it lies outside; otherwise it *cannot be
     told*, and the interval column says how many more images would tell if the difference stayed.
     """
     low, high = paired.interval
-    if stand_in or len(paired.by_seed) < 2:
+    if len(paired.by_seed) < 2:
         return CANNOT_TELL
     return HOLDS if -margin <= low and high <= margin else DOES_NOT if low > margin or high < -margin else CANNOT_TELL
 
 
-def lower(differences: Sequence[float], stand_in: bool = False) -> str:
+def lower(differences: Sequence[float]) -> str:
     """The lower of two test losses, seed by seed. With two seeds or more that agree it *holds* or *does not hold*; where they
     disagree, or there is one only, it *cannot be told*.
     """
-    if stand_in or len(differences) < 2 or min(differences) <= 0 <= max(differences):
+    if len(differences) < 2 or min(differences) <= 0 <= max(differences):
         return CANNOT_TELL
     return HOLDS if max(differences) < 0 else DOES_NOT
 
 
-def each_epoch(times: int, of: int, seeds: int, stand_in: bool = False) -> str:
+def each_epoch(times: int, of: int, seeds: int) -> str:
     """What is so "at each epoch". With two seeds or more it *holds* when it is so each time, *approximately* 95 times in a
     hundred, and else *does not hold*; with one it *cannot be told*.
     """
-    return CANNOT_TELL if stand_in or seeds < 2 else each("", (times, of))
+    return CANNOT_TELL if seeds < 2 else each("", (times, of))
 
 
-def cost(ratio: tuple[float, float], stand_in: bool = False) -> str:
+def cost(ratio: tuple[float, float]) -> str:
     """What takes longer: seconds of a training epoch, the first's over the second's, on one device. The interval is from the
     lower quartile over the other's upper one to the reverse. *Holds* when all of it is above 1, *does not hold* when all is
     below, else it *cannot be told*.
     """
-    if stand_in or ratio[0] <= 1 <= ratio[1]:
+    if ratio[0] <= 1 <= ratio[1]:
         return CANNOT_TELL
     return HOLDS if ratio[0] > 1 else DOES_NOT
 
 
-def chance(p: float, difference: float, stand_in: bool = False) -> str:
+def chance(p: float, difference: float) -> str:
     """One model that is better than another by the accuracies that the report itself prints, as if each had been tested on
     images of its own, for its predictions are not published. *Holds* when p is below 0.05, *contradicts itself* when so for the
     reverse, else it *cannot be told*; the interval column says how many images for each would tell (Chow, Shao and Wang 2008).
     Two models that were not trained alike do not tell either.
     """
-    if stand_in or p >= LEVEL:
+    if p >= LEVEL:
         return CANNOT_TELL
     return HOLDS if difference > 0 else CONTRADICTS

@@ -1,7 +1,7 @@
 """The runs that a statement is judged by, and whether they are the ones that it is about or only stand in for them."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,8 +9,6 @@ from helpers.data import cifar
 from helpers.experiments import EXPERIMENTS
 from helpers.experiments import records as results
 
-# Where the runs on a report's data are not there, those on these are shown, the first that are. They decide nothing.
-STAND_INS = {"cifar10": ("cifar10_tenth",), "cifar100": ("cifar10", "cifar10_tenth")}
 ZOO_SECONDS = 6 * 3600  # what report `zoo` gives each network, section 5.2
 
 
@@ -46,28 +44,22 @@ class Runs:
         real = [run for run in records if run["profile"] == "full" and run["dataset"]["source"] != "sample"]
         self.records = [run for run in real if not run["stopped_early"] or run["report"] == "zoo"]
 
-    def of(self, experiment: str, epoch: int | None = None) -> Found:
-        """The runs of an experiment on its data (that reached `epoch`), whole ones before shortened ones and JPEG copies."""
-        for _, runs in self._candidates(experiment, same_data=True):
-            if runs := [run for run in runs if len(run["history"]) >= (epoch or 0)]:
+    def of(self, experiments: Sequence[str], epoch: int | None = None) -> Found:
+        """The runs of an experiment (that reached `epoch`), or of two on the same images under the same seeds.
+
+        Whole ones come before shortened ones and JPEG copies; two are of the same share of their schedules.
+        """
+        first, *others = map(self._candidates, experiments)
+        for kind, runs in first.items():
+            runs = [run for run in runs if len(run["history"]) >= (epoch or 0)]
+            pairs = [(one, other) for one in runs for other in others[0].get(kind, ()) if _alike(one, other)] if others else []
+            if pairs:
+                firsts, seconds = map(list, zip(*pairs, strict=True))
+                return Found(firsts, seconds, stand_in(firsts) or stand_in(seconds))
+            if runs and not others:
                 # With a constant rate, a shortened run is the beginning of the whole one.
                 begun = epoch and runs[0]["recipe"]["schedule"] == "constant" and not _is_jpeg(runs[0])
-                return Found(runs, [], "" if begun else stand_in(runs, experiment))
-        raise NotYet
-
-    def pairs(self, first: str, second: str) -> Found:
-        """The runs of two experiments with a seed and images in common, of the same share of their schedules."""
-        others = dict(self._candidates(second))
-        for kind, runs in self._candidates(first):
-            common = [
-                (one, other)
-                for one in runs
-                for other in others.get(kind, ())
-                if one["seed"] == other["seed"] and one["dataset"]["fingerprint"] == other["dataset"]["fingerprint"]
-            ]
-            if common:
-                firsts, seconds = map(list, zip(*common, strict=True))
-                return Found(firsts, seconds, stand_in(firsts, first) or stand_in(seconds, second))
+                return Found(runs, [], "" if begun else stand_in(runs))
         raise NotYet
 
     def on(self, dataset: str) -> dict:
@@ -78,28 +70,27 @@ class Runs:
                 return run
         raise NotYet
 
-    def _candidates(self, experiment: str, same_data: bool = False) -> list[tuple[tuple, list[dict]]]:
-        """The runs of an experiment and of what stands in for it, by kind (data, JPEG or not, share of the schedule)."""
-        dataset, _, name = experiment.partition("/")
-        places = (dataset,) if same_data else (dataset, *STAND_INS.get(dataset, ()))
+    def _candidates(self, experiment: str) -> dict[tuple, list[dict]]:
+        """The runs of an experiment by kind: whether from JPEG files, and the share of its schedule; what is best first."""
         kinds: dict[tuple, list[dict]] = {}
         for run in sorted(self.records, key=lambda run: run["seed"]):
-            there, _, its_name = _whole(run["experiment"]).partition("/")
-            if its_name == name and there in places:
-                kinds.setdefault((places.index(there), _is_jpeg(run), -_share(run)), []).append(run)
-        return sorted(kinds.items())
+            if _whole(run["experiment"]) == experiment:
+                kinds.setdefault((_is_jpeg(run), -_share(run)), []).append(run)
+        return dict(sorted(kinds.items()))
 
 
-def stand_in(runs: list[dict], experiment: str) -> str:
-    """Why runs are not those that a statement about an experiment is about, in words; empty where they are."""
-    run, dataset = runs[0], experiment.partition("/")[0]
-    there = run["experiment"].partition("/")[0]
-    reasons = [f"on {there} standing in for {dataset}"] if there != dataset else []
-    reasons += ["images from JPEG files"] if _is_jpeg(run) else []
-    reasons += [f"{_share(run):.0%} of the epochs"] if _share(run) < 1 else []
+def stand_in(runs: list[dict]) -> str:
+    """Why runs are not those that a statement about their experiment is about, in words; empty where they are."""
+    reasons = ["images from JPEG files"] if _is_jpeg(runs[0]) else []
+    reasons += [f"{_share(runs[0]):.0%} of the epochs"] if _share(runs[0]) < 1 else []
     if any("time budget" in (run["stopped_early"] or "") and run["limits"]["time_budget"] < ZOO_SECONDS for run in runs):
         reasons.append("stopped before the six hours")
     return ", ".join(reasons)
+
+
+def _alike(one: dict, other: dict) -> bool:
+    """Whether two runs have the seed and the images in common."""
+    return one["seed"] == other["seed"] and one["dataset"]["fingerprint"] == other["dataset"]["fingerprint"]
 
 
 def _is_jpeg(run: dict) -> bool:

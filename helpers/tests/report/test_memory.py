@@ -7,7 +7,7 @@ from torch import nn
 
 from helpers.experiments import records as results
 from helpers.experiments.plan import EXPERIMENTS
-from helpers.report import memory, tables
+from helpers.report import formats, memory
 
 FLOAT, LONG = 4, 8
 
@@ -49,4 +49,4 @@ def test_every_experiment_fits_a_t4_and_the_committed_table_says_so():
     table = memory.table()
     assert set(table["experiment"]) == set(EXPERIMENTS) and table["GiB in fp32"].max() * 2**30 < memory.T4
     written = (results.RESULTS / "tables" / "memory.md").read_text(encoding="utf-8")
-    assert written == tables.markdown(table), "run python -m helpers table"
+    assert written == formats.markdown(table), "run python -m helpers table"

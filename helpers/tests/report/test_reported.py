@@ -27,10 +27,10 @@ def test_runs_as_written_fill_their_row():
     assert (found["printed"], found["same schedule?"], found["same data?"]) == ("79.46%", "as written", "yes")
 
 
-def test_a_tenth_of_the_data_jpeg_copies_and_other_profiles_do_not_count():
+def test_jpeg_copies_and_other_profiles_do_not_count():
     jpeg = make_run("cifar10_5k/resnext29_32x4d")[0]
     jpeg["dataset"] = jpeg["dataset"] | {"source": "folder cifar10 (JPEG)"}
-    table = reported.reported_table([jpeg, make_run("cifar10_tenth/wrn16_2")[0], make_run(profile="quick")[0]])
+    table = reported.reported_table([jpeg, make_run(profile="quick")[0]])
     assert set(table["ours"]) == {"not yet run"}
 
 

@@ -7,10 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.experiments import records as results
 from helpers.report import statistics as intervals
 from helpers.report.statistics import Paired
-from helpers.tests.experiments.test_results import make_run
 
 
 def test_wilson_interval_in_closed_form():
@@ -41,23 +39,6 @@ def test_a_pair_of_other_images_is_refused():
     one, other = ({"true": np.array(true), "predicted": np.array([0, 1])} for true in ([0, 1], [1, 1]))
     with pytest.raises(ValueError, match="different test images"):
         Paired.of([one, one], [one, other])
-
-
-def test_the_gap_over_seeds_is_the_paired_t_interval(tmp_path):
-    """Differences of 0.2, 0.4 and 0.0: mean 0.2, standard error 0.2 / sqrt(3), t of two degrees of freedom 4.3027."""
-    other = "pikachu/resnet18_torchvision"
-    runs = [(0, 0, 0, 1, 0), (0, 0, 1, 0, 1), (0, 0, 0, 1, 1)], [(0, 0, 0, 1, 1), (0, 0, 0, 1, 1), (0, 0, 0, 1, 1)]
-    for name, row in zip(("pikachu/resnext50_ours", other), runs, strict=True):
-        for seed, predicted in enumerate(row):
-            results.save(*make_run(name, seed, predicted=predicted), tmp_path)
-    records = results.load_all(tmp_path)
-    gap = intervals.gap_over_seeds(records, "pikachu/resnext50_ours", other)
-    half = 4.302652729911275 * 0.2 / 3**0.5
-    assert gap == pytest.approx((3, 0.2, 0.2 - half, 0.2 + half))
-    two, mean, *_ = intervals.gap_over_seeds(records[:2] + records[3:], other, "pikachu/resnext50_ours")
-    assert (two, mean) == (2, pytest.approx(-0.3))
-    one, mean, low, high = intervals.gap_over_seeds([records[0], records[3]], "pikachu/resnext50_ours", other)
-    assert (one, mean) == (1, pytest.approx(0.2)) and np.isnan([low, high]).all()
 
 
 def right(*wrong, n=40):

@@ -8,7 +8,7 @@ import pytest
 
 from helpers.data.cifar import CIFAR10_CLASSES, CIFAR100_CLASSES, CIFAR100_SUPERCLASSES
 from helpers.experiments import records as results
-from helpers.report import statistics, tables
+from helpers.report import formats, statistics, tables
 from helpers.runtime import UserError
 from helpers.tests.experiments.test_results import make_run
 
@@ -76,20 +76,9 @@ def test_superclass_confusion_by_hand():
     assert counts.tolist() == expected.tolist()
 
 
-def test_superclass_table_by_hand():
-    table = tables.superclass_table(hundred_classes()).set_index("superclass")
-    assert table.loc["fruit_and_vegetables"].tolist() == [9, 5 / 9, 8 / 9]
-    assert table.loc["food_containers"].tolist() == [9, 1, 1]
-    assert table.loc["fish"].tolist() == [5, 4 / 5, 4 / 5]
-    assert table.loc["trees"].tolist() == [5, 1, 1]
-    assert table.loc["all"].tolist() == pytest.approx([108, 103 / 108, 106 / 108])
-    assert list(table.index) == [*CIFAR100_SUPERCLASSES, "all"]
-    assert "| fish | 5 | 80.00% | 80.00% |" in tables.markdown(tables.superclass_table(hundred_classes()))
-
-
 def test_other_classes_have_no_superclasses():
     with pytest.raises(UserError, match="pikachu/resnext50_ours is no run on the classes of CIFAR-10 or CIFAR-100"):
-        tables.superclass_table(make_run()[0])
+        tables.superclass_confusion(make_run()[0])
 
 
 def ten_classes() -> dict:
@@ -104,10 +93,8 @@ def ten_classes() -> dict:
 
 
 def test_the_two_groups_of_cifar10_by_hand():
-    table = tables.superclass_table(ten_classes()).set_index("superclass")
+    assert list(tables.superclasses(ten_classes())) == ["animals", "vehicles"]
     assert tables.superclass_confusion(ten_classes()).tolist() == [[12, 0], [5, 7]]
-    assert table.loc["animals"].tolist() == [12, 10 / 12, 1]
-    assert table.loc["vehicles"].tolist() == [12, 7 / 12, 7 / 12]
 
 
 def test_the_most_confused_classes_by_hand():
@@ -131,13 +118,13 @@ def test_what_time_has_bought_in_a_table():
     table = tables.time_table(["cifar10/wrn16_2", "cifar10/simplenet"], records, 100)
     expected = ["wrn16_2", 703_284, pytest.approx(101.118464), 2, 100.5, 2.5, 4, pytest.approx(0.9), 1]
     assert table.iloc[0].tolist() == expected
-    text = tables.as_text(table).iloc[1].tolist()
+    text = formats.as_text(table).iloc[1].tolist()
     assert text == ["simplenet", "5,521,508", "652.2", *[""] * 6], "not run, and nothing made up"
 
 
 def test_the_committed_table_is_that_of_the_committed_records():
     written = (results.RESULTS / "tables" / "runs.md").read_text(encoding="utf-8")
-    assert written == tables.markdown(tables.runs_table(results.load_all())), "run python -m helpers table"
+    assert written == formats.markdown(tables.runs_table(results.load_all())), "run python -m helpers table"
 
 
 def test_pairs_of_experiments_image_by_image_over_their_common_seeds(tmp_path):
@@ -149,17 +136,17 @@ def test_pairs_of_experiments_image_by_image_over_their_common_seeds(tmp_path):
     half = 1.959964 * (0.2 * 0.8 / 5) ** 0.5  # a fifth of the images, only the second gets right
     assert table.iloc[0].tolist() == [one, other, 1, 0, 1, *map(pytest.approx, (20, 20 - 100 * half, 20 + 100 * half)), 1.0]
     assert table.iloc[1]["points"] == pytest.approx(-20)
-    assert tables.as_text(table).iloc[2].tolist() == [one, "pikachu/none", *[""] * 7]
-    assert tables.as_text(table).iloc[0]["points"] == "+20.00"
+    assert formats.as_text(table).iloc[2].tolist() == [one, "pikachu/none", *[""] * 7]
+    assert formats.as_text(table).iloc[0]["points"] == "+20.00"
 
 
 def test_a_styled_table_has_a_caption_its_best_value_in_bold_and_the_same_text_twice():
     table = pd.DataFrame({"experiment": ["a", "b", "c"], "test accuracy": [0.5, 0.75, None], "val loss": [0.3, 0.4, 0.5]})
-    html = tables.styled(table, "Two networks", best={"test accuracy": "max", "val loss": "min"}).to_html()
+    html = formats.styled(table, "Two networks", best={"test accuracy": "max", "val loss": "min"}).to_html()
     assert "<caption>Two networks</caption>" in html and ">75.00%</td>" in html and "None" not in html
     bold = re.search(r"((?:#\S+, )*#\S+) \{\s*font-weight: bold", html)[1]
     assert [cell.split("_row")[1] for cell in bold.split(", ")] == ["0_col2", "1_col1"]
-    assert html == tables.styled(table, "Two networks", best={"test accuracy": "max", "val loss": "min"}).to_html()
+    assert html == formats.styled(table, "Two networks", best={"test accuracy": "max", "val loss": "min"}).to_html()
 
 
 def test_no_table_of_runs_has_more_than_nine_columns():

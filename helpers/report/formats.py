@@ -1,0 +1,59 @@
+"""How a table is printed: every number as a reader wants it, in a notebook and in Markdown."""
+
+import zlib
+from functools import partial
+
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+SAMPLE = "SAMPLE, no result: "
+
+_PERCENT = "val accuracy,test accuracy,sd,low,high,report,accuracy,superclass accuracy,at 1,at 5,short recipe".split(",")
+_FORMATS = {
+    **dict.fromkeys(_PERCENT, "{:.2%}"),
+    **dict.fromkeys(("points", "from", "to"), "{:+.2f}"),
+    **dict.fromkeys(("seeds", "epochs", "estimated", "only first right", "only second right"), "{:.0f}"),
+    **dict.fromkeys(("parameters", "images/s"), "{:,.0f}"),
+    **dict.fromkeys(("minutes", "minutes, short"), "{:.1f}"),
+    **{"val loss": "{:.4f}", "p": "{:.3f}", "share": "{:.1%}", "million MACs": "{:,.1f}"},
+}
+
+
+def percent(value: float | tuple[float, float] | None) -> str:
+    """A fraction or a range of two in percent, as a reader wants it; empty for None."""
+    if isinstance(value, tuple):
+        return f"{100 * value[0]:g}–{100 * value[1]:g}%"
+    return "" if value is None else f"{value:.2%}"
+
+
+def _cell(column: str, value) -> str:
+    if isinstance(value, tuple):
+        return " to ".join(_cell(column, part) for part in value)
+    if isinstance(value, str):
+        return value
+    return "" if pd.isna(value) else _FORMATS.get(column, "{}").format(value)
+
+
+def as_text(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with every number as a reader wants it; an empty cell where there is none."""
+    return pd.DataFrame({name: [_cell(name, value) for value in table[name]] for name in table.columns})
+
+
+def styled(table: pd.DataFrame, caption: str, best: str | dict[str, str] = ()) -> Styler:
+    """The table for a notebook: a caption, numbers as in `as_text`, and the best value of each column of `best` in bold.
+
+    `best` is the column whose largest value is best, or `"max"` or `"min"` for each of several columns.
+    """
+    bold = pd.DataFrame("", index=table.index, columns=table.columns)
+    for column, which in ({best: "max"} if isinstance(best, str) else dict(best)).items():
+        numbers = pd.to_numeric(table[column], errors="coerce")
+        bold.loc[numbers == numbers.agg(which), column] = "font-weight: bold"
+    formats = {name: partial(_cell, name) for name in table.columns}
+    style = table.style.format(formats).apply(lambda _: bold, axis=None).hide(axis="index").set_caption(caption)
+    return style.set_uuid(f"{zlib.crc32(caption.encode()):x}")  # else it is random, and no two runs of a notebook are equal
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The table in GitHub's Markdown."""
+    rows = [list(table.columns), ["---"] * len(table.columns), *as_text(table).itertuples(index=False)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
