@@ -6,9 +6,12 @@ import statistics
 import subprocess
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 
@@ -16,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torch.autograd import DeviceType
+from torch.profiler import profile
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
@@ -23,7 +28,7 @@ from helpers import data, experiments, models, training
 from helpers.experiments.queue import passes
 from helpers.experiments.recipes import AMP_SGD, PIKACHU
 from helpers.experiments.runner import make_model, peak_memory
-from helpers.runtime import UserError, autocast_dtype, choose_device, environment, keep_freed_memory_in_process
+from helpers.runtime import UserError, autocast_dtype, choose_device, environment, keep_freed_memory_in_process, require
 
 # Batch and image size of the comparison; the reports' own, but for the batches of photographs.
 MODELS = {"resnext29_32x4d": (64, 32), "resnext29_under5m": (64, 32), "resnext50_32x4d": (8, 224), "resnet18": (8, 224)}
@@ -67,13 +72,12 @@ class Textbook:
     """Plain fp32 in torch's default memory layout, and the loss read after every step. `batches` is one epoch."""
 
     def __init__(self, model: nn.Module, split: data.Split, batch_size: int, image_size: int, device, folder: Path):
-        self.model, self.device, self.losses = model.to(device).train(), device, []
+        self.model, self.device = model.to(device).train(), device
         self.optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
         self.loader = textbook_loader(split, batch_size, image_size, folder)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in self.loader:
-            yield images.to(self.device), labels.to(self.device)
+        return ((images.to(self.device), labels.to(self.device)) for images, labels in self.loader)
 
     def train(self, batches) -> None:
         for images, labels in batches:
@@ -81,17 +85,15 @@ class Textbook:
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
-            self.losses.append(loss.item())
+            loss.item()
 
 
 class Ours:
     """What `training.fit` does, by its own functions."""
 
-    compiled = False
-
-    def __init__(self, model: nn.Module, split: data.Split, batch_size: int, image_size: int, device, folder: Path):
+    def __init__(self, model: nn.Module, split, batch_size: int, image_size: int, device, folder: Path, compiled=False):
         base = AMP_SGD if image_size == 32 else replace(PIKACHU, augment="flip")
-        recipe = replace(base, batch_size=batch_size, learning_rate=0.01, compiled=self.compiled)
+        recipe = replace(base, batch_size=batch_size, learning_rate=0.01, compiled=compiled)
         if device.type == "cpu":
             keep_freed_memory_in_process()
         self.arrangement = training.choose_arrangement(model.to(device), split, recipe)
@@ -106,13 +108,10 @@ class Ours:
         training.train_epoch(self.learner, batches)
 
 
-class Compiled(Ours):
-    """The same through `torch.compile`."""
-
-    compiled = True
-
-
 SIDES = {"textbook": Textbook, "ours": Ours}
+COMPILED = {"compiled": partial(Ours, compiled=True)}
+LAYERS = {"aten::batch_norm": "BatchNorm", "aten::native_batch_norm_backward": "BatchNorm"}
+LAYERS |= {"aten::cudnn_batch_norm_backward": "BatchNorm", "aten::relu_": "ReLU", "aten::threshold_backward": "ReLU"}
 
 
 def _seconds(device: torch.device, work: Callable[[], object]) -> float:
@@ -123,53 +122,47 @@ def _seconds(device: torch.device, work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def layer_kind(operation: str, shapes: list) -> str | None:
+    """The kind of layer that one of torch's operations belongs to, forward or backward, by its name and its inputs."""
+    if operation not in ("aten::convolution", "aten::convolution_backward"):
+        return LAYERS.get(operation)
+    image, weight = shapes[:2] if operation == "aten::convolution" else shapes[1:3]
+    return "grouped convolutions" if weight[1] < image[1] else f"{weight[2]}×{weight[3]} convolutions"
+
+
+def layer_shares(device: torch.device, work: Callable[[], object]) -> dict[str, float]:
+    """The share of each kind of layer in the time that the device spends on this work, as torch's profiler has it."""
+    with profile(record_shapes=True) as profiler:
+        _seconds(device, work)
+    spent, whole, time_of = Counter(), 0, "device_time_total" if device.type == "cuda" else "cpu_time_total"
+    for event in profiler.key_averages(group_by_input_shape=True):
+        if event.device_type == DeviceType.CPU:  # an operation; on a GPU, a kernel's time is also its operation's
+            whole += getattr(event, f"self_{time_of}")
+            spent[layer_kind(event.key, event.input_shapes)] += getattr(event, time_of)
+    return {kind: share / whole for kind, share in spent.most_common() if kind}
+
+
 TASKS = {
     "train": lambda loop, stream, steps: _seconds(loop.device, lambda: loop.train(islice(stream, steps))),
     "input": lambda loop, stream, steps: _seconds(loop.device, lambda: list(map(len, islice(stream, steps)))),
+    "layers": lambda loop, stream, steps: layer_shares(loop.device, lambda: loop.train(islice(stream, steps))),
     "peak": lambda loop, stream, steps: peak_memory(loop.device),
     "arrangement": lambda loop, stream, steps: asdict(loop.arrangement),
 }
 
 
-def _serve(side: type[Textbook | Ours], name: str, batch_size: int, image_size: int, device: torch.device, connection) -> None:
-    """One side in a process of its own, so that neither its memory nor its settings are the other's."""
+@cache
+def _started(side: str, name: str, batch_size: int, image_size: int, device: torch.device, folder: Path) -> tuple:
+    """One side and its endless stream of batches, in the process that asks for it first."""
     torch.manual_seed(0)
     dataset, count = IMAGES[image_size]
     split = data.sample(dataset, image_size=image_size, counts=(count, 10, 10)).train
-    with tempfile.TemporaryDirectory() as folder:
-        loop = side(models.build(name, 10), split, batch_size, image_size, device, Path(folder))
-        stream = (batch for _ in iter(int, 1) for batch in loop.batches())
-        connection.send(None)
-        while task := connection.recv():
-            connection.send(TASKS[task[0]](loop, stream, task[1]))
+    loop = (SIDES | COMPILED)[side](models.build(name, 10), split, batch_size, image_size, device, folder)
+    return loop, (batch for _ in iter(int, 1) for batch in loop.batches())
 
 
-@contextmanager
-def _processes(loops: dict[str, type], name: str, *arguments) -> Iterator[Callable]:
-    """Both sides, started; gives a function that asks one of them for a task's result, and ends them afterwards."""
-    context, sides = multiprocessing.get_context("spawn"), {}
-
-    def ask(side: str, what: str, steps: int = 0):
-        sides[side][1].send((what, steps))
-        return sides[side][1].recv()
-
-    try:
-        for side, loop in loops.items():
-            here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(loop, name, *arguments, there), daemon=False)
-            process.start()
-            there.close()
-            sides[side] = (process, here)
-            here.recv()
-        yield ask
-    except (EOFError, BrokenPipeError) as error:
-        raise UserError(f"The benchmark of {name} did not end: its process was stopped; try a smaller --batch.") from error
-    finally:
-        for process, connection in sides.values():
-            with suppress(OSError):
-                connection.send(None)
-            process.join(30)
-            process.kill()
+def _ask(started: tuple, task: str, steps: int = 0):
+    return TASKS[task](*_started(*started), steps)
 
 
 def compare(name: str, device: torch.device, batch_size: int | None = None, compiled: bool = False) -> dict:
@@ -179,20 +172,32 @@ def compare(name: str, device: torch.device, batch_size: int | None = None, comp
     """
     batch_size, image_size = batch_size or MODELS[name][0], MODELS[name][1]
     row = {"model": name, "device": str(device), "batch": batch_size, "image_size": image_size}
-    loops = SIDES | ({"compiled": Compiled} if compiled else {})
-    with _processes(loops, name, batch_size, image_size, device) as ask:
-        row["arrangement"] = ask("ours", "arrangement")
-        steps, speeds = {}, {side: [] for side in loops}
-        for side in loops:
-            ask(side, "train", 3)
-            steps[side] = max(2, round(ROUND_SECONDS * 2 / ask(side, "train", 2)))
-        for side in [*loops] * ROUNDS:
-            speeds[side].append(steps[side] * batch_size / ask(side, "train", steps[side]))
-        for side in loops:
-            row[f"{side}_images_per_second"] = statistics.median(speeds[side])
-            row[f"{side}_range"] = [min(speeds[side]), max(speeds[side])]
-            row[f"{side}_peak_memory_bytes"] = ask(side, "peak")
-            row[f"{side}_input_images_per_second"] = 4 * steps[side] * batch_size / ask(side, "input", 4 * steps[side])
+    loops, steps = SIDES | (COMPILED if compiled else {}), {}
+    context, speeds = multiprocessing.get_context("spawn"), {side: [] for side in loops}
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        # Each side in a process of its own, so that neither its memory nor its settings are the other's.
+        processes = {side: stack.enter_context(ProcessPoolExecutor(1, context)) for side in loops}
+
+        def ask(side: str, *task):
+            started = side, name, batch_size, image_size, device, folder
+            return processes[side].submit(_ask, started, *task).result()
+
+        try:
+            row["arrangement"] = ask("ours", "arrangement")
+            for side in loops:
+                ask(side, "train", 3)
+                steps[side] = max(2, round(ROUND_SECONDS * 2 / ask(side, "train", 2)))
+            for side in [*loops] * ROUNDS:
+                speeds[side].append(steps[side] * batch_size / ask(side, "train", steps[side]))
+            for side in loops:
+                row[f"{side}_images_per_second"] = statistics.median(speeds[side])
+                row[f"{side}_range"] = [min(speeds[side]), max(speeds[side])]
+                row[f"{side}_peak_memory_bytes"] = ask(side, "peak")
+                row[f"{side}_input_images_per_second"] = 4 * steps[side] * batch_size / ask(side, "input", 4 * steps[side])
+            row["layers"] = ask("ours", "layers", steps["ours"])
+        except RuntimeError as error:  # such as a process that was killed, or a GPU's memory that was full
+            raise UserError(f"The benchmark of {name} did not end: its process was stopped; try a smaller --batch.") from error
     for ratio, what in (("ratio", "images_per_second"), ("input_ratio", "input_images_per_second")):
         row[ratio] = row[f"ours_{what}"] / row[f"textbook_{what}"]
     macs = models.count_macs(models.inspect.network(name, 10), (1, 3, image_size, image_size))
@@ -203,11 +208,12 @@ def compare(name: str, device: torch.device, batch_size: int | None = None, comp
 def _line(row: dict) -> str:
     speeds, memory = ([row[f"{side}_{what}"] for side in SIDES] for what in ("images_per_second", "peak_memory_bytes"))
     share = row["ours_images_per_second"] / row["ours_input_images_per_second"]
+    layers = ", ".join(f"{kind} {share:.0%}" for kind, share in row["layers"].items())
     compiled = f"; compiled {row['compiled_images_per_second']:.1f}" if "compiled_images_per_second" in row else ""
     return (
         f"{row['model']:18} batch {row['batch']:3} at {row['image_size']:3}: {speeds[0]:.1f} and {speeds[1]:.1f} images/s, "
         f"{row['ratio']:.1f}×; input alone {row['input_ratio']:.1f}×, {share:.1%} of our step; {row['part_of_ceiling']:.2f} of "
-        f"the ceiling; peak memory {memory[0] / 2**30:.1f} and {memory[1] / 2**30:.1f} GiB{compiled}"
+        f"the ceiling; peak memory {memory[0] / 2**30:.1f} and {memory[1] / 2**30:.1f} GiB{compiled}; of our step, {layers}"
     )
 
 
@@ -249,13 +255,12 @@ def hardware(device: torch.device) -> dict[str, str]:
 def run(names: list | None = None, device: str | None = None, batch_size: int | None = None, compiled: bool = False) -> dict:
     """The whole benchmark: `{environment, ceiling, results}`, as `results/bench/` keeps it; a line for each.
 
-    `ceiling` is in GFLOP/s; a row's `part_of_ceiling` is its `ours_gflops` by that of the convolution. An unknown model or
-    device, or a batch size below 1, is a UserError before anything is measured.
+    `ceiling` is in GFLOP/s; a row's `part_of_ceiling` is its `ours_gflops` by that of the convolution, and `layers` are the
+    shares of our step. An unknown model or device, or a batch size below 1, is a UserError before anything is measured.
     """
-    if unknown := [name for name in names or () if name not in MODELS]:
-        raise UserError(f"There is no benchmark of '{unknown[0]}'; choose from {', '.join(MODELS)}.")
-    if batch_size is not None and batch_size < 1:
-        raise UserError(f"The batch size is {batch_size}; choose at least 1.")
+    for name in names or ():
+        require(name in MODELS, f"There is no benchmark of '{name}'; choose from {', '.join(MODELS)}.")
+    require(batch_size is None or batch_size >= 1, f"The batch size is {batch_size}; choose at least 1.")
     device = choose_device(device)
     around = environment(device) | {"mixed_precision": str(autocast_dtype(device) or torch.float32).removeprefix("torch.")}
     reached, rows = ceiling(device), []
@@ -275,10 +280,9 @@ def time_to(accuracy: float, names: list[str], data_dir: str | Path | None = Non
 
     An accuracy that is no fraction, or not exactly one experiment, is a UserError.
     """
-    if not 0 < accuracy <= 1:
-        raise UserError(f"The accuracy after --to is {accuracy}; it is a fraction, such as 0.90.")
-    if len(names) != 1:
-        raise UserError(f"--to takes one experiment, and {len(names)} are named; choose one of those that list shows.")
+    require(0 < accuracy <= 1, f"The accuracy after --to is {accuracy}; it is a fraction, such as 0.90.")
+    one = f"--to takes one experiment, and {len(names)} are named; choose one of those that list shows."
+    require(len(names) == 1, one)
     experiment, device = experiments.find(names[0]), choose_device(device)
     recipe, around = experiments.recipe_for(experiment, "full"), environment(device) | hardware(device)
     dataset = experiments.load_data(experiment, "full", data_dir)

@@ -17,7 +17,6 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILES = ("smoke", "quick", "full")
@@ -27,7 +26,7 @@ class UserError(Exception):
     """A mistake the user can mend. Its text is one sentence: what is wrong, with which value, what to do."""
 
 
-def require(holds: bool, sentence: str) -> None:
+def require(holds: object, sentence: str) -> None:
     """Raise a `UserError` with this sentence unless the condition holds."""
     if not holds:
         raise UserError(sentence)
@@ -51,7 +50,11 @@ def under_test() -> bool:
 
 
 def progress(iterable, description: str, total: int | None = None):
-    """The iterable with a `tqdm` bar on stderr; silent under CI."""
+    """The iterable with a `tqdm` bar on stderr; silent under CI, and where there is no tqdm."""
+    if find_spec("tqdm") is None:
+        return iterable
+    from tqdm import tqdm
+
     return tqdm(iterable, desc=description, total=total, leave=False, file=sys.stderr, disable=under_test())
 
 
@@ -61,15 +64,9 @@ def data_dir(folder: str | Path | None = None) -> Path:
 
 
 def choose_profile(name: str | None = None) -> str:
-    """The profile to run: the argument, else `$PROFILE`, else `quick` on a GPU and `smoke` without one.
-
-    Raises:
-        UserError: the name is not one of `PROFILES`.
-    """
-    name = name or os.environ.get("PROFILE")
-    if name and name not in PROFILES:
-        raise UserError(f"There is no profile '{name}'; choose one of {', '.join(PROFILES)}.")
-    if name:
+    """The profile to run, or a UserError: the argument, else `$PROFILE`, else `quick` on a GPU and `smoke` without one."""
+    if name := name or os.environ.get("PROFILE"):
+        require(name in PROFILES, f"There is no profile '{name}'; choose one of {', '.join(PROFILES)}.")
         return name
     if torch.cuda.is_available():
         return "quick"
@@ -78,11 +75,7 @@ def choose_profile(name: str | None = None) -> str:
 
 
 def choose_device(name: str | torch.device | None = None) -> torch.device:
-    """The device to run on: the argument, else the first GPU, else the CPU.
-
-    Raises:
-        UserError: torch does not know the device, or this machine has none of it.
-    """
+    """The device to run on: the argument, or a UserError if this machine has none such; else the first GPU, else the CPU."""
     if not name:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -96,21 +89,16 @@ def choose_device(name: str | torch.device | None = None) -> torch.device:
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """The 16-bit type this device multiplies faster than fp32, or None where mixed precision would only cost accuracy.
 
-    A GPU gets bf16 only where it is native (a T4 emulates it slowly), else fp16. A CPU gets bf16 only with AVX-512-BF16
-    or AMX, which oneDNN reports through torch's own capability table.
+    A GPU gets bf16 only where it is native (a T4 emulates it slowly), else fp16; a CPU only with AVX-512-BF16 or AMX.
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if device.type == "cpu":
-        return torch.bfloat16 if _cpu_flags() & {"avx512_bf16", "amx_bf16"} else None
-    return None
+    return torch.bfloat16 if device.type == "cpu" and _cpu_flags() & {"avx512_bf16", "amx_bf16"} else None
 
 
 def _cpu_flags() -> set[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux: no claim, so plain fp32
-        return set()
+    facts = Path("/proc/cpuinfo")  # not there but on Linux: then no claim, so plain fp32
+    lines = facts.read_text().splitlines() if facts.exists() else []
     return next((set(line.split(":")[1].split()) for line in lines if line.startswith("flags")), set())
 
 
@@ -118,8 +106,7 @@ def keep_freed_memory_in_process() -> bool:
     """Have the C library keep all memory that this process frees, for its next step; returns whether it could be told so.
 
     By default glibc hands every large tensor's memory back to the system, which must zero it page by page when the next
-    step asks again: up to a third of a CPU training step. Peak memory stays what it was; the process just no longer shrinks
-    between its peaks. The three settings are those of `mallopt(3)`.
+    step asks again: up to a third of a CPU training step. The three settings are those of `mallopt(3)`.
     """
     maximum_mappings, trim_threshold, top_pad = -4, -1, -2
     try:
@@ -132,7 +119,7 @@ def keep_freed_memory_in_process() -> bool:
 def seed_epoch(seed: int, epoch: int = 0) -> torch.Generator:
     """Seed Python, numpy and torch from (seed, epoch), and return a CPU generator seeded with the same pair.
 
-    Everything random in an epoch comes from here, so an epoch that is run again after a kill is the same epoch.
+    Everything random in an epoch comes from here, so an epoch that is run again after a kill is the same.
     """
     mixed = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint32)[0])
     random.seed(mixed)
@@ -142,19 +129,14 @@ def seed_epoch(seed: int, epoch: int = 0) -> torch.Generator:
 
 
 def require_writable(folder: Path, option: str) -> Path:
-    """The folder, made if it is not there, and proven to take a file: before hours of work, not after.
-
-    Raises:
-        UserError: it cannot be made or written; the sentence names the option that chooses another.
-    """
+    """The folder, made if it is not there, and proven to take a file, or a UserError: before hours of work, not after."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except OSError as error:
-        raise UserError(
-            f"Nothing can be written into {folder} ({error.strerror}); choose another folder with {option}."
-        ) from error
+        cannot = f"Nothing can be written into {folder} ({error.strerror})"
+        raise UserError(f"{cannot}; choose another folder with {option}.") from error
 
 
 def environment(device: torch.device) -> dict:
@@ -200,7 +182,7 @@ def mount_drive() -> Path | None:
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[BinaryIO]:
+def whole(path: Path) -> Iterator[BinaryIO]:
     """A binary file that appears under its name only when everything was written."""
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
         try:
@@ -215,7 +197,7 @@ def _whole(path: Path) -> Iterator[BinaryIO]:
 
 def save_bytes(path: Path, content: bytes) -> None:
     """Write a file, whole or not at all."""
-    with _whole(path) as file:
+    with whole(path) as file:
         file.write(content)
 
 
@@ -226,5 +208,5 @@ def save_text(path: Path, text: str) -> None:
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:
     """Write arrays as one compressed `.npz` file, whole or not at all."""
-    with _whole(path) as file:
+    with whole(path) as file:
         np.savez_compressed(file, **arrays)

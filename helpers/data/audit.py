@@ -27,17 +27,17 @@ def duplicates(dataset: Dataset) -> list[list[Place]]:
 
 
 def near_duplicates(dataset: Dataset, threshold: float = NEAR_IDENTICAL) -> list[tuple[Place, Place, float]]:
-    """Pairs of different files that show the same picture, the most alike first.
+    """Pairs of different files that show the same picture: (place, other place, similarity), the most alike first.
 
     Alike is the cosine between two small grey thumbnails, each less its own mean: indifferent to file format, size,
     brightness and contrast. A mirrored copy or another crop of a picture escapes, so the list is a lower bound.
-
-    Returns:
-        (one place, another place, similarity) where similarity is above `threshold` and the bytes differ.
     """
     places = [(name, index) for name, split in dataset.splits.items() for index in range(len(split))]
     digests = [digest for split in dataset.splits.values() for digest in split.digests]
-    features = torch.cat([_thumbnails(split.images) for split in dataset.splits.values()])
+    parts = [part for split in dataset.splits.values() for part in split.images.split(256)]
+    small = [F.interpolate(part.float().mean(1, keepdim=True), THUMBNAIL, mode="area") for part in parts]
+    grey = torch.cat(small).flatten(1)
+    features = F.normalize(grey - grey.mean(1, keepdim=True), eps=1.0)  # zeros for an image of one colour
     pairs = []
     for start in range(0, len(features), 1024):
         similarity = features[start : start + 1024] @ features[start:].T
@@ -46,13 +46,6 @@ def near_duplicates(dataset: Dataset, threshold: float = NEAR_IDENTICAL) -> list
             if digests[first] != digests[second]:
                 pairs.append((places[first], places[second], similarity[row, column].item()))
     return sorted(pairs, key=lambda pair: -pair[2])
-
-
-def _thumbnails(images: Tensor) -> Tensor:
-    """float32 (N, THUMBNAIL²): grey thumbnails less their mean, of length one; zeros for an image of one colour."""
-    parts = [F.interpolate(part.float().mean(1, keepdim=True), THUMBNAIL, mode="area") for part in images.split(256)]
-    grey = torch.cat(parts).flatten(1)
-    return F.normalize(grey - grey.mean(1, keepdim=True), eps=1.0)
 
 
 def leaked(dataset: Dataset, *, near: bool = True, seen: Sequence[str] = ("train", "validation")) -> Tensor:

@@ -17,20 +17,9 @@ from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity
 from torchvision.io import ImageReadMode, decode_image
 
-from helpers.data import downloads
-from helpers.data.folders import (
-    SPLIT_FOLDERS,
-    File,
-    is_image_folder,
-    list_files,
-    place,
-    split_folders,
-    stamp,
-    subfolders,
-    unwrap,
-)
-from helpers.data.pools import Pool, cached, decode, listed, read_file, why
-from helpers.runtime import UserError
+from helpers.data import downloads, pools
+from helpers.data.pools import SPLIT_FOLDERS, File, Pool, cache_path, cached, decode, list_files, listed, place, stamp, why
+from helpers.runtime import UserError, require
 
 CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
 CIFAR10_GROUPS = {  # ours, for CIFAR-10 has no superclasses
@@ -65,6 +54,8 @@ CLASSES = {"cifar10": CIFAR10_CLASSES, "cifar100": CIFAR100_CLASSES}  # in the o
 PUBLISHED = {"cifar10": CIFAR10, "cifar100": CIFAR100}  # torchvision knows the folder, the files and their MD5 sums
 FINGERPRINTS = {  # SHA-256 of the sorted lines "split/class digest", with the digest of each image's pixels
     "cifar10": "4023eab17caf2844ecad03f4fb006b58ae42e06ed2bf0a77bcfff7390064df7c",
+    "cifar10_5k": "c84ec2e4a84075ecd0bac3afd738db82f110f6e863c4b5976efbc32a5f6e15d2",
+    "cifar10_tenth": "b0a3b322fcb2c5c7bb083fcfcd4ab7c9849d19a744788cc4eb70d3f5633e36b8",
     "cifar100": "cadaeda5c629b1b54aa7d66d6f6debd9542cba80290563dcba7e361c3a087baa",
 }
 LABEL_COLUMN = {"cifar10": "label", "cifar100": "fine_label"}
@@ -102,16 +93,23 @@ def read_pool(name: str, base: Path, image_size: int) -> tuple[str, Pool]:
     Raises:
         UserError: the size is above 32, the source is not whole or not the published one, or no download succeeded.
     """
-    if image_size > PIXELS:
-        raise UserError(f"The image size is {image_size}, but the images of {name} have 32 pixels; choose 32 or less.")
+    fits = image_size <= PIXELS
+    require(fits, f"The image size is {image_size}, but the images of {name} have 32 pixels; choose 32 or less.")
     whole, counts = PARTS.get(name, (name, None))
-    found = _find(whole, base)
-    if found is None:
+    if not (found := _find(whole, base)):
+        if carried := _carried(name, cache_path(base, name, PIXELS)):
+            return name, carried
         downloads.fetch(whole, PUBLISHED[whole], base)
         found = _find(whole, base)
     source, files, read = found
-    pool = cached(base, whole, source, files, PIXELS, lambda: _in_order(whole, read()))
-    pool = _choose_part(pool, counts) if counts else pool
+
+    def read_whole() -> Pool:
+        return cached(cache_path(base, whole, PIXELS), source, files, PIXELS, lambda: _in_order(whole, read()))
+
+    def read_part() -> Pool:
+        return _choose_part(read_whole(), counts)
+
+    pool = cached(cache_path(base, name, PIXELS), source, files, PIXELS, read_part) if counts else read_whole()
     return (f"{name}-jpeg", pool._replace(source=f"{pool.source} (JPEG)")) if _is_jpeg(pool) else (name, pool)
 
 
@@ -119,8 +117,25 @@ def _find(name: str, base: Path) -> Found | None:
     return _find_pickles(name, base) or _find_folder(name, base) or _find_parquet(name, base)
 
 
+def _carried(name: str, path: Path) -> Pool | None:
+    """The images of a cache file that came without its source, if they are the published ones."""
+    _, pool = pools.read_cache(path)
+    if pool is None or _fingerprint([dirname(file) for file in pool.names], _digests(pool)) != FINGERPRINTS[name]:
+        return None
+    return pool._replace(source=f"cache file {path.name}", digests=_digests(pool))
+
+
 def _is_jpeg(pool: Pool) -> bool:
     return any(path.lower().endswith((".jpg", ".jpeg")) for path in pool.names)
+
+
+def _digests(pool: Pool) -> list[str]:
+    return [hashlib.sha256(image.tobytes()).hexdigest() for image in pool.images]
+
+
+def _fingerprint(places: list[str], digests: list[str]) -> str:
+    lines = sorted(f"{where} {digest}\n" for where, digest in zip(places, digests, strict=True))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _in_order(name: str, pool: Pool) -> Pool:
@@ -128,29 +143,21 @@ def _in_order(name: str, pool: Pool) -> Pool:
 
     So the order, and with it which images are held out, and the fingerprint do not depend on the format of the files.
     """
-    if lost := [f"{file} ({reason})" for file, reason in pool.skipped]:
-        raise UserError(f"The {pool.source} has images that cannot be used: {listed(lost, most=3)}; {AGAIN}.")
-    keys = []
-    for path, image in zip(pool.names, pool.images, strict=True):
-        split, class_name = place(dirname(path))
-        keys.append((f"{split}/{class_name.lower()}", hashlib.sha256(image.tobytes()).hexdigest(), basename(path)))
-    order = sorted(range(len(keys)), key=keys.__getitem__)
-    counts, classes = Counter(where for where, _, _ in keys), CLASSES[name]
+    lost = pools.listed_files(pool.skipped, most=3)
+    require(not lost, f"The {pool.source} has images that cannot be used: {lost}; {AGAIN}.")
+    places = ["/".join(place(dirname(path))).lower() for path in pool.names]
+    counts, classes, digests = Counter(places), CLASSES[name], _digests(pool)
     published = {f"{split}/{label}": count // len(classes) for split, count in COUNTS.items() for label in classes}
     for where in sorted({*counts, *published}):
-        if counts[where] != (right := published.get(where, 0)):
-            raise UserError(
-                f"The {pool.source} has {counts[where]} images in {where} where {name} has {right}; {AGAIN}, or give it "
-                "another name if it is not meant to be the whole."
-            )
-    lines = "".join(f"{where} {digest}\n" for where, digest, _ in sorted(keys))
-    if hashlib.sha256(lines.encode()).hexdigest() != FINGERPRINTS[name] and not _is_jpeg(pool):
-        raise UserError(
-            f"The {pool.source} has as many images as {name}, but an image is not the published one or lies in another "
-            f"class; {AGAIN}, or give it another name."
-        )
-    names = [f"{where}/{file}" for where, _, file in keys]
-    return pool._replace(names=names, digests=[digest for _, digest, _ in keys]).take(order)
+        has, right = counts[where], published.get(where, 0)
+        but = f"The {pool.source} has {has} images in {where} where {name} has {right}"
+        require(has == right, f"{but}; {AGAIN}, or give it another name if it is not meant to be the whole.")
+    same = _fingerprint(places, digests) == FINGERPRINTS[name] or _is_jpeg(pool)
+    other = f"The {pool.source} has as many images as {name}, but an image is not the published one or lies in another class"
+    require(same, f"{other}; {AGAIN}, or give it another name.")
+    names = [f"{where}/{basename(path)}" for where, path in zip(places, pool.names, strict=True)]
+    order = sorted(range(len(names)), key=lambda n: (places[n], digests[n], names[n]))
+    return pool._replace(names=names, digests=digests).take(order)
 
 
 def _choose_part(pool: Pool, counts: dict[str, int]) -> Pool:
@@ -173,13 +180,13 @@ def _find_pickles(name: str, base: Path) -> Found | None:
         return None
     source, again = f"pickle folder {folder.name}", f"delete the folder and {AGAIN}"
     sums = dict([*published.train_list, *published.test_list, (published.meta["filename"], published.meta["md5"])])
-    if missing := [file for file in sums if not (folder / file).is_file()]:
-        raise UserError(f"The {source} has no file '{missing[0]}'; {again}.")
+    for file in sums:
+        require((folder / file).is_file(), f"The {source} has no file '{file}'; {again}.")
 
     def read() -> Pool:
         for file, md5 in sums.items():
-            if not check_integrity(folder / file, md5):
-                raise UserError(f"The file '{file}' of the {source} is not the published one, whose MD5 sum is {md5}; {again}.")
+            other = f"The file '{file}' of the {source} is not the published one, whose MD5 sum is {md5}; {again}."
+            require(check_integrity(folder / file, md5), other)
         with warnings.catch_warnings(action="ignore"):  # these files are from 2009, and newer numpy remarks on it
             parts = {split: published(folder.parent, train=split == "train") for split in COUNTS}
         images = np.concatenate([part.data.transpose(0, 3, 1, 2) for part in parts.values()])
@@ -187,34 +194,32 @@ def _find_pickles(name: str, base: Path) -> Found | None:
         names = [f"{split}/{label}/{number:05}.png" for number, (split, label) in enumerate(labels)]
         return Pool(source, images, np.full((len(names), 2), PIXELS), names, [], [])
 
-    return source, [stamp(file, folder / file) for file in sums], read
+    return source, [stamp(folder / file, folder) for file in sums], read
 
 
 def _find_folder(name: str, base: Path) -> Found | None:
     """An image folder, train/<class>/ and test/<class>/, of PNG or JPEG files."""
-    if not (base / name).is_dir() or not is_image_folder(root := unwrap(base / name)):
+    if not (base / name).is_dir() or not pools.is_image_folder(root := pools.unwrap(base / name)):
         return None
-    groups = [group for _, group in split_folders(root)]
-    if groups and not any(map(subfolders, groups)):  # Parquet files may lie in folders that are called like the splits
+    groups = [group for _, group in pools.split_folders(root)]
+    if groups and not any(map(pools.subfolders, groups)):  # Parquet files may lie in folders that are called like the splits
         return None
-    source = f"folder {name}"
+    source, classes = f"folder {name}", CLASSES[name]
     files = list_files(root, source)
-    paths, classes = [path for path, _, _ in files], CLASSES[name]
-    if strange := sorted(label for label in {place(dirname(path))[1] for path in paths} if label.lower() not in classes):
-        raise UserError(f"The {source} has a class '{strange[0]}'; the classes are {listed(classes)}.")
-    return source, files, partial(decode, source, paths, partial(read_file, root), decode_tiny, PIXELS, threaded=False)
+    paths = [path for path, _, _ in files]
+    for label in sorted({place(dirname(path))[1] for path in paths}):
+        require(label.lower() in classes, f"The {source} has a class '{label}'; the classes are {listed(classes)}.")
+    return source, files, partial(decode, source, paths, partial(pools.read_file, root), decode_tiny, PIXELS)
 
 
 def _find_parquet(name: str, base: Path) -> Found | None:
     """Parquet files as on Hugging Face: anywhere in the folder, and each, or the folder it lies in, called by its split."""
-    source = f"Parquet folder {name}"
-    files, splits = [], {}
-    for path in sorted((base / name).rglob("*.parquet")):
-        files.append(stamp(path.relative_to(base / name).as_posix(), path))
+    source, root, splits = f"Parquet folder {name}", base / name, {}
+    for path in sorted(root.rglob("*.parquet")):
         words = (re.split("[-_.]", path.name)[0].lower(), path.parent.name.lower())
         splits[path] = next((SPLIT_FOLDERS[word] for word in words if word in SPLIT_FOLDERS), None)
-        if splits[path] is None:
-            raise UserError(f"The {source} has a file '{files[-1][0]}' of no known split; call it train-… or test-….")
+        file = path.relative_to(root).as_posix()
+        require(splits[path], f"The {source} has a file '{file}' of no known split; call it train-… or test-….")
 
     def read() -> Pool:
         try:
@@ -225,23 +230,23 @@ def _find_parquet(name: str, base: Path) -> Found | None:
             raise UserError(f"The {source} has a file that cannot be read; download it again ({why(error)}).") from error
         return _decode_tables(name, source, tables)
 
-    return (source, files, read) if files else None
+    return (source, [stamp(path, root) for path in splits], read) if splits else None
 
 
 def _decode_tables(name: str, source: str, tables: list[tuple[str, pd.DataFrame]]) -> Pool:
     """The images of (split, table), with the columns of Hugging Face: `img`, whose cells hold `bytes`, and the label."""
-    classes, column = CLASSES[name], LABEL_COLUMN[name]
-    contents = {}
+    classes, column, contents = CLASSES[name], LABEL_COLUMN[name], {}
     for split, table in tables:
-        if missing := [needed for needed in ("img", column) if needed not in table.columns]:
-            raise UserError(f"The {source} has no column '{missing[0]}', but {', '.join(table.columns)}; download it again.")
+        for needed in ("img", column):
+            there = ", ".join(table.columns)
+            require(needed in table.columns, f"The {source} has no column '{needed}', but {there}; download it again.")
         for cell, label in zip(table["img"], table[column], strict=True):
-            if not 0 <= label < len(classes):
-                raise UserError(f"The {source} has a label {label}, but {name} has 0 to {len(classes) - 1}; download it again.")
+            known = 0 <= label < len(classes)
+            require(known, f"The {source} has a label {label}, but {name} has 0 to {len(classes) - 1}; download it again.")
             content = (cell["bytes"] if isinstance(cell, dict) else cell) or b""
             suffix = "jpg" if content.startswith(b"\xff\xd8") else "png"
             contents[f"{split}/{classes[int(label)]}/{len(contents):05}.{suffix}"] = content
-    return decode(source, list(contents), contents.__getitem__, decode_tiny, PIXELS, threaded=False)
+    return decode(source, list(contents), contents.__getitem__, decode_tiny, PIXELS)
 
 
 def decode_tiny(content: bytes, size: int) -> tuple[np.ndarray, tuple[int, int]]:

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from helpers.data import cifar, photographs
-from helpers.data.folders import SPLITS, is_image_folder, place, subfolders, unwrap
-from helpers.data.pools import Pool, listed
-from helpers.runtime import UserError, data_dir
+from helpers.data.pools import SPLITS, Pool, is_image_folder, listed_files, place, subfolders, unwrap
+from helpers.runtime import UserError, data_dir, require
 
 NAMES = (*photographs.KAGGLE, *cifar.NAMES)
 
@@ -57,8 +56,7 @@ def stratified(split: Split, n: int, seed: int = 0) -> Split:
 
     The same seed gives the same images. A split of `n` images or fewer comes back whole.
     """
-    if n < 1:
-        raise UserError(f"A subset of {n} images was asked for; ask for 1 or more.")
+    require(n >= 1, f"A subset of {n} images was asked for; ask for 1 or more.")
     rng = np.random.default_rng(seed)
     labels = split.labels.cpu().numpy()
     rank = np.empty(len(labels))  # images are taken by their rank in their class as a share of the class
@@ -125,27 +123,25 @@ def load(
         UserError: the folder, a class or a split is missing or empty, there are too few classes or images, a file is
             not the published one, or a download failed.
     """
+    is_cifar, base = name in cifar.NAMES, data_dir(folder)
     if image_size is None:
-        image_size = cifar.PIXELS if name in cifar.NAMES else 224
-    if image_size < 1 or seed < 0:
-        raise UserError(f"Image size {image_size} with seed {seed} cannot be; the size starts at 1 and the seed at 0.")
-    if resize not in photographs.RESIZES:
-        raise UserError(f"There is no resize '{resize}'; choose from {', '.join(photographs.RESIZES)}.")
-    base = data_dir(folder)
-    if not base.is_dir():
-        raise UserError(f"There is no data folder '{base}'; create it, or set DATA_DIR to the right one.")
+        image_size = cifar.PIXELS if is_cifar else 224
+    possible = image_size >= 1 and seed >= 0
+    require(possible, f"Image size {image_size} with seed {seed} cannot be; the size starts at 1 and the seed at 0.")
+    known = ", ".join(photographs.RESIZES)
+    require(resize in photographs.RESIZES, f"There is no resize '{resize}'; choose from {known}.")
+    require(base.is_dir(), f"There is no data folder '{base}'; create it, or set DATA_DIR to the right one.")
     if name not in NAMES and not (base / name).is_dir():
         raise UserError(f"There is no '{name}' in the data folder; choose from {', '.join(names(base))}, or put it there.")
-    is_cifar, called = name in cifar.NAMES, name
     if is_cifar:
         called, pool = cifar.read_pool(name, base, image_size)
     else:
-        pool = photographs.read_pool(name, base, stored_size(name, image_size), resize)
+        called, pool = name, photographs.read_pool(name, base, stored_size(name, image_size), resize)
     classes, splits = _divide(pool, cifar.HELD_OUT if is_cifar else photographs.HELD_OUT, seed)
     counts = ", ".join(f"{len(split)} {key}" for key, split in splits.items())
     print(f"{name}: found in {pool.source}: {counts} images, {len(classes)} classes.")
     if pool.skipped:
-        print(f"Left out {len(pool.skipped)}: {listed([f'{file} ({why})' for file, why in pool.skipped])}.")
+        print(f"Left out {len(pool.skipped)}: {listed_files(pool.skipped)}.")
     return Dataset(called, pool.source, fingerprint(splits, named=not is_cifar), classes, **splits, skipped=pool.skipped)
 
 
@@ -158,20 +154,19 @@ def _divide(pool: Pool, held_out: float, seed: int) -> tuple[list[str], dict[str
     Raises:
         UserError: no image of a class can be read, or too few to hold any out.
     """
-    places = _places(pool)
+    folders = [dirname(path) for path in pool.names]
+    if empty := sorted({dirname(file) for file, _ in pool.skipped} - set(folders)):
+        lost = listed_files([pair for pair in pool.skipped if dirname(pair[0]) == empty[0]], most=3)
+        raise UserError(f"No image of class '{place(empty[0])[1]}' of the {pool.source} can be read: {lost}.")
+    places = {folder: place(folder) for folder in folders}
     own, classes = (sorted(set(items)) for items in zip(*places.values(), strict=True))
     missing = [split for split in SPLITS if split not in own]
-    inside = [places[dirname(path)] for path in pool.names]
-    label_of = {class_name: label for label, class_name in enumerate(classes)}
-    labels = np.array([label_of[class_name] for _, class_name in inside], np.int64)
-    split_of = np.array([split for split, _ in inside], dtype="<U10")
+    split_of = np.array([places[folder][0] for folder in folders], dtype="<U10")
+    labels = np.array([classes.index(places[folder][1]) for folder in folders], np.int64)
     for label, class_name in enumerate(classes):
         mine = np.flatnonzero((labels == label) & (split_of == "train"))
-        if missing and len(mine) <= len(missing):
-            raise UserError(
-                f"The class '{class_name}' of the {pool.source} has {len(mine)} readable images, too few to split; "
-                f"it needs {len(missing) + 1}."
-            )
+        few = f"The class '{class_name}' of the {pool.source} has {len(mine)} readable images, too few to split"
+        require(not missing or len(mine) > len(missing), f"{few}; it needs {len(missing) + 1}.")
         shuffled = np.random.default_rng([seed, label]).permutation(mine)
         count = max(1, round(held_out * len(mine)))
         for number, split in enumerate(missing):
@@ -179,17 +174,6 @@ def _divide(pool: Pool, held_out: float, seed: int) -> tuple[list[str], dict[str
     images, labels, sizes = (torch.from_numpy(array) for array in (pool.images, labels, pool.sizes))
     everything = Split(images, labels, pool.names, pool.digests, sizes)
     return classes, {split: everything.subset(np.flatnonzero(split_of == split)) for split in SPLITS}
-
-
-def _places(pool: Pool) -> dict[str, tuple[str, str]]:
-    """The split and the class of each folder that an image of the source lies in, readable or not."""
-    readable = {dirname(path) for path in pool.names}
-    places = {folder: place(folder) for folder in readable | {dirname(file) for file, _ in pool.skipped}}
-    if empty := sorted(places.keys() - readable):
-        lost = [f"{file} ({reason})" for file, reason in pool.skipped if dirname(file) == empty[0]]
-        class_name = places[empty[0]][1]
-        raise UserError(f"No image of class '{class_name}' of the {pool.source} can be read: {listed(lost, most=3)}.")
-    return places
 
 
 def fingerprint(splits: dict[str, Split], named: bool = True) -> str:

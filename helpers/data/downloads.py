@@ -34,18 +34,14 @@ def fetch(name: str, published: type[CIFAR10], base: Path) -> None:
             return _fetch_parquet(name, base)
         except Exception as error:  # the network, the disk: each means no data
             before = f"Hugging Face uoft-cs/{name} was not sent ({type(error).__name__})"
-    print(
-        f"{name}: {before}; trying the original server, which has sent 60 to 80 kB a second since June 2026: "
-        "the whole takes 40 to 57 minutes (pytorch/vision issue 9536)."
-    )
+    slow = "which has sent 60 to 80 kB a second since June 2026: the whole takes 40 to 57 minutes (pytorch/vision issue 9536)"
+    print(f"{name}: {before}; trying the original server, {slow}.")
     try:
         _fetch_pickles(published, base)
     except Exception as error:  # the network, the disk, the archive, the sums: each means no data
-        raise UserError(
-            f"{name} is not in the data folder, {before}, and the original server failed ({why(error).rstrip('.')}); "
-            f"try again with a network, or put {published.base_folder}/ or {name}/train/<class>/ and so on into the "
-            "data folder yourself."
-        ) from error
+        failed = f"{before}, and the original server failed ({why(error).rstrip('.')}); try again with a network"
+        instead = f"put {published.base_folder}/ or {name}/train/<class>/ and so on into the data folder yourself"
+        raise UserError(f"{name} is not in the data folder, {failed}, or {instead}.") from error
 
 
 def _fetch_parquet(name: str, base: Path) -> None:
@@ -53,8 +49,7 @@ def _fetch_parquet(name: str, base: Path) -> None:
     with tempfile.TemporaryDirectory(dir=base, prefix=".download-") as folder:
         part = Path(folder) / "parquet"
         part.mkdir()
-        for split in ("train", "test"):
-            file = f"{split}-00000-of-00001.parquet"
+        for file in ("train-00000-of-00001.parquet", "test-00000-of-00001.parquet"):
             _copy(f"{site}/datasets/{PARQUET[name]}/{file}", part / file)
         (base / name).mkdir(exist_ok=True)
         part.rename(base / name / part.name)
@@ -74,11 +69,10 @@ def _copy(url: str, path: Path) -> None:
     """Write what a server sends into a file. Raises OSError when it is silent for `PATIENCE` or not done in time."""
     deadline = time.monotonic() + LONGEST_DOWNLOAD
     with urllib.request.urlopen(url, timeout=PATIENCE) as response, path.open("wb") as file:
-        size = int(response.headers.get("Content-Length") or 0) or None
-        with progress(None, "downloading", total=size) as bar:
-            while block := response.read1(2**16):
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"it took longer than {LONGEST_DOWNLOAD / 3600:g} hours")
-                bar.update(file.write(block))
+        size = int(response.headers.get("Content-Length") or 0)
+        for block in progress(iter(lambda: response.read(1024), b""), "downloading", size // 1024):  # in kB
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"it took longer than {LONGEST_DOWNLOAD / 3600:g} hours")
+            file.write(block)
         if size and file.tell() != size:
             raise OSError("it broke off")

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from helpers.data.folders import holds_images, is_image_folder, list_files, unwrap
-from helpers.data.pools import Pool, cached, decode, read_file
+from helpers.data.pools import Pool, cache_path, cached, decode, holds_images, is_image_folder, list_files, read_file, unwrap
 from helpers.runtime import UserError
 
 KAGGLE = {"pikachu": "hal0samuel/pikachu-classification-dataset"}
 HELD_OUT = 0.2
 RESIZES = ("crop", "squash")
+FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")  # Pillow would let Ghostscript execute an EPS
 MOST_PIXELS = 40_000_000  # decoded in full, at up to ten bytes each; a JPEG is decoded smaller, so a camera's may have more
 
 
@@ -24,8 +24,8 @@ def read_pool(name: str, base: Path, size: int, resize: str = "crop") -> Pool:
     files = list_files(root, source)
     paths, read = [path for path, _, _ in files], partial(read_file, root)
     decoder = partial(decode_photograph, resize=resize) if resize != "crop" else decode_photograph
-    cache_name = Path(name).name if resize == "crop" else f"{Path(name).name}-{resize}"
-    return cached(base, cache_name, source, files, size, partial(decode, source, paths, read, decoder, size))
+    path = cache_path(base, Path(name).name if resize == "crop" else f"{Path(name).name}-{resize}", size)
+    return cached(path, source, files, size, partial(decode, source, paths, read, decoder, size))
 
 
 def _find(name: str, base: Path) -> tuple[str, Path]:
@@ -36,18 +36,13 @@ def _find(name: str, base: Path) -> tuple[str, Path]:
         return f"folder {base.resolve().name}", base
     if own:
         return f"folder {Path(name).name}", own
-    return f"kaggle {KAGGLE[name]}", unwrap(_download(name))
-
-
-def _download(name: str) -> Path:
     instead = f"or put the photographs into the data folder yourself, as {name}/train/<class>/ and so on"
     try:
         with warnings.catch_warnings(action="ignore"):  # without ipywidgets, about the looks of its progress bars
             import kagglehub
+        return f"kaggle {KAGGLE[name]}", unwrap(Path(kagglehub.dataset_download(KAGGLE[name])))
     except ImportError as error:
         raise UserError(f"Kaggle needs a package: run 'pip install kagglehub', {instead}.") from error
-    try:
-        return Path(kagglehub.dataset_download(KAGGLE[name]))
     except Exception as error:  # each library under kagglehub has its own errors, and each means: no data
         why = f"Kaggle did not send '{KAGGLE[name]}' ({type(error).__name__})"
         raise UserError(f"{why}; try again with a network, {instead}.") from error
@@ -69,7 +64,8 @@ def decode_photograph(content: bytes, size: int, resize: str = "crop") -> tuple[
     """
     if not content:
         raise ValueError("an empty file")
-    with Image.open(BytesIO(content), formats=_formats()) as image:
+    Image.init()
+    with Image.open(BytesIO(content), formats=[name for name in FORMATS if name in Image.OPEN]) as image:
         if image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
             raise Image.DecompressionBombError
         on_its_side = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
@@ -86,12 +82,6 @@ def decode_photograph(content: bytes, size: int, resize: str = "crop") -> tuple[
     # Cropped while resizing: an image of 1 x 10,000 pixels would otherwise grow to millions on the way.
     square = upright.resize((size, size), Image.Resampling.BILINEAR, box=box)
     return np.asarray(square).transpose(2, 0, 1), (width, height)
-
-
-def _formats() -> list[str]:
-    """The formats that are read. Not all that Pillow can: it would hand an EPS file to Ghostscript, to be executed."""
-    Image.init()
-    return [name for name in ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF") if name in Image.OPEN]
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

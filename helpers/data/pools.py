@@ -1,23 +1,110 @@
-"""From files to pixels: every image of a source decoded once and kept in a cache file."""
+"""Image files: where a folder has its splits and classes, every file decoded once, and the pixels kept in a cache file."""
 
 import hashlib
 import json
 import os
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from helpers.data.folders import File
-from helpers.runtime import progress, save_bytes
+from helpers.runtime import progress, require, whole
 
 CACHE_VERSION = 1
+SPLITS = ("train", "validation", "test")
+SPLIT_FOLDERS = {split: split for split in SPLITS} | {"val": "validation", "valid": "validation"}
+EXTENSIONS = {".jpg", ".jpeg", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif"}
+IGNORED = {"__macosx", "thumbs.db", "desktop.ini"}
+
+File = tuple[str, int, int]  # path in the folder of the data, with '/'; bytes; nanoseconds of the last change
+
+
+def stamp(path: Path, root: Path) -> File:
+    """A file of the folder `root`: what gives away that it was changed."""
+    status = path.stat()
+    return path.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns
+
+
+def place(folder: str) -> tuple[str, str]:
+    """The split and the class of the files in a folder; train, to be split later, where there are only class folders."""
+    split, _, class_name = folder.rpartition("/")
+    return SPLIT_FOLDERS[split.lower()] if split else "train", class_name
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.name.lower() not in IGNORED)
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The visible folders in a folder, sorted by name."""
+    return [path for path in _visible(folder) if path.is_dir()]
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether a file in it is called like an image."""
+    return any(path.suffix.lower() in EXTENSIONS and path.is_file() for path in _visible(folder))
+
+
+def split_folders(folder: Path) -> list[tuple[str, Path]]:
+    """(split, its folder) for each subfolder that is named like a split and is not itself a class with images."""
+    named = [(SPLIT_FOLDERS.get(path.name.lower()), path) for path in subfolders(folder)]
+    return [(split, path) for split, path in named if split and not holds_images(path)]
+
+
+def is_image_folder(folder: Path) -> bool:
+    """Whether it has a train split, or else two classes or more."""
+    has_train = any(split == "train" for split, _ in split_folders(folder))
+    return has_train or sum(holds_images(path) for path in subfolders(folder)) > 1
+
+
+def unwrap(folder: Path) -> Path:
+    """The folder that has the splits or classes: unpacked archives often lie one folder deeper."""
+    while not is_image_folder(folder) and not holds_images(folder):
+        inner = subfolders(folder)
+        if len(inner) != 1 or holds_images(inner[0]):
+            break
+        folder = inner[0]
+    return folder
+
+
+def list_files(root: Path, source: str) -> list[File]:
+    """Every file in every class folder, sorted by path.
+
+    Raises:
+        UserError: a split or a class is missing, empty or there twice; the sentence calls the folder by its `source`.
+    """
+    groups = split_folders(root)
+    splits = Counter(split for split, _ in groups)
+    there = ", ".join(splits)
+    require(
+        not groups or {"train", "test"} <= set(splits),
+        f"The {source} has the splits {there}; it needs train and test, or only classes.",
+    )
+    for split, number in splits.items():
+        require(number == 1, f"The {source} has two folders for the {split} split; keep one of them.")
+    files, classes = [], {}
+    for split, group in groups or [("", root)]:
+        # Where the data folder itself is the image folder, `cache` is ours and no class.
+        folders = [folder for folder in subfolders(group) if groups or folder.name != "cache"]
+        require(folders or not groups, f"The {split} split of the {source} is empty; put a folder for each class into it.")
+        classes[group.name] = {folder.name for folder in folders}
+        for folder in folders:
+            found = [stamp(path, root) for path in _visible(folder) if path.is_file()]
+            require(found, f"The class folder '{folder.relative_to(root).as_posix()}' of the {source} is empty.")
+            files += found
+    every = sorted(set().union(*classes.values()))
+    require(every, f"The {source} is empty; put a folder for each class into it, with the images inside.")
+    require(len(every) > 1, f"The {source} has one class, '{every[0]}'; telling classes apart needs at least two.")
+    for split, own in classes.items():
+        for name in every:
+            require(name in own, f"The {source} has no class '{name}' in {split}/; every split needs every class.")
+    return sorted(files)
 
 
 class Pool(NamedTuple):
@@ -45,6 +132,11 @@ def listed(items: list[str], most: int = 10) -> str:
     return "; ".join(items[:most] + ([f"and {len(items) - most} more"] if len(items) > most else []))
 
 
+def listed_files(skipped: list[tuple[str, str]], most: int = 10) -> str:
+    """Files that cannot be read in one line, each with the reason."""
+    return listed([f"{file} ({reason})" for file, reason in skipped], most)
+
+
 def why(error: Exception) -> str:
     """What went wrong, in words that name no folder of this machine."""
     if isinstance(error, UnidentifiedImageError):
@@ -60,7 +152,7 @@ def read_file(root: Path, path: str) -> bytes:
         return file.read()
 
 
-def decode(source: str, paths: list[str], read: Callable, decoder: Callable, size: int, *, threaded: bool = True) -> Pool:
+def decode(source: str, paths: list[str], read: Callable, decoder: Callable, size: int) -> Pool:
     """Every image: `read(path)` gives a file's content, `decoder(content, size)` its pixels, and its width and height.
 
     Threads, because Pillow decodes without Python's lock: faster than processes here, and nothing to send back. Where
@@ -79,7 +171,7 @@ def decode(source: str, paths: list[str], read: Callable, decoder: Callable, siz
         return hashlib.sha256(content).hexdigest(), ""
 
     with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(os.cpu_count()) as threads:
-        each = (threads.map if threaded else map)(decode_one, range(len(paths)))
+        each = (threads.map if size > 32 else map)(decode_one, range(len(paths)))
         outcomes = list(progress(each, "decoding", total=len(paths)))
     digests = [digest for digest, _ in outcomes]
     skipped = [(path, reason) for path, (_, reason) in zip(paths, outcomes, strict=True) if reason]
@@ -87,28 +179,38 @@ def decode(source: str, paths: list[str], read: Callable, decoder: Callable, siz
     return pool.take([position for position, digest in enumerate(digests) if digest]) if skipped else pool
 
 
-def cached(base: Path, name: str, source: str, files: list[File], size: int, read: Callable[[], Pool]) -> Pool:
-    """The pool in the data folder's cache file `name` if it was made from these files at this size; else read, and kept."""
-    path = base / "cache" / f"{name}-{size}.npz"
-    key = hashlib.sha256(json.dumps([CACHE_VERSION, source, size, files]).encode()).hexdigest()
+def cache_path(base: Path, name: str, size: int) -> Path:
+    """The cache file for images of `size` pixels in the data folder `base`."""
+    return base / "cache" / f"{name}-{size}.npz"
+
+
+def read_cache(path: Path) -> tuple[str, Pool | None]:
+    """What a cache file was made from, as a hash, and its images; "" and None where there is none, or a broken one."""
     try:
         with np.load(path, allow_pickle=False) as stored:  # a zip file, so reading compares its checksums
             about = json.loads(stored["about"].tobytes())
-            if about.pop("key") == key:
-                about["skipped"] = [tuple(pair) for pair in about["skipped"]]
-                return Pool(images=stored["images"], sizes=stored["sizes"], **about)
+            about["skipped"] = [tuple(pair) for pair in about["skipped"]]
+            return about.pop("key"), Pool(images=stored["images"], sizes=stored["sizes"], **about)
     except FileNotFoundError:
         pass
     except (OSError, ValueError, TypeError, KeyError, AttributeError, EOFError, zipfile.BadZipFile):
         print(f"The cache file {path.name} cannot be read and is made again.")
+    return "", None
+
+
+def cached(path: Path, source: str, files: list[File], size: int, read: Callable[[], Pool]) -> Pool:
+    """The images in a cache file if it was made from these files at this size; else read, and kept there."""
+    key = hashlib.sha256(json.dumps([CACHE_VERSION, source, size, files]).encode()).hexdigest()
+    made_from, pool = read_cache(path)
+    if made_from == key:
+        return pool
     pool = read()
     arrays = {"images": pool.images, "sizes": pool.sizes}
     about = {"key": key} | {field: value for field, value in pool._asdict().items() if field not in arrays}
-    content = BytesIO()
-    np.savez(content, about=np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays)
     try:
         path.parent.mkdir(exist_ok=True)
-        save_bytes(path, content.getbuffer())
+        with whole(path) as file:
+            np.savez(file, about=np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays)
     except OSError as error:
         print(f"No cache is kept in the data folder ({error.strerror}); the images will be decoded again next time.")
     return pool

@@ -7,32 +7,26 @@ import numpy as np
 import torch
 
 from helpers.data import cifar
-from helpers.data.datasets import SPLITS, Dataset, Split, fingerprint, stored_size
-from helpers.runtime import UserError
+from helpers.data.datasets import Dataset, Split, fingerprint, stored_size
+from helpers.data.pools import SPLITS
+from helpers.runtime import require
 
 SAMPLE_CLASSES = {"pikachu": ["not_pikachu", "pikachu"]} | {name: cifar.classes_of(name) for name in cifar.NAMES}
 SAMPLE_COUNTS = {2: (48, 16, 16), 10: (40, 20, 20), 100: (200, 100, 100)}  # by the number of classes
 
 
 def sample(name: str, *, image_size: int = 64, counts: Sequence[int] | None = None) -> Dataset:
-    """Generated images: a disc whose colour tells the class, on coloured noise.
+    """Generated images with the classes of a published data set: a disc whose colour tells the class, on coloured noise.
 
     With more than ten classes, the colour around the disc tells the last digit, and the disc those before it. The images
-    are the same at every call, nothing is read or written, and a model learns them in a few batches. So that the audit has
-    something to find, the first test image is a copy of the first training image, and the second nearly so.
-
-    Args:
-        name: a published data set, whose classes are taken over.
-        image_size: as in `load`: photographs are stored a seventh larger, and CIFAR at 32.
-        counts: images in train, validation and test, at least two in each; by default a few for each class.
+    are the same at every call, and a model learns them in a few batches. So that the audit has something to find, the
+    first test image is a copy of the first training image, and the second nearly so. Photographs are stored a seventh
+    larger than `image_size`, as in `load`. `counts`: images in train, validation and test, at least two in each.
     """
-    if name not in SAMPLE_CLASSES:
-        raise UserError(f"There is no sample data for '{name}'; choose from {', '.join(SAMPLE_CLASSES)}.")
+    require(name in SAMPLE_CLASSES, f"There is no sample data for '{name}'; choose from {', '.join(SAMPLE_CLASSES)}.")
     classes = SAMPLE_CLASSES[name]
-    counts = SAMPLE_COUNTS[len(classes)] if counts is None else counts
-    stored = stored_size(name, image_size)
-    rng = np.random.default_rng(0)
-    splits = {}
+    counts, stored = counts or SAMPLE_COUNTS[len(classes)], stored_size(name, image_size)
+    rng, splits = np.random.default_rng(0), {}
     for split, count in zip(SPLITS, counts, strict=True):
         labels = np.arange(count) % len(classes)
         images = _discs(labels, len(classes), stored, rng)
@@ -48,8 +42,7 @@ def sample(name: str, *, image_size: int = 64, counts: Sequence[int] | None = No
 
 def _discs(labels: np.ndarray, num_classes: int, size: int, rng: np.random.Generator) -> np.ndarray:
     """uint8 (N, 3, size, size): discs with the colours of the classes spread evenly around the colour circle."""
-    count = len(labels)
-    two_colours = num_classes > 10
+    count, two_colours = len(labels), num_classes > 10
     colours = _hues((labels // 10 * 10 if two_colours else labels) / num_classes)
     rows, columns = np.mgrid[:size, :size] / size
     centres = rng.uniform(0.4, 0.6, (2, count, 1, 1))

@@ -41,21 +41,16 @@ class LayerRow(NamedTuple):
 
 
 def layer_table(model: nn.Module, input_shape: Sequence[int] = (1, 3, 224, 224)) -> list[LayerRow]:
-    """The direct children of a network in the order of their use, for a batch of `input_shape` (N, 3, H, W).
-
-    Torch counts two operations for each multiply–add. The pass runs on the meta device, on a copy: nothing is computed.
-    """
+    """The direct children of a network in the order of their use, for a batch of `input_shape` (N, 3, H, W)."""
     with FlopCounterMode(display=False) as counter:
         outputs = _outputs(model, input_shape, lambda name, layer: name and "." not in name)
     operations, root = counter.get_flop_counts(), type(model).__name__
-    return [
-        LayerRow(name, shape, count_parameters(layer), sum(operations.get(f"{root}.{name}", {}).values()) // 2)
-        for name, layer, shape in outputs
-    ]
+    macs = {name: sum(operations.get(f"{root}.{name}", {}).values()) // 2 for name, _, _ in outputs}  # torch counts both
+    return [LayerRow(name, shape, count_parameters(layer), macs[name]) for name, layer, shape in outputs]
 
 
 def _outputs(model: nn.Module, input_shape: Sequence[int], wanted: Callable) -> list[tuple[str, nn.Module, tuple[int, ...]]]:
-    """Name, layer and output shape of each wanted layer in the order of their use, on a copy on the meta device."""
+    """Name, layer and output shape of each wanted layer in the order of their use, on a copy that computes nothing."""
     ghost, found = copy.deepcopy(model).to("meta").eval(), []
 
     def note(name: str, layer: nn.Module, inputs: tuple, output: Tensor) -> None:
@@ -70,13 +65,10 @@ def _outputs(model: nn.Module, input_shape: Sequence[int], wanted: Callable) -> 
 
 
 def torchsummary_table(model: nn.Module, image_size: int) -> str:
-    """The text that torchsummary prints for square images, `image_size` pixels a side.
-
-    It runs random images through the network, so it gets a copy, and a fork of the random state.
-    """
+    """The text that torchsummary prints for square images, `image_size` pixels a side."""
     from torchsummary import summary
 
-    with torch.random.fork_rng(), contextlib.redirect_stdout(io.StringIO()) as text:
+    with torch.random.fork_rng(), contextlib.redirect_stdout(io.StringIO()) as text:  # it runs random images through a copy
         summary(copy.deepcopy(model).cpu(), (3, image_size, image_size), device="cpu")
     return text.getvalue()
 
@@ -124,12 +116,12 @@ class Line(NamedTuple):
 
 def lines(model: nn.Module, image_size: int) -> list[Line]:
     """The network line by line, as torchsummary prints it: a block has no parameters of its own."""
-    kinds = {nn.Conv2d: "C", nn.BatchNorm2d: "N", nn.Linear: "L"}
-    outputs = _outputs(model, (1, 3, image_size, image_size), lambda _, layer: isinstance(layer, (*kinds, ResidualBlock)))
-    return [
-        Line(kinds.get(type(layer), "B"), *(*shape[1:3], 1)[:2], count_parameters(layer) if type(layer) in kinds else 0)
-        for _, layer, shape in outputs
-    ]
+    kinds, found = {nn.Conv2d: "C", nn.BatchNorm2d: "N", nn.Linear: "L"}, []
+    shown = (*kinds, ResidualBlock)
+    for _, layer, shape in _outputs(model, (1, 3, image_size, image_size), lambda _, layer: isinstance(layer, shown)):
+        kind, side = kinds.get(type(layer), "B"), shape[2] if len(shape) > 2 else 1
+        found.append(Line(kind, shape[1], side, 0 if kind == "B" else count_parameters(layer)))
+    return found
 
 
 def receptive_fields(block: Bottleneck | Res2NetBlock, parts: int, image_size: int = 11) -> Tensor:
@@ -148,11 +140,6 @@ def receptive_fields(block: Bottleneck | Res2NetBlock, parts: int, image_size: i
     return torch.stack([torch.autograd.grad(pixel, image, retain_graph=True)[0][0].abs().sum(0) for pixel in pixels])
 
 
-def field_width(field: Tensor) -> int:
-    """On how many columns a receptive field (H, W) is not zero."""
-    return int((field > 0).any(0).sum())
-
-
 def stage_table(network: ResidualNet | ZooResNeXt, image_size: int = 32) -> pd.DataFrame:
     """One row each for the stem, every stage and the head: output shape, parameters, multiply–adds of one image, shares."""
     rows = pd.DataFrame(layer_table(network, (1, 3, image_size, image_size))).rename(columns={"macs": "MACs"})
@@ -165,16 +152,17 @@ def stage_table(network: ResidualNet | ZooResNeXt, image_size: int = 32) -> pd.D
 
 
 def at_width(description: Description, width: int) -> Description:
-    """The same network at another width: its numbers of channels in their smallest whole proportion, times `width`.
+    """The same network at another width: its channels and group widths in their smallest whole proportion, times `width`.
 
-    ResNet-18 with 64, 64, 128, 256 and 512 channels is 1, 1, 2, 4 and 8 times 64. Group widths are among the numbers.
+    ResNet-18 with 64, 64, 128, 256 and 512 channels is 1, 1, 2, 4 and 8 times 64.
     """
-    stem, stages = description.stem, description.stages
+    stem, stages, changed = description.stem, description.stages, []
     groups = [stage.block_arguments.get("group_width", 0) for stage in stages]
     unit = math.gcd(stem.channels, *(stage.out_channels for stage in stages), *groups)
-    changed = []
-    for stage, group in zip(stages, groups, strict=True):
-        arguments = stage.block_arguments | ({"group_width": group // unit * width} if group else {})
+    for stage in stages:
+        arguments = dict(stage.block_arguments)
+        if "group_width" in arguments:
+            arguments["group_width"] = arguments["group_width"] // unit * width
         changed.append(replace(stage, out_channels=stage.out_channels // unit * width, block_arguments=arguments))
     return replace(description, stem=replace(stem, channels=stem.channels // unit * width), stages=tuple(changed))
 
@@ -193,7 +181,6 @@ def widest(description: Description, num_classes: int, max_parameters: int) -> D
                 if count_parameters(candidate.build(num_classes)) > max_parameters:
                     break
                 best = candidate
-    if best is None:
-        message = f"Even the narrowest network of this form has more than {max_parameters:,} parameters; take fewer blocks."
-        raise ValueError(message)
-    return best
+    if best:
+        return best
+    raise ValueError(f"Even the narrowest network of this form has more than {max_parameters:,} parameters; take fewer blocks.")

@@ -4,6 +4,7 @@ import subprocess
 
 import pytest
 import torch
+from torch import nn
 
 from helpers import bench, data, experiments, models, training
 from helpers.__main__ import main
@@ -85,6 +86,7 @@ def test_the_two_sides_run_in_turns_and_their_numbers_agree(monkeypatch, name, s
         low, high = row[f"{side}_range"]
         assert 0 < low <= row[f"{side}_images_per_second"] <= high
         assert row[f"{side}_peak_memory_bytes"] > 2**27
+    assert 0.3 < sum(row["layers"].values()) < 1 and {"3×3 convolutions", "BatchNorm", "ReLU"} & set(row["layers"])
 
 
 def test_the_hardware_is_told_where_the_system_tells_it(monkeypatch):
@@ -100,11 +102,22 @@ def test_the_record_has_the_ceiling_and_ours_as_a_part_of_it(monkeypatch, capsys
     row = {"model": "resnet18", "batch": 8, "image_size": 224, "ratio": 2.0, "input_ratio": 3.0, "ours_gflops": 100.0}
     row |= {f"{side}_{what}": 5.0 for side in bench.SIDES for what in ("images_per_second", "input_images_per_second")}
     row |= {f"{side}_peak_memory_bytes": 2**30 for side in bench.SIDES}
+    row |= {"layers": {"grouped convolutions": 0.25, "BatchNorm": 0.125}}
     monkeypatch.setattr(bench, "compare", lambda *arguments: dict(row))
     monkeypatch.setattr(bench, "ceiling", lambda device: {"dense 3×3 convolution": 400.0, "matrix multiplication": 300.0})
     measured = bench.run(["resnet18"], "cpu")
     assert measured["ceiling"]["dense 3×3 convolution"] == 400 and measured["results"][0]["part_of_ceiling"] == 0.25
-    assert "0.25 of the ceiling" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "0.25 of the ceiling" in printed and "of our step, grouped convolutions 25%, BatchNorm 12%" in printed
+
+
+def test_the_shares_of_a_step_are_told_by_kind_of_layer():
+    layers = [nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 8, 5)]
+    model = nn.Sequential(*layers)
+    shares = bench.layer_shares(CPU, lambda: model(torch.randn(16, 4, 32, 32)).sum().backward())
+    assert set(shares) == {"1×1 convolutions", "grouped convolutions", "5×5 convolutions", "BatchNorm", "ReLU"}
+    assert all(share > 0 for share in shares.values()) and sum(shares.values()) < 1
+    assert bench.layer_kind("aten::convolution_backward", [[1, 8, 9, 9], [1, 4, 9, 9], [8, 2, 3, 3]]) == "grouped convolutions"
 
 
 @pytest.mark.parametrize(("target", "epochs", "reached"), [(0.5, 2, True), (0.95, 3, False)])

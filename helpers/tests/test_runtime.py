@@ -68,6 +68,11 @@ def test_a_gpu_gets_bf16_only_where_it_is_native(monkeypatch, native, dtype):
     assert runtime.autocast_dtype(torch.device("cuda")) is dtype
 
 
+def test_without_tqdm_there_is_no_bar_and_nothing_else_changes(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    assert list(runtime.progress(range(3), "counting", 3)) == [0, 1, 2]
+
+
 def test_drive_is_only_for_colab(capsys):
     assert runtime.mount_drive() is None
     assert "Not in Colab" in capsys.readouterr().out

@@ -1,13 +1,17 @@
 """Report `slim`'s data multiplication: how often each image comes, what is done to it, and where each pixel lands."""
 
+from collections import Counter
+
 import pytest
 import torch
 from scipy.stats import chisquare, ks_2samp
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as V
 
 from helpers import data
-from helpers.data import augment
+from helpers.data import augment, batching
+from helpers.tests.training.test_fake_gpu import CUDA, Operations
 
 OPTIONS = {"image_size": 32, "augment": "fourfold", "mean": (0.5, 0.4, 0.3), "std": (0.25, 0.2, 0.3)}
 
@@ -163,3 +167,32 @@ def test_an_image_larger_than_the_view_keeps_its_centre_in_the_plain_copy():
     plain = torch.cat([batch for batch, _ in data.batches(split, 5, **{**OPTIONS, "augment": "none"})])
     assert images.shape == (20, 3, 32, 32)
     assert all(sum(torch.equal(image, plain[n]) for image in images[labels == n]) == 1 for n in range(5))
+
+
+KINDS = [
+    {"augment": "crop_flip", "padding": 4, "border": "reflect", "cutout": 8},
+    {"augment": "resized_crop_flip"},
+    {"augment": "fourfold"},
+    {"augment": "flip"},
+]
+
+
+@pytest.mark.parametrize("options", KINDS, ids=lambda options: options["augment"])
+def test_many_batches_cut_at_once_are_bit_for_bit_those_cut_one_by_one(monkeypatch, options):
+    one_by_one = collect(noise(50, size=36), 8, **options)
+    monkeypatch.setattr(batching, "AT_ONCE", {"cpu": 3 * 8 * 3 * 32**2 * 4})
+    images, labels, sizes = collect(noise(50, size=36), 8, **options)
+    assert torch.equal(images, one_by_one[0]) and torch.equal(labels, one_by_one[1]) and sizes == one_by_one[2]
+    first, _ = next(data.batches(noise(50, size=36), 8, generator=generator(), **{**OPTIONS, **options}))
+    assert first.shape[0] == 8 and first.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("options", KINDS, ids=lambda options: options["augment"])
+def test_a_gpu_launches_less_than_a_kernel_a_batch_and_waits_for_none(options):
+    """An epoch of CIFAR has 391 batches of 128 images. Cut one by one, each of them took 14 to 51 launches."""
+    with FakeTensorMode(), Operations() as operations:
+        images = torch.empty(50_000, 3, 32, 32, dtype=torch.uint8, device=CUDA)
+        split = data.Split(images, torch.zeros(50_000, dtype=torch.int64, device=CUDA), range(50_000))
+        shown = sum(1 for _ in data.batches(split, 128, generator=torch.Generator(), **{**OPTIONS, **options}))
+    assert shown == 391 * data.images_shown(split, options["augment"]) // 50_000 - (options["augment"] == "fourfold")
+    assert len(operations.launches) < shown and not operations.waits, Counter(operations.launches)

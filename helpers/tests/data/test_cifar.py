@@ -1,6 +1,7 @@
 import hashlib
 import http.server
 import io
+import json
 import os
 import pickle
 import shutil
@@ -237,6 +238,7 @@ def test_sources_are_asked_in_order_and_the_line_says_which(tmp_path, monkeypatc
         shutil.rmtree(tmp_path / "cifar10/test", ignore_errors=here != folder)
         if here == folder:
             put_folder(tmp_path / "cifar10", name, splits)
+    shutil.rmtree(tmp_path / "cache")  # which would do, without its source
     data.load(name, tmp_path)
     numbers = ": 90 train, 10 validation, 20 test images, 10 classes.\n"
     kinds = ("pickle folder cifar-10-batches-py", "folder cifar10", "Parquet folder cifar10", "Parquet folder cifar10")
@@ -296,7 +298,7 @@ def test_the_small_part_is_one_data_set_whatever_the_source_and_the_seed(tmp_pat
     assert seeded.test.digests == one.test.digests and seeded.validation.digests != one.validation.digests
     whole = data.load("cifar10", tmp_path / "png")
     assert set(one.test.digests) < set(whole.test.digests)
-    assert [path.name for path in (tmp_path / "png/cache").iterdir()] == ["cifar10-32.npz"]
+    assert sorted(path.name for path in (tmp_path / "png/cache").iterdir()) == ["cifar10-32.npz", "cifar10_5k-32.npz"]
 
 
 def test_the_parts_have_their_sizes():
@@ -306,6 +308,36 @@ def test_the_parts_have_their_sizes():
 
 
 # The cache.
+
+
+@only_cifar10
+@pytest.mark.parametrize("asked", ["cifar10", "cifar10_tenth"])
+def test_a_cache_file_alone_is_the_data_if_its_pixels_are_the_published_ones(
+    tmp_path, monkeypatch, offline, name, splits, asked
+):
+    """So that a machine without a network needs one packed file: cifar10_tenth-32.npz has 46 MiB."""
+    monkeypatch.setattr(cifar, "PARTS", {"cifar10_tenth": ("cifar10", {"train": 50, "test": 20})})
+    root = put_folder(tmp_path / name, name, splits)
+    first, path = data.load(asked, tmp_path), tmp_path / f"cache/{asked}-32.npz"
+    with np.load(path) as stored:
+        content = dict(stored)
+    pixels = (hashlib.sha256(image.tobytes()).hexdigest() for image in content["images"])
+    lines = (f"{file.rpartition('/')[0]} {digest}\n" for file, digest in zip(names_in(content), pixels, strict=True))
+    monkeypatch.setitem(cifar.FINGERPRINTS, asked, hashlib.sha256("".join(sorted(lines)).encode()).hexdigest())
+    shutil.rmtree(root)
+    for other in set((tmp_path / "cache").iterdir()) - {path}:
+        other.unlink()
+    carried = data.load(asked, tmp_path)
+    assert equal(first, carried) and carried.fingerprint == first.fingerprint and carried.name == asked
+    assert carried.source == f"cache file {asked}-32.npz"
+    content["images"][0, 0, 0, 0] ^= 1
+    np.savez(path, **content)
+    with pytest.raises(UserError, match=f"{name} is not in the data folder, Hugging Face"):
+        data.load(asked, tmp_path)
+
+
+def names_in(content):
+    return json.loads(content["about"].tobytes())["names"]
 
 
 @pytest.fixture
@@ -634,6 +666,11 @@ def test_the_real_images_are_those_of_the_readme(real, mean, std, twice):
     assert set(torch.bincount(dataset.test.labels).tolist()) == {per_class // 6}
     found = data.channel_statistics(data.Split(images, labels, []))
     assert [[round(value, 5) for value in part] for part in found] == [list(mean), list(std)]
+    if real == "cifar10":
+        for part in cifar.PARTS:
+            places = [file.rpartition("/")[0] for split in data.load(part).splits.values() for file in split.names]
+            digests = [digest for split in data.load(part).splits.values() for digest in split.digests]
+            assert cifar._fingerprint(places, digests) == cifar.FINGERPRINTS[part]
     sides = [[split == "test" for split, _ in group] for group in data.duplicates(dataset)]
     surplus = [sum(max(0, side.count(which) - 1) for side in sides) for which in (False, True)]
     assert (*surplus, len(data.leaked(dataset, near=False))) == twice

@@ -382,7 +382,7 @@ def test_ctrl_c_ends_with_status_130(monkeypatch):
 def test_the_module_runs_as_a_program_without_the_notebook_packages():
     """A training machine may have no Jupyter, torchsummary, seaborn, kagglehub or safetensors (design section 2)."""
     block = "import sys\n"
-    block += "for name in ('IPython', 'torchsummary', 'seaborn', 'kagglehub', 'pyarrow', 'nbformat', 'safetensors'):\n"
+    block += "for name in ('IPython', 'torchsummary', 'seaborn', 'kagglehub', 'pyarrow', 'nbformat', 'safetensors', 'tqdm'):\n"
     block += "    sys.modules[name] = None\n"
     block += "from helpers.__main__ import main\nsys.exit(main(['list']))"
     done = subprocess.run([sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True)

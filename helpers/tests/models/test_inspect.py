@@ -82,7 +82,8 @@ def opened(block: nn.Module) -> nn.Module:
 
 
 def widths(block: nn.Module, parts: int) -> list[int]:
-    return [anatomy.field_width(field) for field in anatomy.receptive_fields(opened(block), parts)]
+    """On how many columns of the image the field of each part is not zero."""
+    return [int((field > 0).any(0).sum()) for field in anatomy.receptive_fields(opened(block), parts)]
 
 
 def test_the_parts_of_a_res2net_block_see_ever_further():
