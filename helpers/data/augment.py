@@ -71,10 +71,9 @@ def sample_gentle_views(count: int, height: int, width: int, generator: torch.Ge
 
 
 def sample_crops(count: int, height: int, width: int, generator: torch.Generator, area: tuple = AREA) -> Tensor:
-    """float32 (count, 4): top, left, height and width of random crops, in whole pixels.
+    """float32 (count, 4): top, left, height and width of random crops, in whole pixels, sampled as by torchvision.
 
-    Each has a part of the area, is 3/4 to 4/3 as wide as high, and lies anywhere; of ten sampled the first that fits counts,
-    and where none does, it is the whole image. Source: torchvision's `RandomResizedCrop.get_params`, for a whole epoch.
+    Of ten with a part of the area, 3/4 to 4/3 as wide as high, the first that fits counts; where none does, the whole image.
     """
     areas = height * width * torch.empty(count, TRIES).uniform_(*area, generator=generator)
     ratios = torch.empty(count, TRIES).uniform_(*map(math.log, RATIO), generator=generator).exp()

@@ -90,8 +90,7 @@ def cifar100_superclasses() -> Tensor:
 def read_pool(name: str, base: Path, image_size: int) -> tuple[str, Pool]:
     """The images, at 32 pixels, and the name they go by, which ends in '-jpeg' where they came as JPEG files.
 
-    Raises:
-        UserError: the size is above 32, the source is not whole or not the published one, or no download succeeded.
+    A size above 32, a source that is not whole or not the published one, or no download that succeeds, is a UserError.
     """
     fits = image_size <= PIXELS
     require(fits, f"The image size is {image_size}, but the images of {name} have 32 pixels; choose 32 or less.")
@@ -250,11 +249,7 @@ def _decode_tables(name: str, source: str, tables: list[tuple[str, pd.DataFrame]
 
 
 def decode_tiny(content: bytes, size: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """As `decode_photograph`, of an image that has its size: the same pixels, and three times faster than by Pillow.
-
-    Raises:
-        ValueError: it is neither PNG nor JPEG, it is broken, or it is not `size` x `size`.
-    """
+    """As `decode_photograph`, of a PNG or JPEG that has its size, else a ValueError: three times faster than by Pillow."""
     try:
         image = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB).numpy()
     except (RuntimeError, ValueError) as error:

@@ -146,13 +146,10 @@ def load(
 
 
 def _divide(pool: Pool, held_out: float, seed: int) -> tuple[list[str], dict[str, Split]]:
-    """The classes, sorted, and the three splits.
+    """The classes, sorted, and the three splits; a UserError if no image of a class can be read, or too few to hold any out.
 
     Images stay in the split that they lie in. For each split that the source does not bring, the share `held_out` of
     each class, at least one image, is taken from train at random.
-
-    Raises:
-        UserError: no image of a class can be read, or too few to hold any out.
     """
     folders = [dirname(path) for path in pool.names]
     if empty := sorted({dirname(file) for file, _ in pool.skipped} - set(folders)):

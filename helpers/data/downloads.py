@@ -23,11 +23,7 @@ LONGEST_DOWNLOAD = 3 * 3600  # seconds; the original server needs 47 minutes at 
 
 
 def fetch(name: str, published: type[CIFAR10], base: Path) -> None:
-    """Put Parquet files into the data folder's `name`, or torchvision's pickle folder beside it.
-
-    Raises:
-        UserError: neither server sent the data, or they cannot be written.
-    """
+    """Put Parquet files into the data folder's `name`, or torchvision's pickle folder beside it, or raise a UserError."""
     before = "Hugging Face was not asked (it needs 'pip install pyarrow')"
     if find_spec("pyarrow"):
         try:

@@ -49,14 +49,9 @@ def _find(name: str, base: Path) -> tuple[str, Path]:
 
 
 def decode_photograph(content: bytes, size: int, resize: str = "crop") -> tuple[np.ndarray, tuple[int, int]]:
-    """An image file made square, whatever its mode, upright and in colour.
+    """An image file made square, whatever its mode, upright and in colour: uint8 (3, size, size); and its own width and height.
 
-    Args:
-        resize: `crop` keeps the middle square; `squash` keeps the whole image and not its aspect ratio, as the code of
-            report `pikachu` does.
-
-    Returns:
-        uint8 (3, size, size), and the width and height of the upright original in pixels.
+    `crop` keeps the middle square; `squash` the whole image and not its aspect ratio, as the code of report `pikachu` does.
 
     Raises:
         ValueError: the file is empty, or has more than `MOST_PIXELS`.

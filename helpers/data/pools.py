@@ -74,18 +74,11 @@ def unwrap(folder: Path) -> Path:
 
 
 def list_files(root: Path, source: str) -> list[File]:
-    """Every file in every class folder, sorted by path.
-
-    Raises:
-        UserError: a split or a class is missing, empty or there twice; the sentence calls the folder by its `source`.
-    """
+    """Every file in every class folder, by path; a UserError if a split or a class is missing, empty or there twice."""
     groups = split_folders(root)
     splits = Counter(split for split, _ in groups)
-    there = ", ".join(splits)
-    require(
-        not groups or {"train", "test"} <= set(splits),
-        f"The {source} has the splits {there}; it needs train and test, or only classes.",
-    )
+    needed = f"The {source} has the splits {', '.join(splits)}; it needs train and test, or only classes."
+    require(not groups or {"train", "test"} <= set(splits), needed)
     for split, number in splits.items():
         require(number == 1, f"The {source} has two folders for the {split} split; keep one of them.")
     files, classes = [], {}

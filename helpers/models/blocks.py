@@ -1,5 +1,6 @@
 """Residual blocks, and the three equal forms of a ResNeXt block. Parameters are named as in torchvision."""
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -35,10 +36,9 @@ def projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequentia
 
 
 class ResidualBlock(nn.Module):
-    """The base of all residual blocks: `relu(residual(x) + shortcut(x))`. A size that is no whole number above 0: ValueError.
+    """The base of residual blocks: `relu(residual(x) + shortcut(x))`. A size that is no whole number above 0: ValueError.
 
-    A subclass defines `residual`, the branch added to the shortcut, and registers its own layers first and the projection
-    `downsample` last, as torchvision does: initialisation draws its random numbers in that order.
+    A subclass registers its layers in torchvision's order, `downsample` last: initialisation draws random numbers in it.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, **sizes: int):
@@ -61,11 +61,9 @@ def excitation(channels: int, reduction: int) -> SqueezeExcitation:
 
 
 class BasicBlock(ResidualBlock):
-    """Two convolutions of `kernel_size`, the 'first' or 'second' of them `strided`. A cardinality is a TypeError.
+    """Two convolutions of `kernel_size`, the 'first' or 'second' of them `strided`. An even kernel is a ValueError.
 
     With a `reduction`, squeeze-and-excitation before the addition, with a hidden layer of `out_channels / reduction`.
-    An even kernel, or channels that do not divide by the reduction, are a ValueError.
-
     Source: He et al. 2016, figure 5 left; squeeze-and-excitation as in Hu et al. 2018, figure 3.
     """
 
@@ -100,10 +98,8 @@ class BasicBlock(ResidualBlock):
 class Bottleneck(ResidualBlock):
     """1×1 down, grouped 3×3, 1×1 up: form (c) of a ResNeXt block, and with `cardinality=1` the block of ResNet-50.
 
-    The 3×3 convolution has `cardinality` groups of `group_width` channels each, and it carries the stride, as in the
-    ResNeXt paper and in torchvision; He et al. 2016 have it in the first 1×1.
-
-    Source: Xie et al. 2017, figure 3(c), table 1 and section 4.
+    The 3×3 convolution has `cardinality` groups of `group_width` channels each, and it carries the stride, as in
+    torchvision; He et al. 2016 have it in the first 1×1. Source: Xie et al. 2017, figure 3(c), table 1 and section 4.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, cardinality: int = 1, group_width: int, stride: int = 1):
@@ -172,11 +168,9 @@ class EarlyConcatenation(SplitBranches):
 
 def narrow_branch(in_channels: int, group_width: int, stride: int) -> nn.Sequential:
     """One narrow path of figure 3: 1×1 down to `group_width` channels, then 3×3, each with BatchNorm and ReLU."""
-    branch = nn.Sequential()
-    for number, sizes in enumerate(((in_channels, group_width, 1), (group_width, group_width, 3, stride)), start=1):
-        for name, layer in zip(("conv", "bn", "relu"), (*conv_bn(*sizes), nn.ReLU(inplace=True)), strict=True):
-            branch.add_module(f"{name}{number}", layer)
-    return branch
+    layers = [*conv_bn(in_channels, group_width, 1), nn.ReLU(inplace=True)]
+    layers += [*conv_bn(group_width, group_width, 3, stride), nn.ReLU(inplace=True)]
+    return nn.Sequential(OrderedDict(zip("conv1 bn1 relu1 conv2 bn2 relu2".split(), layers, strict=True)))
 
 
 class Res2NetBlock(ResidualBlock):
@@ -186,8 +180,6 @@ class Res2NetBlock(ResidualBlock):
     y1 = x1, y2 = K2(x2), yi = Ki(xi + y(i-1)) for i > 2, where a K is a 3×3 convolution of `cardinality` groups with
     BatchNorm and ReLU. A stride above 1 leaves y(i-1) smaller than xi; then, as in the authors' code, the parts are not
     added and x1 is averaged over 3×3 instead. (That code does so in every first block of a stage, stride 1 included.)
-    A `scale` below 2, which is a `Bottleneck`, is a ValueError.
-
     Source: Gao et al. 2019, section 3.1, equation 1, and section 3.2 for the groups.
     """
 

@@ -125,10 +125,9 @@ def lines(model: nn.Module, image_size: int) -> list[Line]:
 
 
 def receptive_fields(block: Bottleneck | Res2NetBlock, parts: int, image_size: int = 11) -> Tensor:
-    """How strongly each part of the channels before a block's last 1×1 convolution depends on each pixel of the input.
+    """(parts, image_size, image_size): how much each part of the channels before a block's last 1×1 depends on each pixel.
 
-    The absolute gradient of the part's middle pixel, summed over its channels, by each pixel of a random image, summed over
-    the image's channels; zero where the pixel is not seen: (parts, image_size, image_size).
+    The absolute gradient of the part's middle pixel, summed over its channels, by the pixels of a random image, summed too.
     """
     weight, seen = block.conv1.weight, {}
     image = torch.randn(1, weight.shape[1], image_size, image_size, generator=torch.Generator().manual_seed(0))

@@ -17,7 +17,7 @@ from torchvision.models import WeightsEnum, get_model, get_model_weights
 from helpers.models.blocks import require_positive
 from helpers.models.resnet import NETWORKS, initialise_he, initialise_torch
 from helpers.models.zoo import SimpleNet, WideResNet, ZooResNeXt
-from helpers.runtime import UserError
+from helpers.runtime import UserError, require
 
 INITIALISATIONS = {"torch": initialise_torch, "he": initialise_he}  # each layer's default; He-normal, fan-in
 
@@ -31,10 +31,8 @@ class Model:
     initialisation: str | None = None
 
 
-# Always the first published weights (V1): ResNet-18 has no others, and the two sets of one network come from different
-# training recipes, so that only V1 against V1 compares the architectures.
+# Always the first published weights: ResNet-18 has no others, and the second come from another training recipe.
 WEIGHTS = {name: get_model_weights(name).IMAGENET1K_V1 for name in ("resnext50_32x4d", "resnet18", "resnet50")}
-
 
 MODELS = {
     **{name: Model(network.build, WEIGHTS.get(name)) for name, network in NETWORKS.items()},
@@ -62,17 +60,13 @@ def build(name: str, num_classes: int, *, pretrained: bool = False, initialisati
     """A named network with `num_classes` outputs, from scratch or (`pretrained`) from torchvision's ImageNet weights.
 
     Ours take torchvision's weights too: the parameter names are the same. The pretrained head is replaced by a new one.
-    What cannot be built, or weights that cannot be had, are a UserError.
-
-    Args:
-        initialisation: one of `INITIALISATIONS`, or None, the network's own.
+    `initialisation` is one of `INITIALISATIONS`, or None, the network's own. What cannot be had is a UserError.
     """
-    if name not in MODELS:
-        raise UserError(f"There is no model '{name}'; choose one of {', '.join(MODELS)}.")
-    if initialisation not in (None, *INITIALISATIONS):
-        raise UserError(f"There is no initialisation '{initialisation}'; choose one of {', '.join(INITIALISATIONS)}, or None.")
-    if pretrained and initialisation:
-        raise UserError("Pretrained weights need no initialisation; leave out one of the two.")
+    known = ", ".join(INITIALISATIONS)
+    require(name in MODELS, f"There is no model '{name}'; choose one of {', '.join(MODELS)}.")
+    there = initialisation in (None, *INITIALISATIONS)
+    require(there, f"There is no initialisation '{initialisation}'; choose one of {known}, or None.")
+    require(not (pretrained and initialisation), "Pretrained weights need no initialisation; leave out one of the two.")
     model = MODELS[name]
     try:
         require_positive(num_classes=num_classes)

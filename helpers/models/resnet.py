@@ -35,9 +35,7 @@ class ResidualNet(nn.Module):
     """Stem, stages `layer1`, `layer2`, …, average pooling and one linear layer, with torchvision's parameter names.
 
     Parameters are drawn in torchvision's order: under one seed, this network and torchvision's start bit for bit equal.
-    A size that is no whole number of at least 1 is a ValueError, a block argument that the block does not know a TypeError.
-
-    Source: He et al. 2016, table 1; Xie et al. 2017, table 1.
+    A wrong size is a ValueError. Source: He et al. 2016, table 1; Xie et al. 2017, table 1.
     """
 
     def __init__(self, block: type[ResidualBlock], stem: Stem, stages: Sequence[Stage], num_classes: int):
@@ -74,9 +72,9 @@ def initialise_fan_out(model: nn.Module) -> None:
 
 
 def initialise_he(model: nn.Module) -> None:
-    """He-normal convolutions and linear layers (fan-in), biases at zero: Keras's `he_normal` without its cut tails.
+    """He-normal convolutions and linear layers (fan-in), biases at zero. Source: He et al. 2015, section 2.2.
 
-    Source: report `zoo`, section 3.4; report `pikachu`'s code; He et al. 2015, section 2.2.
+    Report `zoo`, section 3.4, and report `pikachu`'s code have it as Keras's `he_normal`, whose tails are cut.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -91,10 +89,9 @@ def initialise_torch(model: nn.Module) -> None:
 
 
 def zero_last_batchnorm(model: nn.Module) -> None:
-    """Make every residual block, ours or torchvision's, start as its shortcut: its last BatchNorm's weight becomes 0, in place.
+    """Make every residual block start as its shortcut: its last BatchNorm's weight becomes 0. Goyal et al. 2017, section 5.1.
 
     A network without a block that ends in a BatchNorm, such as a WideResNet, is a ValueError.
-    Source: Goyal et al. 2017, section 5.1.
     """
     blocks = [block for block in model.modules() if hasattr(block, "downsample") and not isinstance(block, WideBlock)]
     if not blocks:
@@ -115,8 +112,8 @@ class Description:
         """The network with `num_classes` outputs; a ValueError if its strides shrink `image_size` pixels a side to nothing."""
         shrink = self.stem.stride * (2 if self.stem.max_pool else 1) * math.prod(stage.stride for stage in self.stages)
         if image_size is not None and shrink > image_size:
-            message = f"The strides divide the image by {shrink}, and it has {image_size} pixels a side; take smaller strides."
-            raise ValueError(message)
+            small = f"it has {image_size} pixels a side; take smaller strides."
+            raise ValueError(f"The strides divide the image by {shrink}, and {small}")
         return ResidualNet(self.block, self.stem, self.stages, num_classes)
 
 
