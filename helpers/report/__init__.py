@@ -20,12 +20,12 @@ from helpers.report.printed import amp_figure2, slim_rates, zoo_steps
 from helpers.report.reported import headline_table, reported_table
 from helpers.report.tables import (
     best_by_validation,
-    comparison_table,
     most_confused,
     on_whole_data,
     outcome_table,
     pair_sentences,
     paired_table,
+    printed_accuracy,
     runs_table,
     superclass_confusion,
     superclasses,

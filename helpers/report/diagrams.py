@@ -89,20 +89,21 @@ def draw_network(model: ResidualNet, image_size: int = 224) -> Figure:
     columns.append(("head", "average pool\nlinear", ("avgpool", "fc"), LAYER))
 
     figure, axis = plt.subplots(figsize=(1.7 * len(columns), 4.4), layout="constrained")
-    axis.set(xlim=(-1.0, len(columns) - 0.55), ylim=(-7.1, 5.6))
     axis.axis("off")
     axis.text(-0.63, 0, f"3×{image_size}\n×{image_size}", ha="right", va="center", fontsize=8.5)
-    for x, (title, layers, names, fill) in enumerate(columns):
-        shape = rows[names[-1]].output_shape[1:]
+    shapes = [rows[names[-1]].output_shape[1:] for _, _, names, _ in columns]
+    heights = [2.4 + math.log2(max(shape[1:], default=1)) for shape in shapes]
+    foot = -max(heights) / 2 - 0.3
+    axis.set(xlim=(-1.0, len(columns) - 0.55), ylim=(foot - 2.1, max(heights) / 2 + 0.8))
+    for x, ((title, layers, names, fill), shape, height) in enumerate(zip(columns, shapes, heights, strict=True)):
         parameters, macs = (sum(getattr(rows[name], what) for name in names) for what in ("parameters", "macs"))
-        height = 2.4 + math.log2(max(shape[1:], default=1))
         axis.add_patch(plt.Rectangle((x - 0.4, -height / 2), 0.8, height, facecolor=fill, edgecolor="0.3"))
         axis.text(x, 0, layers, ha="center", va="center", fontsize=8.5)
         axis.text(x, height / 2 + 0.15, title, ha="center", va="bottom", fontsize=9.5)
         sizes = f"{'×'.join(map(str, shape))}\n{parameters:,}\n{macs / 1e9:.2f}"
-        axis.text(x, -5.0, sizes, ha="center", va="top", fontsize=8.5, linespacing=1.6)
+        axis.text(x, foot, sizes, ha="center", va="top", fontsize=8.5, linespacing=1.6)
         _arrow(axis, (x - 0.6, 0), (x - 0.4, 0))
-    axis.text(-0.5, -5, "shape\nparameters\nMACs (10⁹)", ha="right", va="top", fontsize=8.5, linespacing=1.6, color="0.35")
+    axis.text(-0.5, foot, "shape\nparameters\nMACs (10⁹)", ha="right", va="top", fontsize=8.5, linespacing=1.6, color="0.35")
     return figure
 
 

@@ -13,7 +13,7 @@ from helpers import runtime
 from helpers.experiments import EXPERIMENTS
 from helpers.experiments import records as results
 from helpers.report import plots, tables
-from helpers.report.reported import ELSEWHERE, REPORTS
+from helpers.report.reported import REPORTS
 from helpers.runtime import UserError
 
 DPI = 200
@@ -84,9 +84,9 @@ def _rows(runs_of: dict[str, list[dict]]) -> dict[str, list[plots.Row]]:
     groups: dict[str, list[plots.Row]] = {title: [] for title in DATA.values()}
     for name, row in sorted(EXPERIMENTS.items(), key=lambda item: item[1].model.removeprefix("torchvision/")):
         accuracies = [run["test"]["accuracy"] for run in runs_of.get(name, [])]
-        printed = row.reported.get("test_accuracy")
+        printed = tables.printed_accuracy(name)
         if (accuracies or printed) and row.dataset in DATA:
-            known = ELSEWHERE.get((row.dataset, row.model), (None,))[0]
+            known = tables.ELSEWHERE.get((row.dataset, row.model), (None,))[0]
             groups[DATA[row.dataset]].append(plots.Row(name.split("/")[1], row.model, accuracies, printed, known))
     return {title: rows for title, rows in groups.items() if rows}
 

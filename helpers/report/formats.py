@@ -1,5 +1,6 @@
 """How a table is printed: every number as a reader wants it, in a notebook and in Markdown."""
 
+import re
 import zlib
 from functools import partial
 
@@ -7,13 +8,16 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 SAMPLE = "SAMPLE, no result: "
+NOT_YET = "not yet run"
 
-_PERCENT = "val accuracy,test accuracy,sd,low,high,report,accuracy,superclass accuracy,at 1,at 5,short recipe".split(",")
+_PERCENT = "val accuracy,test accuracy,sd,low,high,report,accuracy,superclass accuracy,at 1,at 5,short recipe,elsewhere".split(
+    ","
+)
 _FORMATS = {
     **dict.fromkeys(_PERCENT, "{:.2%}"),
     **dict.fromkeys(("points", "from", "to"), "{:+.2f}"),
-    **dict.fromkeys(("seeds", "epochs", "estimated", "only first right", "only second right"), "{:.0f}"),
-    **dict.fromkeys(("parameters", "images/s"), "{:,.0f}"),
+    **dict.fromkeys(("seeds", "epochs", "epochs, short", "estimated", "only first right", "only second right"), "{:.0f}"),
+    **dict.fromkeys(("parameters", "gradients", "images/s"), "{:,.0f}"),
     **dict.fromkeys(("minutes", "minutes, short"), "{:.1f}"),
     **{"val loss": "{:.4f}", "p": "{:.3f}", "share": "{:.1%}", "million MACs": "{:,.1f}"},
 }
@@ -39,6 +43,14 @@ def as_text(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({name: [_cell(name, value) for value in table[name]] for name in table.columns})
 
 
+def _is_text(values: pd.Series) -> bool:
+    """Whether a column has words: they stand to the left, and numbers to the right."""
+    if not all(isinstance(value, str) for value in values):
+        return False
+    words = set(values) - {"", NOT_YET}
+    return bool(words) and not any(re.match(r"[-+×]?\d", word) for word in words)
+
+
 def styled(table: pd.DataFrame, caption: str, best: str | dict[str, str] = ()) -> Styler:
     """The table for a notebook: a caption, numbers as in `as_text`, and the best value of each column of `best` in bold.
 
@@ -47,9 +59,13 @@ def styled(table: pd.DataFrame, caption: str, best: str | dict[str, str] = ()) -
     bold = pd.DataFrame("", index=table.index, columns=table.columns)
     for column, which in ({best: "max"} if isinstance(best, str) else dict(best)).items():
         numbers = pd.to_numeric(table[column], errors="coerce")
-        bold.loc[numbers == numbers.agg(which), column] = "font-weight: bold"
+        if numbers.count() > 1:
+            bold.loc[numbers == numbers.agg(which), column] = "font-weight: bold"
     formats = {name: partial(_cell, name) for name in table.columns}
     style = table.style.format(formats).apply(lambda _: bold, axis=None).hide(axis="index").set_caption(caption)
+    left = [{"selector": "", "props": "text-align: left"}]
+    style = style.set_table_styles({name: left for name in table.columns if _is_text(table[name])})
+    style = style.set_table_styles([{"selector": "caption", "props": "text-align: left; white-space: nowrap"}], overwrite=False)
     return style.set_uuid(f"{zlib.crc32(caption.encode()):x}")  # else it is random, and no two runs of a notebook are equal
 
 

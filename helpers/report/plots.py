@@ -68,7 +68,8 @@ def _label(axis, points: Mapping[str, tuple], at_edge: bool) -> None:
             textcoords=("axes fraction" if at_edge else "data", "axes fraction"),
             va="center",
             fontsize=7.5,
-            arrowprops={"arrowstyle": "-", "color": ink, "linewidth": 0.7, "relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 2},
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
+            arrowprops={"arrowstyle": "-", "color": ink, "linewidth": 0.8, "linestyle": ":", "relpos": (0, 0.5), "shrinkB": 2},
         )
 
 
@@ -108,7 +109,7 @@ def curves(histories: Mapping[str, Sequence[Mapping]], sample: bool = False, mod
 
 
 HOLLOW = {"marker": "D", "fillstyle": "none", "markeredgecolor": "black", "markersize": 6}
-TICK = {"marker": "|", "color": "black", "markersize": 12, "markeredgewidth": 1, "linestyle": ""}
+TICK = {"marker": "|", "color": "0.5", "markersize": 12, "markeredgewidth": 1, "linestyle": ""}
 
 
 class Row(NamedTuple):
@@ -124,7 +125,7 @@ class Row(NamedTuple):
 def accuracy_chart(groups: Mapping[str, Sequence[Row]]) -> Figure:
     """Test accuracies as dots, one row per experiment, grouped under titles on one scale.
 
-    A dot is a seed, a coloured line their mean, a hollow diamond the report's value (two and a line: a range), a black tick the
+    A dot is a seed, a coloured line their mean, a hollow diamond the report's value (two and a line: a range), a grey tick the
     best that is known elsewhere for the network on this data set.
     """
     tall = [len(rows) + 0.2 for rows in groups.values()]
@@ -149,34 +150,40 @@ def accuracy_chart(groups: Mapping[str, Sequence[Row]]) -> Figure:
         axis.spines[["top", "right", "left"]].set_visible(False)
         axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axis.set_xlabel("test accuracy")
-    marks = [{"marker": "o", "color": "0.4", "linestyle": "", "alpha": 0.6}, {**TICK, "color": "0.4", "markeredgewidth": 2.4}]
-    handles = [plt.Line2D([], [], **mark) for mark in (*marks, HOLLOW | {"linestyle": ""}, TICK)]
-    names = ("one seed", "mean over seeds", "the report's value", "best known elsewhere")
-    figure.legend(handles, names, loc="outside upper center", ncols=4, fontsize=8, frameon=False)
+    marks = {
+        "one seed": {"marker": "o", "color": "#0072B2", "linestyle": "", "alpha": 0.6},
+        "mean over seeds": TICK | {"color": "#0072B2", "markeredgewidth": 2.4},
+        "the report's value": HOLLOW | {"linestyle": ""},
+    }
+    if any(row.elsewhere for rows in groups.values() for row in rows):
+        marks["best known elsewhere"] = TICK
+    handles = [plt.Line2D([], [], label=name, **mark) for name, mark in marks.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=4, fontsize=8, frameon=False)
     return figure
 
 
 def accuracy_against_cost(
-    table: pd.DataFrame, joined: Mapping[str, Sequence[str]] | None = None, sample: bool = False
+    table: pd.DataFrame, joined: Sequence[Sequence[str]] = (), hollow: Sequence[str] = (), sample: bool = False
 ) -> Figure:
     """Accuracy against parameters and against multiply–adds, each on a logarithmic axis, with a label on each point.
 
     `table` has the labels as its index, and the columns `model`, `parameters`, `million MACs` and `accuracy` (a fraction). A
-    grey line joins the points whose labels are `joined`, as far as the table has them.
+    grey line joins the points of each list of `joined` labels, as far as the table has them; those of `hollow` ones are so.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(12, max(4, 0.2 * len(table) + 1.5)), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(12, max(4, 0.28 * len(table) + 1.5)), sharey=True, layout="constrained")
     costs = {"parameters": table["parameters"] / 1e6, "multiply–adds per image": table["million MACs"]}
     for axis, (name, cost) in zip(axes, costs.items(), strict=True):
         axis.set_xscale("log")
-        for line, labels in zip(LINES, (joined or {}).values(), strict=False):
+        for line, labels in zip(LINES, joined, strict=False):
             there = [label for label in labels if label in table.index]
             axis.plot(cost[there], table["accuracy"][there], line, color="0.7", zorder=0)
         points = {}
         for label, model, x, y in zip(table.index, table["model"], cost, table["accuracy"], strict=True):
             style = model_style(model)
-            axis.plot(x, y, linestyle="", markersize=7, markeredgecolor="0.2", markeredgewidth=0.6, **style)
+            fill = {"markerfacecolor": "white"} if label in hollow else {"markeredgecolor": "0.2", "markeredgewidth": 0.6}
+            axis.plot(x, y, linestyle="", markersize=7, **style, **fill)
             points[label] = (x, y, style["color"])
-        axis.margins(x=0.1, y=0.12)
+        axis.margins(x=0.18, y=0.12)
         axis.set_xlabel("millions (logarithmic axis)")
         axis.grid(alpha=0.3)
         axis.set_title(f"Test accuracy against {name}", loc="left", fontsize=10)

@@ -8,33 +8,14 @@ import pandas as pd
 
 from helpers.experiments import EXPERIMENTS
 from helpers.report import tables
-from helpers.report.formats import percent
+from helpers.report.formats import NOT_YET, percent
+from helpers.report.tables import CODED, ELSEWHERE
 
-# The best accuracy known elsewhere for a network on a data set, without images from anywhere else, and where it is printed.
-ELSEWHERE = {
-    ("cifar10", "resnext29_32x4d"): (0.9685, "https://github.com/osmr/imgclsmob"),
-    ("cifar10", "resnext29_under5m"): (0.9473, "https://github.com/kuangliu/pytorch-cifar"),  # its 32×4d, 350 epochs
-    ("cifar10", "slim_resnet"): (0.9604, "https://arxiv.org/abs/2306.12100"),  # another ResNet under five million parameters
-    ("cifar10", "wrn16_4"): (0.9498, "https://github.com/szagoruyko/wide-residual-networks"),
-    ("cifar100", "wrn16_2"): (0.733, "https://arxiv.org/abs/1910.10699"),  # table 1, trained without a teacher
-    ("cifar100", "wrn16_4"): (0.769, "papers on distillation, without a teacher: 76.9 to 79.1 %"),
-    ("cifar100", "wrn28_2"): (0.75, "papers on distillation, without a teacher: about 75 %"),
-    ("cifar100", "simplenet"): (0.7837, "https://arxiv.org/abs/1608.06037"),
-    ("cifar100", "resnext29_32x4d"): (0.805, "https://github.com/osmr/imgclsmob"),
-}
 REPORTS = {
     "pikachu": "Pikachu photographs",
     "amp": "CIFAR-10, perturbed training",
     "zoo": "CIFAR-100, a zoo of networks",
     "slim": "CIFAR-10, a pruned ResNet",
-}
-# The rows that follow a report's published code where it differs from the report's text.
-CODED = {
-    "pikachu/resnext50_ours": ("pikachu/resnext50_coded",),
-    "pikachu/resnext50_torchvision": ("pikachu/resnext50_torchvision_coded",),
-    "pikachu/resnet18_torchvision": ("pikachu/resnet18_coded",),
-    "cifar10_5k/resnext29_32x4d": ("cifar10_5k/resnext29_coded", "cifar10_5k/resnext29_coded_decay0001"),
-    "cifar10_5k/resnet18_torchvision": ("cifar10_5k/resnet18_coded", "cifar10_5k/resnet18_coded_decay0001"),
 }
 # Where the network of a row is not, or not surely, the report's own.
 NETWORKS = {
@@ -74,7 +55,7 @@ def reported_table(records: Iterable[dict]) -> pd.DataFrame:
     for name, row in EXPERIMENTS.items():
         for other in (_ways(name, runs_of) or [name]) if "test_accuracy" in row.reported else ():
             runs, data = runs_of.get(other, []), "as many images" if row.dataset == "cifar10_5k" else "yes"
-            ours = (_outcome(runs), len(runs)) if runs else (tables.NOT_YET, None)
+            ours = (_outcome(runs), len(runs)) if runs else (NOT_YET, None)
             same = data, NETWORKS.get(other, "yes"), _schedule(other, name, runs) if runs else ""
             rows.append((row.report, other, percent(row.reported["test_accuracy"]), *ours, *same))
     names = ["report", "experiment", "printed", "ours", "seeds", "same data?", "same network?", "same schedule?"]
@@ -93,14 +74,14 @@ def headline_table(records: Iterable[dict]) -> pd.DataFrame:
         own = {name: row for name, row in EXPERIMENTS.items() if row.report == report}
         printed = {name: row.reported["test_accuracy"] for name, row in own.items() if "test_accuracy" in row.reported}
         best = max(printed, key=lambda name: np.max(printed[name]))
-        again, repeated = next(iter(_ways(best, runs_of)), None), tables.NOT_YET
+        again, repeated = next(iter(_ways(best, runs_of)), None), NOT_YET
         if again:
             schedule = _schedule(again, best, runs_of[again])
             repeated = _outcome(runs_of[again]) + ("" if schedule == "as written" else f" ({schedule.removeprefix('no, ')})")
         short = [runs_of[name] for name in own if name in runs_of and "fast" in name.split("_")]
         fast = max(short, key=tables.validation_accuracy, default=[])
         known = ELSEWHERE.get((own[best].dataset, own[best].model))
-        ours = f"{_outcome(fast)} ({fast[0]['experiment'].split('/')[1]})" if fast else tables.NOT_YET
+        ours = f"{_outcome(fast)} ({fast[0]['experiment'].split('/')[1]})" if fast else NOT_YET
         minutes = f"{np.mean([run['seconds'] for run in fast]) / 60:.0f}" if fast else ""
         elsewhere = f"[{percent(known[0])}]({known[1]})" if known else ""
         its_best = f"{percent(printed[best])} ({best.split('/')[1]})"

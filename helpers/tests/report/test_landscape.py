@@ -1,5 +1,7 @@
 """The loss around a network: directions as long as its filters, losses in closed form, weights put back."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch.func import functional_call
 from helpers import data, experiments, models, training
 from helpers.experiments import records as results
 from helpers.report import landscape
+from helpers.tests.training.test_fake_gpu import CUDA, Operations, gpu, on_gpu, small  # noqa: F401
 from helpers.training import checkpoints
 
 RECIPE = training.Recipe(
@@ -76,3 +79,13 @@ def test_it_is_measured_once_from_the_checkpoint_and_then_read(split, tmp_path, 
     assert len(set(losses[:, centre].tolist())) == 1, "every direction goes through the same weights"
     checkpoint.unlink()
     assert np.array_equal(landscape.obtain(record, split, tmp_path, tmp_path), losses)
+
+
+def test_on_a_gpu_the_weights_move_there_and_only_scores_come_back(gpu):  # noqa: F811
+    model = small()
+    direction = landscape.filter_normalised_direction(model, torch.Generator().manual_seed(0))
+    assert {step.device for step in direction.values()} == {CUDA} and len(direction) == 3
+    with Operations() as operations:
+        losses = landscape.loss_along(model, direction, (-1, 0, 0.5), on_gpu(10), replace(RECIPE, image_size=16))
+    assert losses.shape == (3,)
+    assert len(operations.copies) == 2 * 3 and not operations.waits, "scores and labels, once for each radius"

@@ -56,11 +56,12 @@ def test_costs_stand_at_their_true_values_on_one_scale_of_accuracy():
         },
         index=["narrow", "wide"],
     )
-    size, time = plots.accuracy_against_cost(table, joined={"depth 16": ["narrow", "wide", "wider"]}).axes
+    size, time = plots.accuracy_against_cost(table, joined=[["narrow", "wide", "wider"]], hollow=["wide"]).axes
     joined, *points = size.lines
     assert joined.get_xydata().tolist() == [[0.703284, 0.7], [2.77202, 0.7]]
     assert [line.get_xydata().tolist() for line in points] == [[[0.703284, 0.7]], [[2.77202, 0.7]]]
     assert [line.get_xdata()[0] for line in time.lines[1:]] == [101.1, 400.0]
+    assert [line.get_markerfacecolor() for line in points] == ["#000000", "white"]
     assert size.get_ylim() == time.get_ylim() and size.get_xscale() == "log"
     heights = [text.get_position()[1] for text in size.texts]
     assert abs(heights[0] - heights[1]) > 0.03, "labels of equal accuracies do not overlap"
