@@ -22,10 +22,6 @@ from helpers.data.pools import SPLIT_FOLDERS, File, Pool, cache_path, cached, de
 from helpers.runtime import UserError, require
 
 CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
-CIFAR10_GROUPS = {  # ours, for CIFAR-10 has no superclasses
-    "animals": "bird cat deer dog frog horse".split(),
-    "vehicles": "airplane automobile ship truck".split(),
-}
 CIFAR100_SUPERCLASSES = {
     "aquatic_mammals": "beaver dolphin otter seal whale".split(),
     "fish": "aquarium_fish flatfish ray shark trout".split(),

@@ -17,7 +17,7 @@ from helpers.report.plots import (
     stage_bars,
 )
 from helpers.report.printed import amp_figure2, slim_rates, zoo_steps
-from helpers.report.reported import headline_table, reported_table
+from helpers.report.readme import headline_table, reported_table
 from helpers.report.tables import (
     best_by_validation,
     most_confused,
@@ -28,6 +28,5 @@ from helpers.report.tables import (
     printed_accuracy,
     runs_table,
     superclass_confusion,
-    superclasses,
     time_table,
 )

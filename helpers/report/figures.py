@@ -13,7 +13,6 @@ from helpers import runtime
 from helpers.experiments import EXPERIMENTS
 from helpers.experiments import records as results
 from helpers.report import plots, tables
-from helpers.report.reported import REPORTS
 from helpers.runtime import UserError
 
 DPI = 200
@@ -70,7 +69,7 @@ def drawn(records: list[dict]) -> Iterator[tuple[str, Figure, str]]:
         if len({runs[0]["model"]["name"] for runs in own.values()}) > 3:
             caption = f"{title}: each network's best experiment, by validation accuracy, and what the network costs."
             yield f"{data}_cost", plots.accuracy_against_cost(_costs(own)), caption
-        for report in REPORTS:
+        for report in tables.REPORTS:
             histories = {name: runs[0]["history"] for name, runs in own.items() if runs[0]["report"] == report}
             if histories:
                 figure = plots.curves(histories, models=[own[name][0]["model"]["name"] for name in histories])
@@ -104,7 +103,7 @@ def _costs(own: dict[str, list[dict]]) -> pd.DataFrame:
 def _confusion(name: str, record: dict, title: str) -> tuple[Figure, str]:
     """The confusion matrix of one run, by superclass where there are a hundred classes, and its caption."""
     few = len(record["dataset"]["classes"]) <= 10
-    classes = record["dataset"]["classes"] if few else list(tables.superclasses(record))
+    classes = record["dataset"]["classes"] if few else list(tables.CIFAR100_SUPERCLASSES)
     counts = record["test"]["confusion"] if few else tables.superclass_confusion(record)
     what = "class" if few else "superclass"
     caption = f"{title}, the run with the best validation accuracy: test images by true {what} (rows) and predicted one."

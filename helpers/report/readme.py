@@ -1,17 +1,92 @@
-"""What README shows of the records: each part between its own pair of markers."""
+"""What README shows of the records, each part between its own markers: first what the reports print beside what came out."""
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from helpers import runtime
+from helpers.experiments import EXPERIMENTS
 from helpers.experiments import records as results
-from helpers.report import claims, figures
-from helpers.report.formats import markdown
-from helpers.report.reported import headline_table, reported_table
+from helpers.report import claims, figures, tables
+from helpers.report.formats import NOT_YET, markdown, percent
+from helpers.report.tables import CODED, ELSEWHERE, REPORTS
 from helpers.runtime import ROOT, UserError
+
+# Where the network of a row is not, or not surely, the report's own.
+NETWORKS = {
+    "pikachu/resnext50_ours": "its code pads no max-pool",
+    "cifar10_5k/resnext29_32x4d": "no, the paper's",
+    "cifar10/slim_resnet_trial1": "stem not recorded",
+    "cifar10/slim_resnet_trial2": "stem not recorded",
+    **dict.fromkeys((f"cifar100/zoo_resnext{number}" for number in (1, 2, 3)), "block not described in full"),
+}
+
+
+def _outcome(runs: list[dict]) -> str:
+    """The mean accuracy of an experiment's runs, with its standard deviation over seeds."""
+    spread = f" ± {100 * np.std([run['test']['accuracy'] for run in runs], ddof=1):.2f}" if len(runs) > 1 else ""
+    return f"{100 * tables.mean_accuracy(runs):.2f}{spread}%"
+
+
+def _ways(name: str, runs_of: dict[str, list[dict]]) -> list[str]:
+    """The experiments that were run to repeat a row of the plan: as written, as coded, or shortened to some epochs."""
+    shortened = [other for other in EXPERIMENTS if re.fullmatch(rf"{name}_\d+ep", other) and not EXPERIMENTS[other].reported]
+    return [other for other in (name, *CODED.get(name, ()), *shortened) if other in runs_of]
+
+
+def _schedule(name: str, of: str, runs: list[dict]) -> str:
+    """Whether runs followed the report's schedule, in words."""
+    epochs, planned = max(len(run["history"]) for run in runs), EXPERIMENTS[of].recipe.epochs
+    if any("time budget" in (run["stopped_early"] or "") for run in runs):
+        return f"no, {np.mean([run['seconds'] for run in runs]) / 60:.0f} minutes"
+    if name in CODED.get(of, ()):
+        return "as coded, weight decay 0.001" if name.endswith("decay0001") else "as coded"
+    return "as written" if name == of else f"no, {epochs} of {planned} epochs"
+
+
+def reported_table(records: Iterable[dict]) -> pd.DataFrame:
+    """One row per accuracy that a report prints, and per way in which it was run: as written, as coded, or shortened."""
+    runs_of, rows = tables.by_experiment(tables.on_whole_data(records)), []
+    for name, row in EXPERIMENTS.items():
+        for other in (_ways(name, runs_of) or [name]) if "test_accuracy" in row.reported else ():
+            runs, data = runs_of.get(other, []), "as many images" if row.dataset == "cifar10_5k" else "yes"
+            ours = (_outcome(runs), len(runs)) if runs else (NOT_YET, None)
+            same = data, NETWORKS.get(other, "yes"), _schedule(other, name, runs) if runs else ""
+            rows.append((row.report, other, percent(row.reported["test_accuracy"]), *ours, *same))
+    names = ["report", "experiment", "printed", "ours", "seeds", "same data?", "same network?", "same schedule?"]
+    table = pd.DataFrame(rows, columns=names)
+    return table.sort_values("report", key=lambda tags: tags.map([*REPORTS].index), kind="stable")
+
+
+def headline_table(records: Iterable[dict]) -> pd.DataFrame:
+    """One row per report: its best accuracy, ours by its own recipe and by a short one, and the best known elsewhere.
+
+    Its own recipe is as written, or else as coded, or else shortened, which the cell then says. Of the short ones it is that
+    with the best validation accuracy, and `minutes` are its time.
+    """
+    runs_of, rows = tables.by_experiment(tables.on_whole_data(records)), []
+    for report, subject in REPORTS.items():
+        own = {name: row for name, row in EXPERIMENTS.items() if row.report == report}
+        printed = {name: row.reported["test_accuracy"] for name, row in own.items() if "test_accuracy" in row.reported}
+        best = max(printed, key=lambda name: np.max(printed[name]))
+        again, repeated = next(iter(_ways(best, runs_of)), None), NOT_YET
+        if again:
+            schedule = _schedule(again, best, runs_of[again])
+            repeated = _outcome(runs_of[again]) + ("" if schedule == "as written" else f" ({schedule.removeprefix('no, ')})")
+        short = [runs_of[name] for name in own if name in runs_of and "fast" in name.split("_")]
+        fast = max(short, key=tables.validation_accuracy, default=[])
+        known = ELSEWHERE.get((own[best].dataset, own[best].model))
+        ours = f"{_outcome(fast)} ({fast[0]['experiment'].split('/')[1]})" if fast else NOT_YET
+        minutes = f"{np.mean([run['seconds'] for run in fast]) / 60:.0f}" if fast else ""
+        elsewhere = f"[{percent(known[0])}]({known[1]})" if known else ""
+        its_best = f"{percent(printed[best])} ({best.split('/')[1]})"
+        rows.append((f"`{report}`: {subject}", its_best, repeated, ours, minutes, elsewhere))
+    names = ["report", "its best", "ours, its recipe", "ours, short recipe", "minutes", "best known elsewhere"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def write(records: list[dict], readme: Path = ROOT / "README.md") -> Path:

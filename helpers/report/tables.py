@@ -9,13 +9,19 @@ import numpy as np
 import pandas as pd
 
 from helpers import experiments, models, runtime
-from helpers.data.cifar import CIFAR10_GROUPS, CIFAR100_SUPERCLASSES
+from helpers.data.cifar import CIFAR100_SUPERCLASSES, cifar100_superclasses
 from helpers.experiments import records as results
 from helpers.models import inspect as anatomy
 from helpers.report import statistics
 from helpers.report.formats import NOT_YET, markdown, percent
 from helpers.runtime import UserError
 
+REPORTS = {
+    "pikachu": "Pikachu photographs",
+    "amp": "CIFAR-10, perturbed training",
+    "zoo": "CIFAR-100, a zoo of networks",
+    "slim": "CIFAR-10, a pruned ResNet",
+}
 # The best accuracy known elsewhere for a network on a data set, without images from anywhere else, and where it is printed.
 ELSEWHERE = {
     ("cifar10", "resnext29_32x4d"): (0.9685, "https://github.com/osmr/imgclsmob"),
@@ -169,26 +175,10 @@ def most_confused(record: dict, most: int = 10) -> pd.DataFrame:
     return pairs.sort_values(["images", "true", "taken for"], ascending=[False, True, True], ignore_index=True).head(most)
 
 
-def superclasses(record: dict) -> dict[str, list[str]]:
-    """The superclasses of a run's classes, each with its own: the published ones of CIFAR-100, and two of ours for CIFAR-10.
-
-    A record of other classes is a UserError.
-    """
-    for groups in (CIFAR10_GROUPS, CIFAR100_SUPERCLASSES):
-        if sorted(itertools.chain(*groups.values())) == record["dataset"]["classes"]:
-            return groups
-    raise UserError(f"{record['experiment']} is no run on the classes of CIFAR-10 or CIFAR-100, so it has no superclasses.")
-
-
-def _belongs(record: dict) -> np.ndarray:
-    """int64 (classes, superclasses): 1 where a class is of a superclass."""
-    groups = superclasses(record).values()
-    return np.array([[int(name in group) for group in groups] for name in record["dataset"]["classes"]])
-
-
 def superclass_confusion(record: dict) -> np.ndarray:
-    """A run's confusion matrix by superclass, int64, true in rows, in the order of `superclasses`."""
-    return _belongs(record).T @ np.array(record["test"]["confusion"]) @ _belongs(record)
+    """A CIFAR-100 run's confusion matrix by superclass, int64 (20, 20), in the order of `CIFAR100_SUPERCLASSES`."""
+    belongs = np.eye(len(CIFAR100_SUPERCLASSES), dtype=int)[cifar100_superclasses().numpy()]
+    return belongs.T @ np.array(record["test"]["confusion"]) @ belongs
 
 
 def outcome_table(rows: Mapping[str, str], records: Iterable[dict]) -> pd.DataFrame:

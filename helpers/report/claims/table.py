@@ -13,9 +13,9 @@ from helpers.experiments import records as results
 from helpers.report.claims import findings, measures, rules
 from helpers.report.claims.findings import Statement
 from helpers.report.claims.runs import Runs
+from helpers.report.tables import REPORTS
 from helpers.runtime import UserError
 
-REPORTS = ("pikachu", "amp", "zoo", "slim")
 COLUMNS = "report,place,claim,quoted,recipe,kind,how,ours,interval,verdict,repeats".split(",")
 BY_TRAINING, BY_ARITHMETIC = "holds, of trained networks", "holds, of counts and arithmetic"
 

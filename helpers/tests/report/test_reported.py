@@ -3,7 +3,7 @@
 import pytest
 
 from helpers.experiments import EXPERIMENTS
-from helpers.report import reported
+from helpers.report import readme, tables
 from helpers.tests.experiments.test_results import make_run
 
 
@@ -12,17 +12,17 @@ def row(table, experiment):
 
 
 def test_every_accuracy_that_a_report_prints_has_a_row_before_anything_is_run():
-    table = reported.reported_table([])
+    table = readme.reported_table([])
     printed = {name for name, planned in EXPERIMENTS.items() if "test_accuracy" in planned.reported}
     assert set(table["experiment"]) == printed and len(table) == len(printed)
     assert set(table["ours"]) == {"not yet run"} and len(table.columns) <= 9
-    assert list(dict.fromkeys(table["report"])) == list(reported.REPORTS)
+    assert list(dict.fromkeys(table["report"])) == list(tables.REPORTS)
     assert row(table, "cifar10/resnext29_under5m_amp")["printed"] == "90–91%"
 
 
 def test_runs_as_written_fill_their_row():
     runs = [make_run(seed=0)[0], make_run(seed=1, predicted=(0, 0, 0, 1, 1))[0]]  # 80 and 100 %
-    found = row(reported.reported_table(runs), "pikachu/resnext50_ours")
+    found = row(readme.reported_table(runs), "pikachu/resnext50_ours")
     assert found["ours"] == "90.00 ± 14.14%" and found["seeds"] == 2
     assert (found["printed"], found["same schedule?"], found["same data?"]) == ("79.46%", "as written", "yes")
 
@@ -30,32 +30,32 @@ def test_runs_as_written_fill_their_row():
 def test_jpeg_copies_and_other_profiles_do_not_count():
     jpeg = make_run("cifar10_5k/resnext29_32x4d")[0]
     jpeg["dataset"] = jpeg["dataset"] | {"source": "folder cifar10 (JPEG)"}
-    table = reported.reported_table([jpeg, make_run(profile="quick")[0]])
+    table = readme.reported_table([jpeg, make_run(profile="quick")[0]])
     assert set(table["ours"]) == {"not yet run"}
 
 
 def test_a_run_that_the_clock_stopped_says_so():
     run = make_run("cifar100/wrn16_2", stopped="time budget of 60 s: 59 s spent after epoch 1, and no other fits")[0]
     run["seconds"] = 7200.0
-    assert row(reported.reported_table([run]), "cifar100/wrn16_2")["same schedule?"] == "no, 120 minutes"
+    assert row(readme.reported_table([run]), "cifar100/wrn16_2")["same schedule?"] == "no, 120 minutes"
 
 
 def test_a_shortened_run_stands_for_its_row_and_says_so(monkeypatch):
     name = "cifar10/resnext29_under5m_sgd"
     monkeypatch.setitem(EXPERIMENTS, f"{name}_1ep", EXPERIMENTS["cifar10/resnext29_under5m_sgd_same"])
     runs = [make_run(f"{name}_1ep")[0]]
-    found = row(reported.reported_table(runs), f"{name}_1ep")
+    found = row(readme.reported_table(runs), f"{name}_1ep")
     assert (found["printed"], found["same schedule?"]) == ("89–90%", "no, 1 of 100 epochs")
     monkeypatch.setitem(EXPERIMENTS, "cifar10/slim_resnet_1ep", EXPERIMENTS["cifar10/slim_resnet_plain"])
-    best = reported.headline_table([make_run("cifar10/slim_resnet_1ep")[0]]).iloc[3]
+    best = readme.headline_table([make_run("cifar10/slim_resnet_1ep")[0]]).iloc[3]
     assert best["ours, its recipe"] == "80.00% (1 of 80 epochs)"
 
 
 def test_the_headline_is_a_row_per_report_with_its_best_ours_and_the_best_known(monkeypatch):
     fast = make_run("pikachu/resnet18_fast", predicted=(0, 0, 0, 1, 1))[0] | {"seconds": 600.0}
     monkeypatch.setitem(EXPERIMENTS, "pikachu/resnet18_fast", EXPERIMENTS["pikachu/resnet18_torchvision"])
-    table = reported.headline_table([fast]).set_index("report")
-    assert [index.split("`")[1] for index in table.index] == list(reported.REPORTS) and len(table.columns) <= 8
+    table = readme.headline_table([fast]).set_index("report")
+    assert [index.split("`")[1] for index in table.index] == list(tables.REPORTS) and len(table.columns) <= 8
     first = table.iloc[0]
     assert first["its best"].startswith("83.33%") and first["ours, its recipe"] == "not yet run"
     assert first["ours, short recipe"] == "100.00% (resnet18_fast)" and first["minutes"] == "10"
@@ -64,10 +64,10 @@ def test_the_headline_is_a_row_per_report_with_its_best_ours_and_the_best_known(
     assert table.iloc[3]["best known elsewhere"] == "[96.04%](https://arxiv.org/abs/2306.12100)"
 
 
-@pytest.mark.parametrize("table", [reported.ELSEWHERE, reported.CODED, reported.NETWORKS])
+@pytest.mark.parametrize("table", [tables.ELSEWHERE, tables.CODED, readme.NETWORKS])
 def test_what_is_said_of_networks_is_said_of_networks_of_the_plan(table):
     known = {(planned.dataset, planned.model) for planned in EXPERIMENTS.values()} | set(EXPERIMENTS)
-    if table is reported.ELSEWHERE:
+    if table is tables.ELSEWHERE:
         assert all(0.5 < accuracy < 1 and source for accuracy, source in table.values())
         assert {model for _, model in table} <= {planned.model for planned in EXPERIMENTS.values()}
     else:
