@@ -7,7 +7,6 @@ from helpers.report.formats import SAMPLE, as_text, markdown, styled
 from helpers.report.perturbed import gradients, measure_first_steps, obtain_first_steps
 from helpers.report.pictures import image_grid, middle, overlay, probability_bars, stamp
 from helpers.report.plots import (
-    Row,
     accuracy_against_cost,
     accuracy_chart,
     confusion_matrices,
@@ -25,8 +24,6 @@ from helpers.report.tables import (
     outcome_table,
     pair_sentences,
     paired_table,
-    printed_accuracy,
     runs_table,
-    superclass_confusion,
     time_table,
 )

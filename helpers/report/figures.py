@@ -59,9 +59,10 @@ def _save(figure: Figure, path: Path) -> None:
 
 def drawn(records: list[dict]) -> Iterator[tuple[str, Figure, str]]:
     """Name, figure and caption: all accuracies; then for each data set the cost, the curves and the best run's confusions."""
-    runs_of = tables.by_experiment(tables.on_whole_data(records))
+    records = tables.on_whole_data(records)
+    runs_of = tables.by_experiment(records)
     if runs_of:
-        yield "accuracy", plots.accuracy_chart(_rows(runs_of)), ACCURACY
+        yield "accuracy", plots.accuracy_chart(_rows(runs_of), records), ACCURACY
     for data, title in DATA.items():
         own = {name.split("/")[1]: runs for name, runs in runs_of.items() if name.split("/")[0] == data}
         if not own:
@@ -70,23 +71,22 @@ def drawn(records: list[dict]) -> Iterator[tuple[str, Figure, str]]:
             caption = f"{title}: each network's best experiment, by validation accuracy, and what the network costs."
             yield f"{data}_cost", plots.accuracy_against_cost(_costs(own)), caption
         for report in tables.REPORTS:
-            histories = {name: runs[0]["history"] for name, runs in own.items() if runs[0]["report"] == report}
-            if histories:
-                figure = plots.curves(histories, models=[own[name][0]["model"]["name"] for name in histories])
-                yield f"{data}_{report}_curves", figure, f"{title}, report `{report}`, first seed: accuracy and loss by epoch."
+            first = {name: runs[0] for name, runs in own.items() if runs[0]["report"] == report}
+            if first:
+                caption = f"{title}, report `{report}`, first seed: accuracy and loss by epoch."
+                yield f"{data}_{report}_curves", plots.curves(first), caption
         best = max(own, key=lambda name: tables.validation_accuracy(own[name]))
-        yield f"{data}_confusion", *_confusion(best, own[best][0], title)
+        what = "superclass" if data == "cifar100" else "class"
+        caption = f"{title}, the run with the best validation accuracy: test images by true {what} (rows) and predicted one."
+        yield f"{data}_confusion", plots.confusion_matrices({best: own[best][0]}), caption
 
 
-def _rows(runs_of: dict[str, list[dict]]) -> dict[str, list[plots.Row]]:
-    """The rows of the accuracy chart by data set, a network's experiments side by side."""
-    groups: dict[str, list[plots.Row]] = {title: [] for title in DATA.values()}
+def _rows(runs_of: dict[str, list[dict]]) -> dict[str, dict[str, str]]:
+    """The rows of the accuracy chart by data set, a network's experiments side by side: what was run, or a report prints."""
+    groups: dict[str, dict[str, str]] = {title: {} for title in DATA.values()}
     for name, row in sorted(EXPERIMENTS.items(), key=lambda item: item[1].model.removeprefix("torchvision/")):
-        accuracies = [run["test"]["accuracy"] for run in runs_of.get(name, [])]
-        printed = tables.printed_accuracy(name)
-        if (accuracies or printed) and row.dataset in DATA:
-            known = tables.ELSEWHERE.get((row.dataset, row.model), (None,))[0]
-            groups[DATA[row.dataset]].append(plots.Row(name.split("/")[1], row.model, accuracies, printed, known))
+        if (name in runs_of or tables.printed_accuracy(name)) and row.dataset in DATA:
+            groups[DATA[row.dataset]][name.split("/")[1]] = name
     return {title: rows for title, rows in groups.items() if rows}
 
 
@@ -98,16 +98,6 @@ def _costs(own: dict[str, list[dict]]) -> pd.DataFrame:
         model = own[name][0]["model"]
         rows[name] = model["name"], model["params"], model["macs"] / 1e6, tables.mean_accuracy(own[name])
     return pd.DataFrame.from_dict(rows, orient="index", columns=["model", "parameters", "million MACs", "accuracy"])
-
-
-def _confusion(name: str, record: dict, title: str) -> tuple[Figure, str]:
-    """The confusion matrix of one run, by superclass where there are a hundred classes, and its caption."""
-    few = len(record["dataset"]["classes"]) <= 10
-    classes = record["dataset"]["classes"] if few else list(tables.CIFAR100_SUPERCLASSES)
-    counts = record["test"]["confusion"] if few else tables.superclass_confusion(record)
-    what = "class" if few else "superclass"
-    caption = f"{title}, the run with the best validation accuracy: test images by true {what} (rows) and predicted one."
-    return plots.confusion_matrices({f"{name}: {record['test']['accuracy']:.1%}": counts}, classes), caption
 
 
 def readme(captions: dict[str, str]) -> str:

@@ -2,8 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,6 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 from sklearn.isotonic import isotonic_regression
 
+from helpers.data.cifar import CIFAR100_CLASSES, CIFAR100_SUPERCLASSES, cifar100_superclasses
+from helpers.experiments import EXPERIMENTS
+from helpers.report import tables
 from helpers.report.pictures import stamp
 
 # Okabe and Ito (2008), with a grey in the place of their yellow, which is hard to see on white paper.
@@ -40,8 +42,10 @@ def model_style(model: str) -> dict:
 
 
 def inks(models: Sequence[str]) -> list:
-    """A colour for each line of a figure: its family's, the paler the later it comes among those of its family."""
+    """A colour for each line of a figure: its family's, the paler the later it comes there; in turn, where all are of one."""
     own = [model_style(model)["color"] for model in models]
+    if len(own) > 1 and len(set(own)) == 1:
+        return list(itertools.islice(itertools.cycle(PALETTE), len(own)))
     pale = [own[:index].count(ink) / max(2, own.count(ink)) for index, ink in enumerate(own)]
     return [tuple(part + 0.75 * share * (1 - part) for part in to_rgb(ink)) for ink, share in zip(own, pale, strict=True)]
 
@@ -80,21 +84,19 @@ def _plain_numbers(axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def curves(histories: Mapping[str, Sequence[Mapping]], sample: bool = False, models: Sequence[str] = ()) -> Figure:
-    """Validation accuracy on one axis, and the losses on a logarithmic one, with a label on each line.
-
-    `histories` has a label for each run's history, as a run record keeps it; `models` are for the colours, if not in turn.
-    """
-    colours = inks(models) if models else itertools.cycle(PALETTE)
-    figure, axes = plt.subplots(1, 2, figsize=(12, max(3.6, 0.2 * len(histories) + 1)), layout="constrained")
+def curves(runs: Mapping[str, Mapping], sample: bool = False) -> Figure:
+    """Runs by label: validation accuracy on one axis, the losses on a logarithmic one, with the label on each line."""
+    colours = inks([run["model"]["name"] for run in runs.values()])
+    figure, axes = plt.subplots(1, 2, figsize=(12, max(3.6, 0.2 * len(runs) + 1)), layout="constrained")
     axes[1].set_yscale("log")
     ends: tuple[dict, dict] = ({}, {})
-    for (run, history), ink in zip(histories.items(), colours, strict=False):
+    for (label, run), ink in zip(runs.items(), colours, strict=True):
+        history = run["history"]
         times = [row["epoch"] for row in history]
         style = {"color": ink, "marker": "o" if len(times) == 1 else "", "markersize": 4}
         for axis, end, name in zip(axes, ends, ("val_accuracy", "val_loss"), strict=True):
             axis.plot(times, [row[name] for row in history], linewidth=1.8, **style)
-            end[run] = (times[-1], history[-1][name], ink)
+            end[label] = (times[-1], history[-1][name], ink)
         axes[1].plot(times, [row["train_loss"] for row in history], "--", linewidth=1, **style)
     titles = ("Validation accuracy", "Cross-entropy (nats per image): validation solid, training dashed")
     for axis, end, title in zip(axes, ends, titles, strict=True):
@@ -112,37 +114,29 @@ HOLLOW = {"marker": "D", "fillstyle": "none", "markeredgecolor": "black", "marke
 TICK = {"marker": "|", "color": "0.5", "markersize": 12, "markeredgewidth": 1, "linestyle": ""}
 
 
-class Row(NamedTuple):
-    """A row of the accuracy chart: one experiment, run or not."""
-
-    label: str
-    model: str
-    accuracies: Sequence[float]  # one per seed
-    reported: float | tuple[float, float] | None = None
-    elsewhere: float | None = None
-
-
-def accuracy_chart(groups: Mapping[str, Sequence[Row]]) -> Figure:
-    """Test accuracies as dots, one row per experiment, grouped under titles on one scale.
+def accuracy_chart(groups: Mapping[str, Mapping[str, str]], records: Iterable[dict]) -> Figure:
+    """Test accuracies as dots: under each title, on one scale, a row for each label and experiment, run or not.
 
     A dot is a seed, a coloured line their mean, a hollow diamond the report's value (two and a line: a range), a grey tick the
     best that is known elsewhere for the network on this data set.
     """
+    runs_of, ticks = tables.by_experiment(records), 0
     tall = [len(rows) + 0.2 for rows in groups.values()]
     size = (9, 0.21 * sum(tall) + 0.35 * len(groups) + 0.6)
     figure, axes = plt.subplots(len(groups), sharex=True, squeeze=False, height_ratios=tall, figsize=size, layout="constrained")
     for axis, (title, rows) in zip(axes.flat, groups.items(), strict=True):
-        for place, row in enumerate(rows):
-            style = model_style(row.model) | {"marker": "o"}
+        for place, name in enumerate(rows.values()):
+            style = model_style(EXPERIMENTS[name].model) | {"marker": "o"}
             axis.axhline(place, color="0.93", zorder=0)
-            if row.accuracies:
-                axis.plot(row.accuracies, [place] * len(row.accuracies), linestyle="", markersize=5, alpha=0.6, **style)
-                axis.plot(np.mean(row.accuracies), place, "|", markersize=12, markeredgewidth=2.4, color=style["color"])
-            if row.reported:
-                axis.plot(np.broadcast_to(row.reported, 2), [place] * 2, color="black", linewidth=0.8, **HOLLOW)
-            if row.elsewhere:
-                axis.plot(row.elsewhere, place, **TICK)
-        axis.set_yticks(range(len(rows)), [row.label for row in rows], fontsize=8)
+            if accuracies := [run["test"]["accuracy"] for run in runs_of.get(name, [])]:
+                axis.plot(accuracies, [place] * len(accuracies), linestyle="", markersize=5, alpha=0.6, **style)
+                axis.plot(np.mean(accuracies), place, "|", markersize=12, markeredgewidth=2.4, color=style["color"])
+            if printed := tables.printed_accuracy(name):
+                axis.plot(np.broadcast_to(printed, 2), [place] * 2, color="black", linewidth=0.8, **HOLLOW)
+            if known := tables.best_elsewhere(name):
+                axis.plot(known, place, **TICK)
+                ticks += 1
+        axis.set_yticks(range(len(rows)), list(rows), fontsize=8)
         axis.set_ylim(len(rows) - 0.4, -0.6)
         axis.set_title(title, loc="left", fontsize=10, fontweight="bold")
         axis.tick_params(length=0)
@@ -155,7 +149,7 @@ def accuracy_chart(groups: Mapping[str, Sequence[Row]]) -> Figure:
         "mean over seeds": TICK | {"color": "#0072B2", "markeredgewidth": 2.4},
         "the report's value": HOLLOW | {"linestyle": ""},
     }
-    if any(row.elsewhere for rows in groups.values() for row in rows):
+    if ticks:
         marks["best known elsewhere"] = TICK
     handles = [plt.Line2D([], [], label=name, **mark) for name, mark in marks.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=4, fontsize=8, frameon=False)
@@ -217,12 +211,23 @@ def _cells(axis, shares: np.ndarray, texts: np.ndarray, limits: tuple[float, flo
         axis.text(*place[::-1], text, ha="center", va="center", color=ink, fontsize=fontsize)
 
 
-def confusion_matrices(matrices: Mapping[str, Sequence[Sequence[int]]], classes: Sequence[str], sample: bool = False) -> Figure:
-    """Confusion matrices, at most four side by side: rows are the true class, columns the predicted one.
+def by_superclass(confusion: np.ndarray) -> np.ndarray:
+    """CIFAR-100's confusion matrix (100, 100) by superclass, int64 (20, 20), in the order of `CIFAR100_SUPERCLASSES`."""
+    belongs = np.eye(len(CIFAR100_SUPERCLASSES), dtype=int)[cifar100_superclasses().numpy()]
+    return belongs.T @ confusion @ belongs
 
-    `matrices` has a title for each (C, C) matrix of counts. The darker a cell, the larger its share of its row. Counts other
-    than zero are in the cells where there is room: in up to four matrices, or up to ten classes.
+
+def confusion_matrices(runs: Mapping[str, Mapping], sample: bool = False) -> Figure:
+    """The confusion matrices of runs by label, at most four side by side: rows are the true class, columns the predicted one.
+
+    CIFAR-100's are by superclass. The darker a cell, the larger its share of its row. Counts other than zero are in the cells
+    where there is room: in up to four matrices, or up to ten classes.
     """
+    matrices = {f"{label}: {run['test']['accuracy']:.1%}": np.array(run["test"]["confusion"]) for label, run in runs.items()}
+    classes = next(iter(runs.values()))["dataset"]["classes"]
+    if list(classes) == list(CIFAR100_CLASSES):
+        classes = list(CIFAR100_SUPERCLASSES)
+        matrices = {title: by_superclass(matrix) for title, matrix in matrices.items()}
     counted, few = len(classes) <= 10 or len(matrices) <= 4, len(classes) < 4
     side = max(2.0, (0.3 if counted else 0.16) * len(classes))  # inches
     bands = math.ceil(len(matrices) / min(4, max(1, int(13 / side))))
@@ -233,7 +238,6 @@ def confusion_matrices(matrices: Mapping[str, Sequence[Sequence[int]]], classes:
     for axis in axes.flat[len(matrices) :]:
         axis.remove()
     for index, (axis, (title, matrix)) in enumerate(zip(axes.flat, matrices.items(), strict=False)):
-        matrix = np.asarray(matrix)
         texts = np.where(matrix == 0, "", matrix.astype(str)) if counted else np.empty(0)
         _cells(axis, matrix / matrix.sum(axis=1, keepdims=True).clip(min=1), texts, (0, 1), 10 if few else 7.5)
         first, last = index % columns == 0, index + columns >= len(matrices)

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from helpers import experiments, models, runtime
-from helpers.data.cifar import CIFAR100_SUPERCLASSES, cifar100_superclasses
 from helpers.experiments import records as results
 from helpers.models import inspect as anatomy
 from helpers.report import statistics
@@ -102,6 +101,12 @@ def printed_accuracy(name: str) -> float | tuple[float, float] | None:
     return row.reported.get("test_accuracy") if row else None
 
 
+def best_elsewhere(name: str) -> float | None:
+    """The best test accuracy known elsewhere for the network of an experiment on its data set, if any."""
+    row = experiments.find(name)
+    return ELSEWHERE.get((row.dataset, row.model), (None,))[0]
+
+
 def comparison_table(records: list[dict]) -> pd.DataFrame:
     """One row per experiment: means over its seeds, and the standard deviation of its accuracy over them.
 
@@ -175,12 +180,6 @@ def most_confused(record: dict, most: int = 10) -> pd.DataFrame:
     return pairs.sort_values(["images", "true", "taken for"], ascending=[False, True, True], ignore_index=True).head(most)
 
 
-def superclass_confusion(record: dict) -> np.ndarray:
-    """A CIFAR-100 run's confusion matrix by superclass, int64 (20, 20), in the order of `CIFAR100_SUPERCLASSES`."""
-    belongs = np.eye(len(CIFAR100_SUPERCLASSES), dtype=int)[cifar100_superclasses().numpy()]
-    return belongs.T @ np.array(record["test"]["confusion"]) @ belongs
-
-
 def outcome_table(rows: Mapping[str, str], records: Iterable[dict]) -> pd.DataFrame:
     """One row per label and experiment, run or not: epochs, seeds, the mean test accuracy, what the report prints, minutes.
 
@@ -201,7 +200,7 @@ def outcome_table(rows: Mapping[str, str], records: Iterable[dict]) -> pd.DataFr
                 "low": low,
                 "high": high,
                 "report": percent(printed_accuracy(name)),
-                "elsewhere": ELSEWHERE.get((experiment.dataset, experiment.model), (None,))[0],
+                "elsewhere": best_elsewhere(name),
                 "minutes": np.mean([run["seconds"] for run in runs]) / 60 if runs else None,
             }
         )

@@ -19,6 +19,7 @@ def test_every_model_of_the_plan_is_of_a_family_with_a_colour_and_a_marker_of_it
 
 def test_lines_of_one_family_grow_paler():
     black, grey, blue = plots.inks(["wrn16_2", "wrn16_4", "resnext50_32x4d"])
+    assert plots.inks(["wrn16_2", "wrn16_4"]) == plots.PALETTE[:2], "of one family alone, in turn"
     assert black == (0, 0, 0) and grey == pytest.approx((0.375,) * 3) and blue == pytest.approx(plots.to_rgb("#0072B2"))
 
 
@@ -30,17 +31,16 @@ def closed():
 
 
 def test_the_accuracy_chart_has_a_dot_a_seed_a_mean_a_reported_mark_and_a_tick():
-    rows = [
-        plots.Row("one", "wrn16_2", [0.5, 0.7], (0.6, 0.8), 0.9),
-        plots.Row("not run", "simplenet", [], 0.4),
-    ]
-    axis, other = plots.accuracy_chart({"CIFAR-100": rows, "CIFAR-10": rows[1:]}).axes
+    """Printed are 90 to 91 % and 77 %; elsewhere 94.73 % is known of the first network."""
+    name, other = "cifar10/resnext29_under5m_amp", {"not run": "cifar10/slim_resnet_trial1"}
+    records = [make_run(name, seed, predicted=predicted)[0] for seed, predicted in ((0, (0, 0, 1, 1, 0)), (1, (0, 0, 0, 1, 0)))]
+    axis, other = plots.accuracy_chart({"CIFAR-100": {"one": name} | other, "CIFAR-10": other}, records).axes
     drawn = {
         (line.get_marker(), line.get_ydata()[0]): list(line.get_xdata()) for line in axis.lines if line.get_marker() in "oD"
     }
     ticks = [line.get_xdata()[0] for line in axis.lines if line.get_marker() == "|"]
-    assert drawn["o", 0] == [0.5, 0.7] and drawn["D", 0] == [0.6, 0.8] and drawn["D", 1] == [0.4, 0.4]
-    assert ticks == [pytest.approx(0.6), 0.9]
+    assert drawn["o", 0] == [0.6, 0.8] and drawn["D", 0] == [0.90, 0.91] and drawn["D", 1] == [0.77, 0.77]
+    assert ticks == [pytest.approx(0.7), 0.9473]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["one", "not run"]
     assert (axis.get_title("left"), other.get_title("left")) == ("CIFAR-100", "CIFAR-10")
     assert axis.get_xlim() == other.get_xlim()
@@ -72,7 +72,9 @@ def test_curves_are_validation_accuracies_and_losses_on_a_log_axis_with_a_label_
         [row | {"epoch": epoch, "val_loss": loss} for epoch, row in enumerate(make_run()[0]["history"] * 3, 1)]
         for loss in (0.6, 0.8)
     )
-    figure = plots.curves({"one": first, "other": second}, models=["torchvision/resnet18", "resnext50_32x4d"])
+    models = ("torchvision/resnet18", "resnext50_32x4d")
+    runs = [{"history": rows, "model": {"name": model}} for rows, model in zip((first, second), models, strict=True)]
+    figure = plots.curves({"one": runs[0], "other": runs[1]})
     accuracy, loss = figure.axes
     assert [line.get_ydata()[0] for line in accuracy.lines] == [0.6, 0.6]
     assert [(line.get_ydata()[0], line.get_linestyle()) for line in loss.lines] == [
@@ -89,14 +91,15 @@ def test_curves_are_validation_accuracies_and_losses_on_a_log_axis_with_a_label_
 
 def test_a_run_that_diverged_has_a_line_and_no_label():
     rows = [make_run()[0]["history"][0] | {"epoch": epoch, "val_loss": loss} for epoch, loss in ((1, 2.3), (2, float("nan")))]
-    accuracy, loss = plots.curves({"diverged": rows}, models=["wrn16_2"]).axes
+    accuracy, loss = plots.curves({"diverged": {"history": rows, "model": {"name": "wrn16_2"}}}).axes
     assert [text.get_text() for text in accuracy.texts] == ["diverged"] and not loss.texts
 
 
 def test_one_epoch_is_a_point():
     row = make_run()[0]["history"][0]
-    history = [row | {"epoch": epoch, "val_accuracy": accuracy} for epoch, accuracy in ((1, 0.3), (2, 0.5))]
-    accuracy, loss = plots.curves({"one": history, "other": history[:1]}, models=["simplenet", "wrn16_2"]).axes
+    one = {"history": [row | {"epoch": epoch, "val_accuracy": accuracy} for epoch, accuracy in ((1, 0.3), (2, 0.5))]}
+    one["model"] = {"name": "simplenet"}
+    accuracy, loss = plots.curves({"one": one, "other": one | {"history": one["history"][:1]}}).axes
     assert accuracy.lines[0].get_xydata().tolist() == [[1, 0.3], [2, 0.5]]
     assert [line.get_marker() for line in accuracy.lines] == ["", "o"]
     assert accuracy.get_xlabel() == loss.get_xlabel() == "epoch"
@@ -106,8 +109,9 @@ def test_one_epoch_is_a_point():
     ("number", "classes", "shape", "counts"), [(3, 2, (1, 3), 4), (13, 10, (4, 4), 100), (5, 20, (2, 3), 0)]
 )
 def test_confusion_matrices_stand_in_rows_of_at_most_four(number, classes, shape, counts):
-    matrices = {f"run {index}": np.arange(classes**2).reshape(classes, classes) for index in range(number)}
-    axes = plots.confusion_matrices(matrices, [f"class {index}" for index in range(classes)]).axes
+    run = {"dataset": {"classes": [f"class {index}" for index in range(classes)]}}
+    run["test"] = {"accuracy": 0.5, "confusion": np.arange(classes**2).reshape(classes, classes).tolist()}
+    axes = plots.confusion_matrices({f"run {index}": run for index in range(number)}).axes
     assert len(axes) == number and axes[0].get_gridspec().get_geometry() == shape
     assert all(len(axis.texts) == counts for axis in axes)
     assert [len(axis.get_yticklabels()) for axis in axes] == [0 if index % shape[1] else classes for index in range(number)]

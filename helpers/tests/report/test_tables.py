@@ -8,7 +8,7 @@ import pytest
 
 from helpers.data.cifar import CIFAR10_CLASSES, CIFAR100_CLASSES, CIFAR100_SUPERCLASSES
 from helpers.experiments import records as results
-from helpers.report import formats, statistics, tables
+from helpers.report import formats, plots, statistics, tables
 from helpers.runtime import UserError
 from helpers.tests.experiments.test_results import make_run
 
@@ -66,7 +66,7 @@ def hundred_classes() -> dict:
 
 
 def test_superclass_confusion_by_hand():
-    counts = tables.superclass_confusion(hundred_classes())
+    counts = plots.by_superclass(np.array(hundred_classes()["test"]["confusion"]))
     order = list(CIFAR100_SUPERCLASSES)
     fish, containers, fruit = (order.index(name) for name in ("fish", "food_containers", "fruit_and_vegetables"))
     expected = 5 * np.eye(20, dtype=int)  # five classes each, one image a class
