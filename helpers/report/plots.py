@@ -55,25 +55,29 @@ def _label(axis, points: Mapping[str, tuple], at_edge: bool) -> None:
 
     A point that is not finite, of a run that diverged, has none.
     """
-    axis.get_ylim()  # brings the limits up to date
+    axis.get_xlim(), axis.get_ylim()  # brings the limits up to date
     to_fraction = (axis.transData + axis.transAxes.inverted()).transform
-    places = sorted((to_fraction(point[:2])[1], label) for label, point in points.items() if math.isfinite(point[1]))
-    if not places:
+    fractions = {label: to_fraction(point[:2]) for label, point in points.items() if math.isfinite(point[1])}
+    if not fractions:
         return
+    order = sorted(fractions, key=lambda label: (fractions[label][1], label))
     height = 9 / (72 * 0.75 * axis.figure.get_size_inches()[1])  # of a line of text, as a fraction of the axis
-    steps = height * np.arange(len(places))
-    apart = isotonic_regression([place for place, _ in places] - steps) + steps
-    for (_, label), place in zip(places, apart, strict=True):
-        x, y, ink = points[label]
+    steps = height * np.arange(len(order))
+    apart = isotonic_regression([fractions[label][1] for label in order] - steps) + steps
+    for label, place in zip(order, apart, strict=True):
+        *point, ink = points[label]
+        across = fractions[label][0]
+        before = not at_edge and across > 0.6  # there, no label fits behind its point
         axis.annotate(
             label,
-            (x, y),
-            (1.03 if at_edge else x * 1.12, place),
-            textcoords=("axes fraction" if at_edge else "data", "axes fraction"),
+            point,
+            (1.03 if at_edge else across - 0.03 if before else across + 0.03, place),
+            textcoords="axes fraction",
+            ha="right" if before else "left",
             va="center",
             fontsize=7.5,
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
-            arrowprops={"arrowstyle": "-", "color": ink, "linewidth": 0.8, "linestyle": ":", "relpos": (0, 0.5), "shrinkB": 2},
+            arrowprops={"arrowstyle": "-", "color": ink, "linestyle": ":", "relpos": (int(before), 0.5), "shrinkB": 2},
         )
 
 
