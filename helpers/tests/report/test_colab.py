@@ -24,18 +24,24 @@ def cells(path):
     return json.loads(path.read_text(encoding="utf-8"))["cells"]
 
 
+def setup_source():
+    """The setup cell, the same in every notebook."""
+    return "".join(cells(NOTEBOOKS[0])[1]["source"])
+
+
 def constants(source):
     return re.search(r'"https://github.com/([^"]+)"', source)[1], re.search(r'REF = "([^"]+)"', source)[1]
 
 
 def test_readme_and_every_notebook_agree_on_the_repository():
-    repository, ref = constants("".join(cells(NOTEBOOKS[0])[1]["source"]))
+    repository, ref = constants(setup_source())
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for path in NOTEBOOKS:
-        badge = colab.BADGE.format(repository=repository, ref=ref, notebook=path.name)
+        address = f"https://colab.research.google.com/github/{repository}/blob/{ref}/notebooks/{path.name}"
+        badge = f"[![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)]({address})"
         assert badge in readme
         assert badge in "".join(cells(path)[0]["source"])
-        assert "".join(cells(path)[1]["source"]) == colab.setup_source(repository, ref)
+        assert "".join(cells(path)[1]["source"]) == setup_source()
 
 
 def git(folder, *arguments):
@@ -57,12 +63,14 @@ def copy(tmp_path):
 
 def test_writing_another_repository_changes_badges_and_constants_and_nothing_else(copy):
     original = {path: path.read_text(encoding="utf-8") for path in [copy / "README.md", *copy.glob("notebooks/*.ipynb")]}
-    repository, ref = constants("".join(cells(NOTEBOOKS[0])[1]["source"]))
+    repository, ref = constants(setup_source())
     changed = colab.write("some-body/some.repo", "v1.0", copy)
     assert sorted(changed) == sorted(original)
     assert colab.write("some-body/some.repo", "v1.0", copy) == [], "again: nothing to change"
     for path in original:
-        assert "some-body/some.repo" in path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
+        assert "github/some-body/some.repo/blob/v1.0/notebooks/" in text and f"/{repository}" not in text
+        assert path.suffix != ".ipynb" or constants("".join(cells(path)[1]["source"])) == ("some-body/some.repo", "v1.0")
     colab.write(repository, ref, copy)
     assert {path: path.read_text(encoding="utf-8") for path in original} == original
 
@@ -88,7 +96,7 @@ def test_a_notebook_alone_in_an_empty_folder_fetches_the_rest(tmp_path, monkeypa
     for name, value in {"REPO_URL": origin.as_uri(), "REF": "main", "CI": "true"}.items():
         monkeypatch.setenv(name, value)
     story = "from helpers import data, experiments, models, report, training\n\nprint(report.__file__)"
-    cells = [nbformat.v4.new_code_cell(source) for source in (colab.setup_source(), colab.setup_source(), story)]
+    cells = [nbformat.v4.new_code_cell(source) for source in (setup_source(), setup_source(), story)]
     notebook = nbformat.v4.new_notebook(cells=cells)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(alone)}}).execute()
     assert [path.name for path in alone.iterdir()] == ["resnext-notebooks"], "run again, it fetches nothing"
@@ -109,7 +117,7 @@ def test_notebooks_are_committed_executed_and_clean():
 
 
 def test_the_setup_cell_is_under_fifteen_lines_and_installs_neither_torch_nor_numpy(monkeypatch):
-    lines = [line for line in colab.setup_source().splitlines() if line]
+    lines = [line for line in setup_source().splitlines() if line]
     assert len(lines) < 15 and not any(line.lstrip().startswith(("!", "%", "except")) for line in lines)
     called = []
     monkeypatch.setattr(runtime, "find_spec", lambda name: None)
@@ -122,7 +130,7 @@ def test_a_setup_cell_that_knows_no_repository_says_what_to_do(tmp_path, monkeyp
     monkeypatch.delenv("REPO_URL", raising=False)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(AssertionError, match="Set REPO_URL above to the address of your copy"):
-        exec(colab.setup_source(), {})
+        exec(setup_source().replace(constants(setup_source())[0], "OWNER/REPO"), {})
     assert list(tmp_path.iterdir()) == []
 
 
