@@ -113,16 +113,14 @@ def _convolution(layer: nn.Conv2d) -> str:
     return f"{text}, C={layer.groups}" if layer.groups > 1 else text
 
 
-def receptive_fields(fields: Mapping[str, Tensor], columns: int = 4) -> Figure:
+def receptive_fields(fields: Mapping[str, Tensor]) -> Figure:
     """The fields (H, W) of `models.inspect.receptive_fields`, one panel per title: the darker a pixel, the more it counts.
 
     A square goes around all that count.
     """
-    rows = -(-len(fields) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(2.1 * columns, 2.5 * rows), squeeze=False, layout="constrained")
-    for axis in axes.flat:
+    figure, axes = plt.subplots(1, len(fields), figsize=(2.1 * len(fields), 2.5), squeeze=False, layout="constrained")
+    for axis, (title, field) in zip(axes.flat, fields.items(), strict=True):
         axis.axis("off")
-    for axis, (title, field) in zip(axes.flat, fields.items(), strict=False):
         axis.imshow((field / field.max()).numpy(), cmap="Blues", vmin=0, vmax=1)
         (top, left), (bottom, right) = (corner.tolist() for corner in (field > 0).nonzero()[[0, -1]])
         corner, size = (left - 0.5, top - 0.5), (right - left + 1, bottom - top + 1)

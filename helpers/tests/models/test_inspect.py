@@ -106,7 +106,7 @@ def test_a_receptive_field_lies_around_the_middle_and_its_strength_is_the_gradie
 
 def test_drawn_fields_have_a_square_around_all_that_count():
     fields = anatomy.receptive_fields(opened(Res2NetBlock(4, 16, scale=4, group_width=1)), 4)
-    figure = drawings.receptive_fields({f"part {number}": field for number, field in enumerate(fields, 1)}, columns=2)
+    figure = drawings.receptive_fields({f"part {number}": field for number, field in enumerate(fields, 1)})
     squares = [axis.patches[0].get_bbox().bounds for axis in figure.axes]
     assert squares == [(5 - k - 0.5, 5 - k - 0.5, 2 * k + 1, 2 * k + 1) for k in range(4)]
     drawings.plt.close(figure)
