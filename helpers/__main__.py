@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 
 if __name__ == "__main__":  # torch takes seconds to import; Ctrl-C in them ends as it does later
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
@@ -18,6 +19,7 @@ from helpers.experiments.queue import Queue, lines, run_missing
 from helpers.report import claims, colab, figures, memory, readme, tables
 from helpers.report import statistics as intervals
 from helpers.runtime import PROFILES, UserError, require_writable
+from helpers.training import processes
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,6 +52,7 @@ ARGUMENTS = {
         "--seed": SEED, "--profile": PROFILE, "--epochs": {"type": int}, "--time-budget": MINUTES,
         "--data-dir": FOLDER, "--device": {},
         "--compile": {"action": "store_true", "help": "train through torch.compile, on a GPU with CUDA graphs"},
+        "--sync-batchnorm": {"action": "store_true", "help": "under torchrun: BatchNorm over the batches of all processes"},
         "--resume": {"action": argparse.BooleanOptionalAction, "default": True, "help": "go on from a checkpoint"},
         "--fresh": {"dest": "resume", "action": "store_false", "help": "the same as --no-resume"},
     }),
@@ -103,6 +106,7 @@ def list_experiments(options) -> None:
 def run_experiments(options) -> None:
     """Run one experiment, or all that are missing."""
     common = {"data_dir": options.data_dir, "device": options.device, "compiled": options.compile, "resume": options.resume}
+    common["sync_batchnorm"] = options.sync_batchnorm
     common["time_budget"] = options.time_budget and options.time_budget * 60
     if options.results_dir:
         require_writable(options.results_dir, "--results-dir")
@@ -112,6 +116,8 @@ def run_experiments(options) -> None:
         if options.report or options.dataset or options.minutes is not None:
             raise UserError("--report, --dataset and --minutes are for --missing; for one experiment there is --time-budget.")
         return run_experiment(options, common)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise UserError("torchrun trains one experiment; name it, or start run --missing by itself, once on each GPU.")
     if options.epochs is not None or options.seed:
         raise UserError("--missing runs what the plan declares; leave out --epochs and --seed.")
     places = (options.results_dir, options.checkpoint_dir, options.profile, options.report, options.dataset)
@@ -123,6 +129,8 @@ def run_experiment(options, common: dict) -> None:
     declared = experiments.recipe_for(experiments.find(options.experiment), options.profile)
     places = {"checkpoint_dir": options.checkpoint_dir, "epochs": options.epochs}
     record, predictions = experiments.run(options.experiment, options.seed, options.profile, **common, **places)
+    if processes.rank():
+        return
     test, source = record["test"], record["dataset"]["source"]
     low, high = intervals.wilson(round(test["accuracy"] * test["n"]), test["n"])
     print(
@@ -216,11 +224,15 @@ COMMANDS = dict(zip(ARGUMENTS, RUN, strict=True))
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 done, 1 the user's input or data is wrong, 130 Ctrl-C."""
+    if later := int(os.environ.get("RANK", 0)):  # of torchrun's processes the first one speaks
+        sys.stdout = open(os.devnull, "w")
     try:
         options = make_parser().parse_args(arguments)
         COMMANDS[options.command](options)
         sys.stdout.flush()
     except UserError as error:
+        if later:
+            time.sleep(5)  # the first process may have failed too: it says so, and torchrun ends this one
         print(*str(error).splitlines(), file=sys.stderr)  # one line, whatever the names in it
         return 1
     except KeyboardInterrupt:

@@ -50,8 +50,8 @@ def under_test() -> bool:
 
 
 def progress(iterable, description: str, total: int | None = None):
-    """The iterable with a `tqdm` bar on stderr; silent under CI, and where there is no tqdm."""
-    if find_spec("tqdm") is None:
+    """The iterable with a `tqdm` bar on stderr; silent under CI, without tqdm, and in all but torchrun's first process."""
+    if find_spec("tqdm") is None or int(os.environ.get("RANK", 0)) > 0:
         return iterable
     from tqdm import tqdm
 

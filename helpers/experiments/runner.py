@@ -4,6 +4,7 @@ import math
 import re
 import resource
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,6 +18,8 @@ from helpers import data, models, training
 from helpers.experiments.claim import claim
 from helpers.experiments.plan import EXPERIMENTS, Experiment
 from helpers.runtime import PROFILES, ROOT, UserError, choose_device, environment, require_writable, seed_epoch
+from helpers.training import processes
+from helpers.training.batchnorm import synchronise
 from helpers.training.recipe import Recipe, check_time_budget
 
 QUICK_SECONDS = 600.0
@@ -92,6 +95,7 @@ class Options:
         epochs: train for this many epochs instead of the recipe's.
         time_budget, patience: in place of the recipe's: seconds, and epochs without a better validation accuracy.
         compiled: train through `torch.compile`, on a GPU with CUDA graphs.
+        sync_batchnorm: where several processes train, BatchNorm sees the whole batch, and not each process its share.
         resume, mirror, deadline, until: as in `training.fit`.
 
     Raises:
@@ -105,6 +109,7 @@ class Options:
     time_budget: float | None = None
     patience: int | None = None
     compiled: bool = False
+    sync_batchnorm: bool = False
     resume: bool = True
     mirror: Path | None = None
     deadline: float | None = None
@@ -139,8 +144,9 @@ def run(name: str, seed: int = 0, profile: str = "full", **options) -> tuple[dic
     recipe = recipe_for(experiment, profile)
     epochs = recipe.epochs if options.epochs is None else options.epochs
     recipe = replace(recipe, epochs=epochs, compiled=options.compiled or recipe.compiled)
-    options = replace(options, device=choose_device(options.device))
-    dataset = load_data(experiment, profile, options.data_dir)
+    options = replace(options, device=processes.join(options.device))
+    with processes.first_on_each_machine():
+        dataset = load_data(experiment, profile, options.data_dir)
     return run_row(replace(experiment, recipe=recipe), dataset, seed, profile, options)
 
 
@@ -149,6 +155,8 @@ def run_row(row: Experiment, dataset: data.Dataset, seed: int, profile: str, opt
     recipe, device = row.recipe, choose_device(options.device)
     around = environment(device)  # before the run: the commit whose code is running
     model = make_model(row, recipe, len(dataset.classes), seed).to(device)
+    if options.sync_batchnorm:
+        synchronise(model)
     macs = models.count_macs(model, (1, 3, recipe.image_size, recipe.image_size))  # now: merged groups would count more
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -156,7 +164,7 @@ def run_row(row: Experiment, dataset: data.Dataset, seed: int, profile: str, opt
     require_writable(checkpoint.parent, "--checkpoint-dir")
     told = {name: getattr(options, name) for name in ("resume", "mirror", "time_budget", "patience", "deadline", "until")}
     told |= {"seed": seed, "checkpoint": checkpoint, "about": {"experiment": row.name, "images": dataset.fingerprint}}
-    with claim(checkpoint):
+    with claim(checkpoint) if processes.rank() == 0 else nullcontext():
         fitted = training.fit(model, dataset.train, dataset.validation, recipe, **told)
     history = fitted.history
     if fitted.stopped and (fitted.stopped == training.OUT_OF_TIME or len(history) >= (options.until or math.inf)):
@@ -168,6 +176,7 @@ def run_row(row: Experiment, dataset: data.Dataset, seed: int, profile: str, opt
     network = {"name": row.model, "pretrained": row.pretrained, "params": models.count_parameters(model), "macs": macs}
     record = {"experiment": row.name, "report": row.report, "seed": seed, "profile": profile, "dataset": images}
     record |= {"model": network, "recipe": asdict(recipe), "history": history, "stopped_early": fitted.stopped}
+    record |= {"processes": processes.count(), "sync_batchnorm": options.sync_batchnorm}
     record |= {"limits": fitted.limits, "arrangement": asdict(fitted.arrangement), "best": fitted.best}
     shown = data.images_shown(dataset.train, recipe.augment) * len(history)
     record |= {"seconds": sum(epoch["seconds"] for epoch in history)}

@@ -1,10 +1,12 @@
-"""BatchNorm's running statistics: moved once a step, by passes that count, and by no others."""
+"""BatchNorm's statistics: the running ones moved once a step, by passes that count; a batch's, over several processes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from helpers.training import processes
 
 
 class RunningStatistics:
@@ -62,3 +64,40 @@ class RunningStatistics:
 
     def _put(self, flat: Tensor) -> None:
         torch._foreach_copy_(self.values, flat.split([len(value) for value in self.values]))
+
+
+class SynchronisedBatchNorm(nn.BatchNorm2d):
+    """BatchNorm over the batches of all processes together, which may be empty; takes over the values of a plain one.
+
+    Torch's own SyncBatchNorm needs GPUs and a counter of batches, which `RunningStatistics` takes away.
+    """
+
+    def __init__(self, plain: nn.BatchNorm2d):
+        super().__init__(plain.num_features, plain.eps, plain.momentum, plain.affine, plain.track_running_stats)
+        for name, value in (*plain.named_parameters(), *plain.named_buffers()):
+            setattr(self, name, value)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(images)
+        values = images.float()
+        count = values.new_full((1,), values.numel() // self.num_features)
+        sums = processes.Sum.apply(torch.cat([values.sum((0, 2, 3)), count]))
+        mean, count = sums[:-1] / sums[-1], sums[-1].detach()
+        centred = values - mean[:, None, None]
+        variance = processes.Sum.apply(centred.square().sum((0, 2, 3))) / count
+        if self.track_running_stats:
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), self.momentum)
+        scale = (variance + self.eps).rsqrt() * self.weight
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(images.dtype)
+
+
+def synchronise(model: nn.Module) -> None:
+    """Have every BatchNorm of a model see the whole batch where several processes train it, in place."""
+    if processes.count() > 1:
+        for parent in list(model.modules()):
+            for name, layer in parent.named_children():
+                if isinstance(layer, nn.BatchNorm2d):
+                    setattr(parent, name, SynchronisedBatchNorm(layer))

@@ -1,10 +1,13 @@
 """Evaluation: a model's scores for a split, and what they are worth."""
 
+from itertools import islice
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from helpers import data
+from helpers.training import processes
 from helpers.training.recipe import Recipe
 from helpers.training.step import autocast
 
@@ -17,17 +20,21 @@ def predict(
 ) -> torch.Tensor:
     """The model's logits for a split, in its order, un-augmented and in eval mode: float32 (N, num_classes) on the CPU.
 
-    With `mirrored` they are the mean of those of an image and of its mirror image.
+    With `mirrored` they are the mean of those of an image and of its mirror image. Several processes share the batches.
     """
     device = next(model.parameters()).device
     model.eval()
     mirror = data.sample_mirrors(len(split), torch.Generator().manual_seed(0)) if recipe.flip_test else None
-    logits = []
+    batches = enumerate(data.batches(split.to(device), batch_size or EVALUATION_BATCH, mirror=mirror, **recipe.view))
+    logits = {}
     with autocast(device, recipe):
-        for images, _ in data.batches(split.to(device), batch_size or EVALUATION_BATCH, mirror=mirror, **recipe.view):
+        for number, (images, _) in islice(batches, processes.rank(), None, processes.count()):
             scores = model(images).float()
-            logits.append((scores + model(images.flip(-1)).float()) / 2 if mirrored else scores)
-    return torch.cat(logits).cpu()
+            logits[number] = (scores + model(images.flip(-1)).float()) / 2 if mirrored else scores
+    if processes.count() == 1:
+        return torch.cat(list(logits.values())).cpu()
+    everyone = processes.gathered({number: scores.cpu() for number, scores in logits.items()})
+    return torch.cat([everyone[number % len(everyone)][number] for number in range(sum(map(len, everyone)))])
 
 
 def evaluate(model: nn.Module, split: data.Split, recipe: Recipe) -> tuple[float, float]:

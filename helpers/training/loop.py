@@ -12,6 +12,7 @@ from torch import nn
 
 from helpers import data, runtime
 from helpers.runtime import UserError, progress, require, require_writable, seed_epoch
+from helpers.training import processes
 from helpers.training.checkpoints import copy_checkpoint, load_checkpoint, save_checkpoint
 from helpers.training.evaluation import evaluate
 from helpers.training.layout import Arrangement, choose_arrangement, prepare
@@ -76,20 +77,24 @@ def fit(model: nn.Module, train: data.Split, validation: data.Split, recipe: Rec
     """
     options = Options(**options)
     budget = recipe.time_budget if options.time_budget is None else options.time_budget
-    options = replace(options, time_budget=budget, patience=options.patience or recipe.patience)
+    own_clock, patience = options.clock, options.patience or recipe.patience
+    options = replace(options, time_budget=budget, patience=patience, clock=lambda: processes.agreed(own_clock()))
+    fewer = f"The batch size is {recipe.batch_size}, for {processes.count()} processes; start as many processes at most."
+    require(recipe.batch_size >= processes.count(), fewer)
     device = next(model.parameters()).device
     if device.type == "cpu":
         runtime.keep_freed_memory_in_process()
     train, validation = train.to(device), validation.to(device)
     identity = {"seed": options.seed, "train_images": len(train), **(options.about or {}), **asdict(recipe)}
     learner = Learner(model, recipe)
-    done = _resumed(learner, identity, options) or Fit(arrangement=choose_arrangement(model, train, recipe))
-    learner.called = prepare(model, recipe, done.arrangement)
+    done = _resumed(learner, identity, options)
+    done = done or Fit(arrangement=processes.agreed(choose_arrangement(model, train, recipe)))
+    learner.called = processes.wrap(prepare(model, recipe, done.arrangement))
     mirrored, stopped = True, None
     try:
         while len(done.history) < recipe.epochs and not (stopped := _reason_to_stop(done, options)):
             _advance(learner, done, _epoch(learner, train, validation, options, done.history), options)
-            if options.checkpoint:
+            if options.checkpoint and processes.rank() == 0:
                 kept = {name: getattr(done, name) for name in KEPT} | {"arrangement": asdict(done.arrangement)}
                 save_checkpoint({"identity": identity, **learner.state_dict(), **kept}, options.checkpoint)
                 mirrored = _mirror(options, mirrored)
@@ -121,8 +126,12 @@ def _resumed(learner: Learner, identity: dict, options: Options) -> Fit | None:
             raise TypeError("its history is no list, or its arrangement no table")
         _ = state["history"][-1]["seconds"], state["best"]["epoch"]
 
-    if not options.resume or not (state := load_checkpoint(options.checkpoint, options.mirror, accept)):
+    first = processes.rank() == 0
+    state = load_checkpoint(options.checkpoint, options.mirror, accept) if options.resume and first else None
+    if not (state := processes.agreed(state)):
         return None
+    if not first:
+        accept(state)
     measured = Arrangement(state.get("arrangement", {}).get("channels_last", True))  # not measured again
     done = Fit(**{name: state[name] for name in KEPT}, arrangement=measured)
     print(f"Resumed after epoch {len(done.history)} of {learner.recipe.epochs}.")
@@ -196,6 +205,7 @@ def _epoch(learner: Learner, train: data.Split, validation: data.Split, options:
     start, spent = clock(), sum(row["seconds"] for row in history)
     steps = -(-data.images_shown(train, recipe.augment) // recipe.batch_size)
     batches = batches_of_epoch(train, recipe, options.seed, epoch + 1)
+    torch.manual_seed(torch.initial_seed() + processes.rank())  # dropout differs from process to process
 
     def place(number: int) -> tuple[float, float]:
         """The epochs and the share of the time budget done before a step."""

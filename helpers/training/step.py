@@ -1,5 +1,6 @@
 """One step of training: forward pass, gradients, optimiser; in parts where a batch does not fit into memory."""
 
+import math
 import re
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -10,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from helpers.runtime import UserError, autocast_dtype
+from helpers.training import processes
 from helpers.training.average import Average
-from helpers.training.batchnorm import RunningStatistics
+from helpers.training.batchnorm import RunningStatistics, SynchronisedBatchNorm
 from helpers.training.perturbation import AdversarialModelPerturbation, along_momentum, step_clipped
 from helpers.training.recipe import Recipe
 
@@ -31,6 +33,7 @@ class Learner:
     average: Average | None = None
     perturbed: bool = True  # whether the next step is a perturbed one, if the recipe has those
     parts: int = 1  # how many pieces a batch is taken in
+    rehearsed: float = 0  # with other processes: the numbers in the largest batch that fits into memory everywhere
 
     def __post_init__(self):
         self.optimizer = self.optimizer or make_optimizer(self.model, self.recipe)
@@ -39,10 +42,24 @@ class Learner:
         if self.recipe.ema is not None:
             self.average = self.average or Average(self.model, self.recipe.ema)
         self.statistics = RunningStatistics(self.model)
+        if processes.count() == 1 or any(isinstance(layer, SynchronisedBatchNorm) for layer in self.model.modules()):
+            self.rehearsed = math.inf  # nobody waits; or no pass can be one process's alone
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    def passes(self, images: int) -> int:
+        """How many passes a batch of so many images takes, in every process."""
+        return max(1, min(self.parts, images // processes.count()))
+
+    def settle(self) -> None:
+        """Give all processes the mean of their BatchNorm statistics, before these are used or kept."""
+        states = [self.model.state_dict(), *([self.average.values] if self.average else [])]
+        names = [name for name, buffer in self.model.named_buffers() if buffer.is_floating_point()]
+        for value in [state[name] for state in states for name in names]:
+            processes.add_up(value)
+            value.div_(processes.count())
 
     def averaged(self):
         """The context in which the model has its averaged weights, if there are any."""
@@ -109,7 +126,8 @@ def convolutions(recipe: Recipe):
 def train_epoch(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
     """One pass over the batches; returns the mean loss and the accuracy over images, as seen while training.
 
-    The sums stay on the device until the pass ends: reading one each step would make the host wait for the device.
+    The sums stay on the device until the pass ends: reading one each step would make the host wait for the device. Several
+    processes are given the same batches, take their shares of each, and return the same sums over all of them.
     """
     learner.called.train()
     count = 0
@@ -119,42 +137,82 @@ def train_epoch(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> t
             logits, loss = _step_in_parts(learner, images, labels)
             count += len(labels)
             loss_sum += loss * len(labels)
-            correct += (logits.argmax(1) == labels).sum()
+            correct += (logits.argmax(1) == processes.share(labels)).sum()
+    processes.add_up(loss_sum, correct)
+    learner.settle()
     return loss_sum.item() / count, correct.item() / count
 
 
 def _step_in_parts(learner: Learner, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """A step on the batch, in twice as many parts for as long as these do not fit into the device's memory."""
+    """A step on the batch, in twice as many parts for as long as these do not fit into the device's memory.
+
+    With other processes the first batch of each size is rehearsed: one that failed in a common pass would leave them waiting.
+    """
     while True:
+        fits, rehearsal = True, images.numel() > learner.rehearsed
         try:
-            return step(learner, images, labels)
+            if not rehearsal:
+                return step(learner, images, labels)
+            _rehearse(learner, images, labels)
         except (RuntimeError, ValueError) as error:
-            if ONE_VALUE in str(error):
-                one = f"BatchNorm cannot learn from one image whose features are one pixel, as in this batch of {len(labels)}"
-                raise UserError(f"{one}; choose a batch size that leaves no single image over, or larger images.") from error
-            if not isinstance(error, torch.OutOfMemoryError) and not OUT_OF_MEMORY.search(str(error)):
-                raise
-            if learner.parts >= len(labels):
-                raise UserError("Not even one image fits into the device's memory; choose a smaller model or image.") from error
+            fits = False
+            _check_memory(learner, error, len(labels), stuck=not rehearsal and processes.count() > 1)
             learner.optimizer.zero_grad(set_to_none=True)
-            learner.statistics.undo()
+            if not rehearsal:
+                learner.statistics.undo()
+        if rehearsal and all(processes.gathered(fits)):
+            learner.rehearsed = images.numel()
+            continue
         torch.cuda.empty_cache()  # out here, where the failed step's own tensors are gone
         learner.parts *= 2
         too_large = f"A batch of {len(labels)} does not fit into memory"
         print(f"{too_large}: it is taken in {learner.parts} parts, their gradients added up.")
 
 
-def step(learner: Learner, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """One step of the optimiser; returns the logits and the loss at the weights before it.
+def _check_memory(learner: Learner, error: Exception, images: int, stuck: bool) -> None:
+    """Go on if a smaller part of a batch of so many images may fit into memory; else raise the error, or a sentence for it.
 
-    A batch in parts gives the gradient of the whole, but for BatchNorm, which sees each part as a batch of its own.
+    `stuck`: other processes wait for the gradients of this one.
+    """
+    if ONE_VALUE in str(error):
+        one = f"BatchNorm cannot learn from one image whose features are one pixel, as in this batch of {images}"
+        mend = "choose a batch size that leaves no single image over, or larger images"
+        fewer = ", or fewer processes" if processes.count() > 1 else ""
+        raise UserError(f"{one}; {mend}{fewer}.") from error
+    if not isinstance(error, torch.OutOfMemoryError) and not OUT_OF_MEMORY.search(str(error)):
+        raise error
+    if learner.parts >= images:
+        raise UserError("Not even one image fits into the device's memory; choose a smaller model or image.") from error
+    if stuck:
+        mend = "start more processes, or leave out --sync-batchnorm"
+        raise UserError(f"A share of {images} images no longer fits into the memory of a process; {mend}.") from error
+
+
+def _rehearse(learner: Learner, images: Tensor, labels: Tensor) -> None:
+    """Take the gradient of this process's share, and throw it away.
+
+    Beside it lies as much memory as a step takes: momenta, DistributedDataParallel's buckets, the perturbation and a copy.
+    """
+    held = [torch.empty_like(parameter) for parameter in learner.model.parameters() for _ in range(4)]
+    with learner.statistics.held(), torch.random.fork_rng():
+        gradients(learner, images, labels, apart=True)
+    learner.optimizer.zero_grad(set_to_none=True)
+    del held
+
+
+def step(learner: Learner, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """One step of the optimiser; returns the logits of this process's share and its part of the loss, at the weights before.
+
+    A batch in parts gives the gradient of the whole, but for BatchNorm, which sees each part as a batch of its own. So it is
+    with the shares of several processes. Every gradient is the mean over all of them before anything is done with it: a
+    perturbation, too, is that of the whole batch.
     """
     optimizer, recipe, scaler = learner.optimizer, learner.recipe, learner.scaler
     passes = []
 
     def closure() -> Tensor:
         optimizer.zero_grad(set_to_none=True)
-        counted = learner.statistics.moving(min(learner.parts, len(labels)), mend=scaler.is_enabled())
+        counted = learner.statistics.moving(learner.passes(len(labels)), mend=scaler.is_enabled())
         with learner.statistics.held() if passes else counted:
             passes.append(gradients(learner, images, labels))
         return passes[-1][1]
@@ -171,16 +229,24 @@ def step(learner: Learner, images: Tensor, labels: Tensor) -> tuple[Tensor, Tens
     return passes[0]
 
 
-def gradients(learner: Learner, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Add the gradients of a batch to the parameters; returns its logits and loss."""
+def gradients(learner: Learner, images: Tensor, labels: Tensor, apart: bool = False) -> tuple[Tensor, Tensor]:
+    """Add the gradients of a batch to the parameters; returns the logits of this process's share and its part of the loss.
+
+    `apart` keeps the gradients of the share in this process. DistributedDataParallel takes their mean over the processes,
+    so that each counts its loss as often as there are processes: the mean is then the gradient of the whole batch.
+    """
     scores, losses = [], []
-    called = learner.called if learner.parts == 1 else learner.model  # a compiled program is of one batch size
-    for image_part, label_part in zip(images.chunk(learner.parts), labels.chunk(learner.parts), strict=True):
-        with autocast(images.device, learner.recipe):
-            logits = called(image_part)
-            loss = F.cross_entropy(logits, label_part, label_smoothing=learner.recipe.label_smoothing)
-            loss = loss * (len(label_part) / len(labels))
-        learner.scaler.scale(loss).backward()
+    parts, several = learner.passes(len(labels)), processes.count()
+    called = learner.called if parts == 1 or several > 1 else learner.model  # a compiled program is of one batch size
+    pieces = [processes.share(tensor).tensor_split(parts) for tensor in (images, labels)]
+    for number, (image_part, label_part) in enumerate(zip(*pieces, strict=True), 1):
+        with called.no_sync() if several > 1 and (apart or number < parts) else nullcontext():
+            with autocast(images.device, learner.recipe):
+                logits = called(image_part)
+                loss = F.cross_entropy(logits, label_part, label_smoothing=learner.recipe.label_smoothing)
+                # The mean over no images is not a number.
+                loss = loss * (len(label_part) / len(labels)) if len(label_part) else logits.sum()
+            learner.scaler.scale(loss * several).backward()
         scores.append(logits.detach())
         losses.append(loss.detach())
     return torch.cat(scores), torch.stack(losses).sum()

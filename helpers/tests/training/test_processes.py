@@ -1,0 +1,278 @@
+"""Two and three processes against one: the same gradients, weights and metrics; a death, an interrupt, another number."""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from helpers import experiments, training
+from helpers.__main__ import main
+from helpers.experiments import records
+from helpers.runtime import ROOT, UserError, seed_epoch
+from helpers.tests.training.test_training import RECIPE, Narrow, make_split, without_times
+from helpers.training import processes
+from helpers.training.batchnorm import synchronise
+from helpers.training.checkpoints import load_checkpoint
+from helpers.training.loop import fit
+
+PLAIN = replace(RECIPE, epochs=2, mixed_precision=False)  # batches of 8, 8 and 1 image: one of two processes has none
+TRAIN, VALIDATION = make_split(17, 1), make_split(70, 2)  # two batches of an evaluation
+EVERYTHING = {
+    **{"perturbation": 0.3, "perturbation_start": 0.2, "perturbation_every": 2, "clip_norm": 0.5, "ema": 0.9},
+    **{"schedule": "linear", "warmup_epochs": 1, "flip": "alternating", "border": "reflect", "cutout": 3},
+    **{"sizes": ((0.0, 4), (0.3, 6), (0.6, 8)), "flip_test": True, "label_smoothing": 0.1},
+}
+KINDS = {
+    "plain": (False, {}),
+    "synchronised": (True, {}),
+    "everything": (True, EVERYTHING),
+    "perturbed twice": (True, {"perturbation": 0.5, "inner_steps": 2}),
+    "along the momentum": (True, {"momentum_perturbation": 0.2, "clip_norm": 0.1}),
+    "four copies, Adam": (False, {"augment": "fourfold", "optimizer": "adam", "learning_rate": 0.01}),
+}
+
+
+def make_model(batchnorm: bool, dropout: float = 0.0) -> nn.Module:
+    seed_epoch(0)
+    layers = [nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6) if batchnorm else nn.Identity(), nn.ReLU(), nn.Dropout(dropout)]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(96, 3))
+    synchronise(model)
+    return model
+
+
+def outcome(model: nn.Module, done: training.Fit) -> dict:
+    return {"state": model.state_dict(), "history": without_times(done.history), "best": done.best}
+
+
+def equalities() -> dict:
+    """What must not depend on the number of processes."""
+    found = {}
+    for kind, (batchnorm, changes) in KINDS.items():
+        model = make_model(batchnorm)
+        found[kind] = outcome(model, fit(model, TRAIN, VALIDATION, replace(PLAIN, **changes)))
+    found["scores"] = training.predict(make_model(False), VALIDATION, PLAIN, batch_size=8)
+    return found
+
+
+def one_has_less_memory() -> dict:
+    """The second process holds two images at once, the others as many as there are; all of them take as many parts."""
+    batches = [(make_split(8, 3).images[:count, :, :4, :4] / 255, torch.arange(count) % 3) for count in (8, 8, 3)]
+    model = Narrow(2 if processes.count() > 1 and dist.get_rank() == 1 else 8)
+    learner = training.Learner(model, replace(PLAIN, perturbation=0.5))
+    learner.called = processes.wrap(model)
+    return {"means": training.train_epoch(learner, batches), "state": model.state_dict(), "parts": learner.parts}
+
+
+def each_its_own() -> dict:
+    """BatchNorm and dropout of each process's own; clocks that differ, of which the first one's counts."""
+    model, recipe = make_model(True, dropout=0.5), replace(PLAIN, epochs=9, ema=0.5)
+    ticks = iter(range(0, 9000, 10 + 90 * dist.get_rank()))
+    model.get_submodule("3").register_forward_hook(lambda layer, given, out: masks.append((out == 0).float().mean().item()))
+    masks = []
+    done = fit(model, TRAIN, VALIDATION, recipe, time_budget=65, clock=lambda: next(ticks))
+    return {"state": model.state_dict(), "history": done.history, "stopped": done.stopped, "masks": masks}
+
+
+def go_on(folder: Path) -> dict:
+    model = make_model(True)
+    return outcome(model, fit(model, TRAIN, VALIDATION, PLAIN, checkpoint=folder / "a.ckpt"))
+
+
+def in_a_process(folder: Path) -> dict:
+    """All that is done in one of several processes; the first one's checkpoint and prints are all that there are."""
+    processes.join("cpu")
+    found = equalities() | {"memory": one_has_less_memory(), "own": each_its_own()}
+    (own := folder / f"own{processes.count()}").mkdir(exist_ok=True)
+    fit(make_model(True), TRAIN, VALIDATION, PLAIN, checkpoint=own / "a.ckpt", until=1)
+    if processes.count() == 3:
+        found["resumed"] = go_on(folder / "own2")
+    with pytest.raises(UserError) as refused:
+        fit(make_model(True), TRAIN, VALIDATION, replace(PLAIN, batch_size=1))
+    return found | {"refused": str(refused.value)}
+
+
+def elastic(rank: int, world: int, port: int) -> None:
+    """Stand where torchrun would have started this process."""
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in numbers.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "test", "CI": "1"}
+    torch.set_num_threads(1)
+
+
+def worker(rank: int, world: int, port: int, folder: Path) -> None:
+    elastic(rank, world, port)
+    with open(folder / f"{world}-{rank}.txt", "w", buffering=1) as sys.stdout:
+        torch.save(in_a_process(folder), folder / f"{world}-{rank}.pt")
+    dist.destroy_process_group()
+
+
+def command(rank: int, world: int, port: int, arguments: list[str], said: Path) -> None:
+    elastic(rank, world, port)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.stdout = open(said.with_suffix(f".{rank}"), "w", buffering=1)
+    sys.exit(main(arguments))
+
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload([__name__])  # torch is imported once, for all processes
+
+
+def start(world: int, target, *arguments) -> list:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = [CONTEXT.Process(target=target, args=(rank, world, port, *arguments)) for rank in range(world)]
+    for process in started:
+        process.start()
+    return started
+
+
+def ended(started: list) -> list[int]:
+    for process in started:
+        process.join()
+    return [process.exitcode for process in started]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> dict[int, list[dict]]:
+    """What each of two and of three processes found, and in the first place what one alone does."""
+    folder = tmp_path_factory.mktemp("processes")
+    for world in (2, 3):
+        assert ended(start(world, worker, folder)) == [0] * world, [path.read_text() for path in folder.glob("*.txt")]
+    all_found = {world: [torch.load(folder / f"{world}-{rank}.pt") for rank in range(world)] for world in (2, 3)}
+    return all_found | {1: [equalities() | {"folder": folder}]}
+
+
+def assert_alike(one, other, **tolerance) -> None:
+    torch.testing.assert_close(one, other, **tolerance)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("world", [2, 3])
+def test_several_processes_end_where_one_does(found, world, kind):
+    """Weights, BatchNorm's statistics, losses and accuracies, to float rounding, with uneven and empty shares."""
+    alone = found[1][0][kind]
+    for several in found[world]:
+        assert_alike(several[kind]["state"], alone["state"], rtol=1e-4, atol=1e-5)
+        for row, expected in zip(several[kind]["history"], alone["history"], strict=True):
+            numbers = [name for name, value in expected.items() if not isinstance(value, str)]
+            assert [row[name] for name in numbers] == pytest.approx([expected[name] for name in numbers], rel=1e-4, abs=1e-5)
+        assert_alike(several[kind]["state"], found[world][0][kind]["state"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_scores_come_in_the_order_of_the_split_bit_for_bit(found, world):
+    assert all(torch.equal(several["scores"], found[1][0]["scores"]) for several in found[world])
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_all_take_as_many_parts_as_the_one_with_least_memory_and_step_the_same(found, world):
+    alone = one_has_less_memory()
+    assert alone["parts"] == 1
+    for several in found[world]:
+        assert several["memory"]["parts"] == 2
+        assert several["memory"]["means"] == pytest.approx(alone["means"], rel=1e-5)
+        assert_alike(several["memory"]["state"], alone["state"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_one_clock_decides_and_all_end_with_the_same_statistics_and_other_dropout(found, world):
+    """An epoch is three looks at the first clock, 20 s: three of them fit 65 s. The others' clocks show ten times as much."""
+    own = [several["own"] for several in found[world]]
+    assert [row["seconds"] for row in own[0]["history"]] == [20, 20, 20] and "65 s: 60 s spent" in own[0]["stopped"]
+    for one in own[1:]:
+        assert one["history"] == own[0]["history"] and one["stopped"] == own[0]["stopped"]
+        assert_alike(one["state"], own[0]["state"], rtol=0, atol=0)
+        assert one["masks"] != own[0]["masks"]
+
+
+def test_a_run_goes_on_with_another_number_of_processes(found):
+    """Begun with two: gone on with three, and with one, it ends as a run of one process that nobody stopped."""
+    alone = found[1][0]
+    for resumed in (found[3][2]["resumed"], go_on(alone["folder"] / "own2")):
+        assert_alike(resumed["state"], alone["synchronised"]["state"], rtol=1e-4, atol=1e-5)
+        assert len(resumed["history"]) == 2
+
+
+def test_the_first_process_alone_writes(found):
+    folder = found[1][0]["folder"]
+    assert sorted(path.name for path in (folder / "own3").iterdir()) == ["a.ckpt"]
+    assert "Resumed after epoch 1 of 2." in (folder / "3-0.txt").read_text()
+
+
+def test_more_processes_than_images_in_a_batch_are_refused(found):
+    assert found[3][1]["refused"] == "The batch size is 1, for 3 processes; start as many processes at most."
+
+
+NAME = "cifar10/wrn16_2_short"
+RUN = ["run", NAME, "--profile", "smoke", "--device", "cpu", "--epochs", "20"]
+
+
+def folders(folder: Path) -> list[str]:
+    return ["--results-dir", str(folder), "--checkpoint-dir", str(folder / "checkpoints")]
+
+
+def wait_for(path: Path, running) -> None:
+    while not path.exists() and running():
+        time.sleep(0.02)
+
+
+def test_a_killed_process_ends_the_run_and_another_number_goes_on(tmp_path):
+    """Under torchrun itself; then Ctrl-C in three processes, as torchrun passes it on; then two end it."""
+    checkpoint = experiments.checkpoint_path(NAME, "smoke", 0, tmp_path / "checkpoints")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "helpers"]
+    said = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    run = subprocess.Popen([*torchrun, *RUN, *folders(tmp_path)], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, **said)
+    wait_for(checkpoint, lambda: run.poll() is None)
+    workers = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    second = next(pid for pid in workers if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
+    os.kill(int(second), signal.SIGKILL)
+    _, errors = run.communicate()
+    assert run.returncode == 1 and "SIGKILL" in errors
+    kept = len(load_checkpoint(checkpoint)["history"])
+    assert 1 <= kept < 20
+
+    started = start(3, command, [*RUN, *folders(tmp_path)], tmp_path / "said")
+    printed = tmp_path / "said.0"
+    while started[0].is_alive() and len(load_checkpoint(checkpoint)["history"]) == kept:
+        time.sleep(0.02)
+    for process in started:
+        os.kill(process.pid, signal.SIGINT)
+    assert ended(started)[0] == 130
+    assert f"Resumed after epoch {kept} of 20." in printed.read_text()
+    assert "the last whole epoch is kept in seed0.ckpt; run the same again to go on." in printed.read_text()
+    assert [(tmp_path / f"said.{rank}").read_text() for rank in (1, 2)] == ["", ""]
+
+    assert ended(start(2, command, [*RUN, *folders(tmp_path)], tmp_path / "said")) == [0, 0]
+    record = records.load(records.record_path(NAME, "smoke", 0, tmp_path))
+    assert (record["processes"], record["sync_batchnorm"], len(record["history"])) == (2, False, 20)
+    assert json.loads(json.dumps(record)) == record and len(list(tmp_path.rglob("*.json"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("device", "arguments", "sentence"),
+    [
+        ("cpu", ["--missing"], "torchrun trains one experiment; name it, or start run --missing by itself"),
+        ("cuda", [NAME], "torchrun started 2 processes for 1 GPUs; say --nproc-per-node=1."),
+        ("cuda:1", [NAME], "Each process takes a GPU of its own; leave out the number of 'cuda:1'."),
+    ],
+)
+def test_what_torchrun_cannot_do_is_a_sentence(monkeypatch, capsys, device, arguments, sentence):
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    monkeypatch.setattr(processes, "choose_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert main(["run", *arguments, "--device", device]) == 1
+    assert sentence in capsys.readouterr().err

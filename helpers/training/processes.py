@@ -1,0 +1,103 @@
+"""One run over the processes that torchrun started: each takes its share of every batch, and all of them step alike."""
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from helpers.runtime import choose_device, require
+
+
+def count() -> int:
+    """How many processes train this run together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number among them; number 0 prints and writes."""
+    return dist.get_rank() if count() > 1 else 0
+
+
+def join(name: str | torch.device | None = None) -> torch.device:
+    """Meet the other processes, if torchrun started any; returns the device of this one, chosen as `choose_device` does.
+
+    Raises:
+        UserError: there are fewer GPUs than processes, or all processes would share one.
+    """
+    device, started = choose_device(name), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if not dist.is_available() or not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
+        return device
+    backend = "gloo"
+    if device.type == "cuda":
+        require(device.index is None, f"Each process takes a GPU of its own; leave out the number of '{device}'.")
+        gpus = torch.cuda.device_count()
+        require(started <= gpus, f"torchrun started {started} processes for {gpus} GPUs; say --nproc-per-node={gpus}.")
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend)
+    return device
+
+
+@contextmanager
+def first_on_each_machine() -> Iterator[None]:
+    """Let one process of each machine through the block before the others, which find what it has downloaded or cached."""
+    later = count() > 1 and os.environ["LOCAL_RANK"] != "0"
+    if later:
+        agreed(None)
+    yield
+    if not later:
+        agreed(None)
+
+
+def agreed(value):
+    """The first process's value, in every process."""
+    held = [value]
+    if count() > 1:
+        dist.broadcast_object_list(held)
+    return held[0]
+
+
+def gathered(value) -> list:
+    """The values of all processes, in their order."""
+    found = [value] * count()
+    if count() > 1:
+        dist.all_gather_object(found, value)
+    return found
+
+
+def share(batch: Tensor) -> Tensor:
+    """This process's part of a batch; the parts differ by one image at most, and may be empty."""
+    return batch if count() == 1 else batch.tensor_split(count())[rank()]
+
+
+def add_up(*tensors: Tensor) -> None:
+    """Replace each tensor by its sum over all processes."""
+    if count() > 1:
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+
+
+class Sum(torch.autograd.Function):
+    """The sum of a tensor over all processes, through which gradients flow: they are summed as well."""
+
+    @staticmethod
+    def forward(context, tensor: Tensor) -> Tensor:
+        add_up(total := tensor.clone())
+        return total
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> Tensor:
+        return Sum.apply(gradient)
+
+
+def wrap(model: nn.Module) -> nn.Module:
+    """The model, with gradients that are means over all processes when `backward` ends."""
+    if count() == 1:
+        return model
+    with warnings.catch_warnings(action="ignore"):  # torch 2.14 has another name for it, which torch 2.8 does not know
+        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
