@@ -120,10 +120,7 @@ def _size(model: str, classes: int, pixels: int) -> tuple[int, bool]:
 
 @cache
 def rate(device: torch.device, grouped: bool) -> float:
-    """Operations a second in training on a device, measured: grouped convolutions run at another rate than plain ones.
-
-    Two steps at least, the first of them a warm-up; no other one begins after `MEASURED_SECONDS`.
-    """
+    """Operations a second in training on a device, measured: grouped convolutions run at another rate than plain ones."""
     name, batch = "resnext29_under5m" if grouped else "wrn16_4", 256 if device.type == "cuda" else 8
     model = models.build(name, 10).to(device, memory_format=torch.channels_last)
     images = torch.rand(batch, 3, 32, 32).to(device, memory_format=torch.channels_last)

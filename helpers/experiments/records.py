@@ -33,9 +33,7 @@ def _temporary_folder() -> Path:
 def folder_for(profile: str, fingerprint: str | None = None, name: str | None = None) -> Path:
     """The results folder of a profile: the repository's, a temporary one for `smoke`, and `data/results` for other images.
 
-    Args:
-        fingerprint, name: those of the data set at hand. Where the repository's records of that name are of other images,
-            as when somebody puts their own photographs in the place of ours, records must not mix.
+    Other images are those of a data set whose fingerprint is not that of the repository's records of that name.
     """
     if profile == "smoke":
         return _temporary_folder()
@@ -54,10 +52,7 @@ def record_path(name: str, profile: str, seed: int, results_dir: str | Path | No
 
 
 def save(record: dict, predictions: dict[str, np.ndarray], results_dir: str | Path | None = None) -> Path:
-    """Write a record and its predictions, both or neither; returns the record's path.
-
-    The predictions go beside those of a record that is there, and it is the new record, written last, that names them: a
-    kill in between leaves the old pair as it was.
+    """Write a record and its predictions, both or neither, as the record, written last, names them; returns its path.
 
     Raises:
         UserError: the folder cannot be written, or it holds the record of a run on other images, or of a whole run while
@@ -181,16 +176,12 @@ def obtain(
     profile: str,
     results_dir: str | Path | None = None,
     *,
-    train: bool = True,
     retrain: bool = False,
     **arguments,
-) -> dict | None:
-    """The record of a run: loaded if it is there, else trained now and saved; None if it is not there and `train` is False.
+) -> dict:
+    """The record of a run: loaded from the folder, by default that of its profile, else trained now and saved.
 
-    Args:
-        results_dir: where the record lies or goes; `folder_for(profile)` by default.
-        retrain: train even so; the record that is there is replaced when the new run has ended, and not before.
-        arguments: passed on to `experiments.run`.
+    With `retrain` the record that is there is replaced when a new run has ended. The `arguments` are those of `run`.
     """
     results_dir = results_dir or folder_for(profile)
     arguments.setdefault("checkpoint_dir", checkpoint_folder(profile, results_dir))
@@ -198,9 +189,6 @@ def obtain(
     if path.exists() and not retrain:
         print(f"{name}, seed {seed}: loaded the record of a {profile} run.")
         return load(path)
-    if not train:
-        print(f"{name}, seed {seed}: not run yet; python -m helpers run {name} --seed {seed} --profile {profile}")
-        return None
     save(*experiments.run(name, seed, profile, resume=not retrain, **arguments), results_dir)
     return load(path)
 

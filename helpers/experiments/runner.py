@@ -5,7 +5,7 @@ import re
 import resource
 import sys
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -18,9 +18,9 @@ from helpers import data, models, training
 from helpers.experiments.claim import claim
 from helpers.experiments.plan import EXPERIMENTS, Experiment
 from helpers.runtime import PROFILES, ROOT, UserError, choose_device, environment, require_writable, seed_epoch
-from helpers.training import processes
+from helpers.training import loop, processes
 from helpers.training.batchnorm import synchronise
-from helpers.training.recipe import Recipe, check_time_budget
+from helpers.training.recipe import Recipe
 
 QUICK_SECONDS = 600.0
 
@@ -88,35 +88,15 @@ def load_data_or_sample(experiment: Experiment, profile: str, data_dir: str | Pa
 
 
 @dataclass(frozen=True)
-class Options:
-    """How a run is done, beside what its row declares.
+class Options(loop.Options):
+    """How a run is done, beside what its row declares: what `training.fit` may be told, and this."""
 
-    Attributes:
-        epochs: train for this many epochs instead of the recipe's.
-        time_budget, patience: in place of the recipe's: seconds, and epochs without a better validation accuracy.
-        compiled: train through `torch.compile`, on a GPU with CUDA graphs.
-        sync_batchnorm: where several processes train, BatchNorm sees the whole batch, and not each process its share.
-        resume, mirror, deadline, until: as in `training.fit`.
-
-    Raises:
-        UserError: the time budget is no number of seconds.
-    """
-
-    epochs: int | None = None
+    epochs: int | None = None  # in place of the recipe's
     data_dir: str | Path | None = None
     checkpoint_dir: str | Path | None = None
     device: str | torch.device | None = None
-    time_budget: float | None = None
-    patience: int | None = None
-    compiled: bool = False
-    sync_batchnorm: bool = False
-    resume: bool = True
-    mirror: Path | None = None
-    deadline: float | None = None
-    until: int | None = None
-
-    def __post_init__(self):
-        check_time_budget(self.time_budget)
+    compiled: bool = False  # train through `torch.compile`, on a GPU with CUDA graphs
+    sync_batchnorm: bool = False  # where several processes train, BatchNorm sees the whole batch, not each its share
 
 
 class Unfinished(UserError):
@@ -126,13 +106,8 @@ class Unfinished(UserError):
 def run(name: str, seed: int = 0, profile: str = "full", **options) -> tuple[dict, dict[str, np.ndarray]]:
     """Train and test one experiment; returns its run record and its predictions on the test split.
 
-    The record's form is that of design section 5. The predictions hold `true`, `predicted` (N,) int16 and `confidence`
-    (N,) float32, the probability of the predicted class, in the order of the test split. Beyond that form, `limits` and
-    `arrangement` are those of `training.Fit`; `test` has the `accuracy_at_5` where there are more than five classes, and for
-    the recipes of ours the `accuracy_mirrored`, of each image's and its mirror image's scores together.
-
-    Args:
-        options: fields of `Options`.
+    The predictions hold `true`, `predicted` (N,) int16 and `confidence` (N,) float32, the probability of the predicted
+    class, in the order of the test split. The `options` are the fields of `Options`.
 
     Raises:
         UserError: any of the arguments, the data or the checkpoint is not usable, or in use; nothing is half written.
@@ -155,14 +130,15 @@ def run_row(row: Experiment, dataset: data.Dataset, seed: int, profile: str, opt
     recipe, device = row.recipe, choose_device(options.device)
     around = environment(device)  # before the run: the commit whose code is running
     model = make_model(row, recipe, len(dataset.classes), seed).to(device)
+    macs = models.count_macs(model, (1, 3, recipe.image_size, recipe.image_size))
     if options.sync_batchnorm:
         synchronise(model)
-    macs = models.count_macs(model, (1, 3, recipe.image_size, recipe.image_size))  # now: merged groups would count more
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     checkpoint = checkpoint_path(row.name, profile, seed, options.checkpoint_dir)
     require_writable(checkpoint.parent, "--checkpoint-dir")
-    told = {name: getattr(options, name) for name in ("resume", "mirror", "time_budget", "patience", "deadline", "until")}
+    given = {setting.name: getattr(options, setting.name) for setting in fields(loop.Options)}
+    told = {name: value for name, value in given.items() if value != getattr(loop.Options, name)}
     told |= {"seed": seed, "checkpoint": checkpoint, "about": {"experiment": row.name, "images": dataset.fingerprint}}
     with claim(checkpoint) if processes.rank() == 0 else nullcontext():
         fitted = training.fit(model, dataset.train, dataset.validation, recipe, **told)

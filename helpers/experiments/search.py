@@ -1,8 +1,7 @@
 """The exhaustive search: every trial of a grid, chosen on validation; and successive halving, the cheaper way."""
 
 import json
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from helpers.training import checkpoints
 from helpers.training.recipe import Recipe
 
 GRID = {"learning_rate": (0.1, 0.05, 0.005), "weight_decay": (5e-4, 1e-4), "batch_size": (128, 256)}  # report `slim`'s
-BEST = {"best epoch": "epoch", "val accuracy": "val_accuracy", "val loss": "val_loss"}
 
 
 @dataclass(frozen=True)
@@ -56,9 +54,8 @@ class Search:
 def advance(search: Search, trial: str, until: int | None = None) -> dict:
     """Train a trial up to the epoch `until` (the recipe's last by default), if that was not done; returns its record.
 
-    A trial goes on where it was stopped or killed, and ends as one that never was: its schedule is that of the whole run.
-    Where it did not reach its end, because of `until` or because its loss is no longer finite, the record that is returned
-    has only `experiment`, `recipe` and `history`, and is not written: its checkpoint holds the same.
+    A trial that was stopped or killed ends as one that never was. Where it did not reach its end, because of `until` or
+    because its loss is no longer finite, the record has only `experiment`, `recipe` and `history`, and is not written.
 
     Raises:
         UserError: the record or the checkpoint belongs to another search, or cannot be written.
@@ -97,25 +94,12 @@ def load(search: Search, trial: str) -> dict | None:
     return record
 
 
-def exhaustive(search: Search, *, minutes: float | None = None, clock: Callable[[], float] = time.monotonic) -> list[dict]:
-    """Every trial of the grid, trained to its end; returns the records of those that are.
+def exhaustive(search: Search) -> list[dict]:
+    """The records of every trial of the grid, trained to its end.
 
     Stop it as you like: what is finished stays, and the trial at hand goes on from its last whole epoch.
-
-    Args:
-        minutes: no trial starts once this call has taken so long; what is left is printed.
     """
-    if minutes is not None and minutes <= 0:
-        raise UserError(f"The budget is {minutes} minutes; it must be greater than 0.")
-    start, found, left = clock(), [], []
-    for trial in search.trials:
-        if minutes is not None and not load(search, trial) and clock() - start >= 60 * minutes:
-            left.append(trial)
-        else:
-            found.append(advance(search, trial))
-    if left:
-        print(f"The budget of {minutes:g} minutes is spent; search again to train the {len(left)} left: {', '.join(left)}.")
-    return found
+    return [advance(search, trial) for trial in search.trials]
 
 
 def trial_of(record: dict) -> str:
@@ -124,10 +108,7 @@ def trial_of(record: dict) -> str:
 
 
 def best_epoch(record: dict, until: int | None = None) -> dict | None:
-    """The row of a trial's best epoch by validation accuracy up to an epoch (its last by default), the first of equals.
-
-    None where the trial did not get so far, because it diverged.
-    """
+    """The first epoch of best validation accuracy up to an epoch, by default the last; None where the trial diverged before."""
     if "test" not in record and len(record["history"]) < (until or record["recipe"]["epochs"]):
         return None
     return max(record["history"][:until], key=lambda row: row["val_accuracy"])
@@ -141,17 +122,6 @@ def ranked(found: list[dict], until: int | None = None) -> list[dict]:
         return (-best["val_accuracy"], best["val_loss"]) if best else (1.0, 0.0)
 
     return sorted(found, key=rank)
-
-
-def table(found: list[dict]) -> pd.DataFrame:
-    """One row per trial, the best first; a trial that diverged has no accuracy."""
-    rows = []
-    for record in ranked(found):
-        best = best_epoch(record) or {}
-        row = {name.replace("_", " "): record["recipe"][name] for name in GRID} | {"epochs": len(record["history"])}
-        row |= {shown: best.get(name) for shown, name in BEST.items()}
-        rows.append(row | {"minutes": sum(epoch["seconds"] for epoch in record["history"]) / 60})
-    return pd.DataFrame(rows)
 
 
 def rungs(trials: int, epochs: int, factor: int = 2) -> list[tuple[int, int]]:
@@ -168,10 +138,9 @@ def rungs(trials: int, epochs: int, factor: int = 2) -> list[tuple[int, int]]:
 
 
 def halving(search: Search, factor: int = 2) -> dict:
-    """Successive halving over the same trials; again after a kill, it goes on.
+    """Successive halving over the same trials, on the schedule of the whole run; after a kill, it goes on.
 
-    No epoch is trained twice: a survivor goes on from its checkpoint, on the schedule of the whole run. Over a finished
-    exhaustive search it trains nothing, and tells what it would have chosen.
+    No epoch is trained twice. Over a finished exhaustive search it trains nothing, and tells what it would have chosen.
 
     Returns:
         `chosen`, the last survivor's name; `epochs`, how many it takes in all; `rungs`, each with its `epochs` and its
@@ -189,10 +158,7 @@ def halving(search: Search, factor: int = 2) -> dict:
 def comparison(found: list[dict], halvings: list[dict]) -> pd.DataFrame:
     """The exhaustive search beside successive halvings over its trials: what each chose, and for how many epochs.
 
-    `val accuracy` is that of the chosen trial, and `rank` its place among all, both at the end of the whole run.
-
-    Args:
-        found: the records of the exhaustive search, finished.
+    `val accuracy` is that of the chosen trial, and `rank` its place among all `found`, both at the end of the whole run.
     """
     order = ranked(found)
     places = {trial_of(record): place for place, record in enumerate(order, 1)}

@@ -21,11 +21,7 @@ class RunningStatistics:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep them as they are while the model, in training mode, still uses its batches' own.
-
-        The second pass of a perturbed step shows the network a batch that it has seen already, at weights it will not keep.
-        Counting it would move the statistics twice a step, and a perturbation of zero would no longer be plain SGD.
-        """
+        """Keep them as they are in a pass that must not count, such as the second one of a perturbed step."""
         for layer in self.tracking:
             layer.track_running_stats = False
         try:

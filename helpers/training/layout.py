@@ -1,8 +1,4 @@
-"""Memory layout and compilation: how a network is computed fastest, with the same parameters and scores.
-
-In some shapes of grouped convolutions cuDNN runs 30 to 40 times slower in one layout than in the other (pytorch issues
-34977, 70954 and 10290), so a GPU is measured.
-"""
+"""Memory layout and compilation: how a network is computed fastest, with the same parameters and scores."""
 
 import copy
 import math
@@ -33,9 +29,9 @@ class Arrangement:
 
 
 def choose_arrangement(model: nn.Module, train: data.Split, recipe: Recipe) -> Arrangement:
-    """How the model trains fastest on its device: on a GPU by measurement, channels-last on a CPU (`helpers bench`).
+    """How the model trains fastest on its device: on a GPU by measurement of copies, channels-last on a CPU (`helpers bench`).
 
-    Copies of the model are measured: its BatchNorm, the random state and the peak of memory stay as they were.
+    In some grouped convolutions cuDNN is 30 to 40 times slower in one layout (pytorch issues 34977, 70954 and 10290).
     """
     device = next(model.parameters()).device
     if device.type != "cuda" or not recipe.channels_last:

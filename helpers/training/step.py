@@ -170,10 +170,7 @@ def _step_in_parts(learner: Learner, images: Tensor, labels: Tensor) -> tuple[Te
 
 
 def _check_memory(learner: Learner, error: Exception, images: int, stuck: bool) -> None:
-    """Go on if a smaller part of a batch of so many images may fit into memory; else raise the error, or a sentence for it.
-
-    `stuck`: other processes wait for the gradients of this one.
-    """
+    """Raise the error or a sentence for it, unless smaller parts may fit into memory; `stuck`: others wait for this process."""
     if ONE_VALUE in str(error):
         one = f"BatchNorm cannot learn from one image whose features are one pixel, as in this batch of {images}"
         mend = "choose a batch size that leaves no single image over, or larger images"
@@ -203,9 +200,8 @@ def _rehearse(learner: Learner, images: Tensor, labels: Tensor) -> None:
 def step(learner: Learner, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """One step of the optimiser; returns the logits of this process's share and its part of the loss, at the weights before.
 
-    A batch in parts gives the gradient of the whole, but for BatchNorm, which sees each part as a batch of its own. So it is
-    with the shares of several processes. Every gradient is the mean over all of them before anything is done with it: a
-    perturbation, too, is that of the whole batch.
+    Parts, and the shares of several processes, give the gradient of the whole batch, but for BatchNorm, which sees each by
+    itself. A perturbation, too, grows along the gradient of the whole batch: as every gradient, it is reduced before use.
     """
     optimizer, recipe, scaler = learner.optimizer, learner.recipe, learner.scaler
     passes = []
@@ -230,10 +226,9 @@ def step(learner: Learner, images: Tensor, labels: Tensor) -> tuple[Tensor, Tens
 
 
 def gradients(learner: Learner, images: Tensor, labels: Tensor, apart: bool = False) -> tuple[Tensor, Tensor]:
-    """Add the gradients of a batch to the parameters; returns the logits of this process's share and its part of the loss.
+    """Add the gradients of a batch to the parameters, those of the share alone with `apart`; returns what `step` does.
 
-    `apart` keeps the gradients of the share in this process. DistributedDataParallel takes their mean over the processes,
-    so that each counts its loss as often as there are processes: the mean is then the gradient of the whole batch.
+    DistributedDataParallel takes a mean over the processes: each counts its loss as often as there are processes.
     """
     scores, losses = [], []
     parts, several = learner.passes(len(labels)), processes.count()

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 
 from helpers import data, models, runtime
@@ -181,23 +182,6 @@ def test_a_kill_before_the_record_is_written_costs_no_epoch(tmp_path, monkeypatc
     assert len(search.advance(make_search(tmp_path), trial)["history"]) == 3 and not trained
 
 
-def test_the_budget_stops_between_trials_and_says_what_is_left(tmp_path, capsys):
-    found = make_search(tmp_path, base=replace(BASE, epochs=1))
-    names = list(found.trials)
-
-    def search_for(minutes):
-        ticks = iter(range(0, 10_000, 40))  # a look at the clock every 40 s: one at the start, one before each trial
-        return search.exhaustive(found, minutes=minutes, clock=lambda: next(ticks))
-
-    assert [search.trial_of(record) for record in search_for(1)] == names[:1], "40 s are less than a minute, 80 s are not"
-    printed = capsys.readouterr().out
-    assert f"The budget of 1 minutes is spent; search again to train the 3 left: {', '.join(names[1:])}." in printed
-    assert [search.trial_of(record) for record in search_for(2)] == names[:3], "finished trials cost no time"
-    assert len(search_for(60)) == 4 and "left" not in capsys.readouterr().out.splitlines()[-1]
-    with pytest.raises(UserError, match="The budget is 0 minutes; it must be greater than 0"):
-        search.exhaustive(make_search(tmp_path), minutes=0)
-
-
 def test_a_trial_that_diverges_comes_last_and_the_search_goes_on(tmp_path, monkeypatch):
     evaluate, calls = training.evaluate, []
 
@@ -212,9 +196,9 @@ def test_a_trial_that_diverges_comes_last_and_the_search_goes_on(tmp_path, monke
     trained = epochs_trained(monkeypatch)
     del calls[1:]  # the next evaluation is the second one again
     assert search.exhaustive(make_search(tmp_path)) == found and len(trained) == 1, "only its next epoch is tried again"
-    last = search.table(found).iloc[-1]
-    assert (last["learning rate"], last["batch size"], last["epochs"]) == (0.1, 8, 1)
-    assert last.isna()[["val accuracy", "val loss", "best epoch"]].all()
+    last = search.ranked(found)[-1]
+    assert (last["recipe"]["learning_rate"], last["recipe"]["batch_size"], len(last["history"])) == (0.1, 8, 1)
+    assert search.best_epoch(last) is None
 
 
 def test_another_search_in_the_same_folder_is_refused(whole, tmp_path):
@@ -294,23 +278,16 @@ def test_over_a_finished_search_halving_trains_nothing_and_is_compared_with_it(w
         assert row["val accuracy"] == search.best_epoch(best[row["rank"] - 1])["val_accuracy"]
 
 
-# The table and the picture.
-
-
-def test_the_table_has_a_row_a_trial_the_best_first(whole):
-    found, trials = whole
-    table = search.table(trials)
-    assert len(table) == 4 and table["val accuracy"].is_monotonic_decreasing
-    assert table["val accuracy"].nunique() > 1, "or this test proves nothing"
-    for row in table.to_dict("records"):
-        name = f"batch_size={row['batch size']},learning_rate={row['learning rate']},weight_decay={row['weight decay']}"
-        best = search.best_epoch(search.load(found, name))
-        shown = (row["best epoch"], row["val accuracy"], row["val loss"])
-        assert shown == (best["epoch"], best["val_accuracy"], best["val_loss"])
+# The picture.
 
 
 def test_the_heat_map_has_each_accuracy_in_its_place(whole):
-    table = search.table(whole[1])
+    settings = ("learning_rate", "weight_decay", "batch_size")
+    table = pd.DataFrame(
+        {name.replace("_", " "): record["recipe"][name] for name in settings}
+        | {"val accuracy": search.best_epoch(record)["val_accuracy"]}
+        for record in search.ranked(whole[1])
+    )
     figure = plots.search_heat_map(table.drop(index=table.index[-1]), sample=True)
     panels = {axis.get_title(): {text.get_position(): text.get_text() for text in axis.texts} for axis in figure.axes}
     stamped = [text.get_text() for text in figure.texts]
