@@ -25,8 +25,8 @@ class Taken(UserError):
 def claim(path: Path) -> Iterator[None]:
     """Hold a file, such as a checkpoint or a record, for as long as the block runs, by a lock file beside it.
 
-    On one machine the system's own lock decides, which goes when its process goes, however that ends. Where several machines
-    share the folder and its file system keeps locks to itself, the host, process and time in the lock file do.
+    On one machine the system's own lock decides, which goes when its process goes. Where several machines share the folder,
+    the host, process and time in the lock file do: another machine's claim holds until `STALE` seconds after its last sign.
 
     Raises:
         Taken: another program holds it.

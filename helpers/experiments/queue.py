@@ -22,7 +22,7 @@ from helpers.training import checkpoints
 from helpers.training.recipe import Recipe, pixels_at
 from helpers.training.step import autocast
 
-# Images for training and for validation, and classes: those of the published data.
+# Images for training and for validation, and classes.
 SIZES = {"pikachu": (774, 258, 2), "cifar10": (45_000, 5_000, 10), "cifar100": (45_000, 5_000, 100)}
 SIZES |= dict.fromkeys(("cifar10_5k", "cifar10_tenth"), (4_500, 500, 10))
 MEASURED_SECONDS = 1.0  # for each kind of network

@@ -20,9 +20,7 @@ GRID = {"learning_rate": (0.1, 0.05, 0.005), "weight_decay": (5e-4, 1e-4), "batc
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched: a model on a data set, and a recipe of which the grid varies some settings.
-
-    A trial is a run like any other, with its record in `runs/search_<model>/<trial>` of the results folder.
+    """What is searched; a trial is a run like any other, with its record in `runs/search_<model>/<trial>`.
 
     Attributes:
         folder: the results folder. Another data set, or another recipe to vary, needs another one.

@@ -165,8 +165,8 @@ def _step_in_parts(learner: Learner, images: Tensor, labels: Tensor) -> tuple[Te
             continue
         torch.cuda.empty_cache()  # out here, where the failed step's own tensors are gone
         learner.parts *= 2
-        too_large = f"A batch of {len(labels)} does not fit into memory"
-        print(f"{too_large}: it is taken in {learner.parts} parts, their gradients added up.")
+        taken = f"it is taken in {learner.parts} parts, their gradients added up"
+        print(f"A batch of {len(labels)} does not fit into memory: {taken}.")
 
 
 def _check_memory(learner: Learner, error: Exception, images: int, stuck: bool) -> None:
@@ -190,11 +190,10 @@ def _rehearse(learner: Learner, images: Tensor, labels: Tensor) -> None:
 
     Beside it lies as much memory as a step takes: momenta, DistributedDataParallel's buckets, the perturbation and a copy.
     """
-    held = [torch.empty_like(parameter) for parameter in learner.model.parameters() for _ in range(4)]
+    _held = [torch.empty_like(parameter) for parameter in learner.model.parameters() for _ in range(4)]
     with learner.statistics.held(), torch.random.fork_rng():
         gradients(learner, images, labels, apart=True)
     learner.optimizer.zero_grad(set_to_none=True)
-    del held
 
 
 def step(learner: Learner, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -249,7 +249,8 @@ def test_a_smoke_run_writes_a_record_with_every_field(smoke):
     record = results.load(results.record_path("pikachu/resnet18_torchvision", "smoke", 0, smoke))
     assert set(record) == {
         *("experiment", "report", "seed", "profile", "dataset", "model", "recipe", "history", "stopped_early", "test"),
-        *("limits", "arrangement", "predictions", "best", "seconds", "images_per_second", "peak_memory_bytes", "environment"),
+        *("processes", "sync_batchnorm", "limits", "arrangement", "predictions", "best"),
+        *("seconds", "images_per_second", "peak_memory_bytes", "environment"),
     }
     assert set(record["dataset"]) >= {"name", "source", "fingerprint", "num_classes", "n_train", "n_val", "n_test"}
     assert set(record["test"]) == {"loss", "accuracy", "n", "confusion"}, "two classes have no five best"

@@ -181,6 +181,33 @@ def test_a_claim_from_another_machine_holds_until_its_heart_stops(tmp_path):
         assert json.loads(lock.read_text())["pid"] == os.getpid()
 
 
+def elsewhere(path, held):
+    claim.socket.gethostname = lambda: "elsewhere"
+    claim.fcntl.flock = lambda *_: None
+    with claim.claim(path):
+        held.set()
+        time.sleep(600)
+
+
+def test_machines_whose_folder_keeps_no_locks_divide_the_work_and_take_over_from_the_dead(tmp_path, monkeypatch, capsys):
+    """Another host, killed at the first of two runs: the queue here does the second, and the first when its claim is stale."""
+    queue_ = Queue(tmp_path, tmp_path / "checkpoints", "smoke", "speed")
+    context = multiprocessing.get_context("fork")
+    held, record = context.Event(), queue_.record(experiments.find(NAMES[0]), 0)
+    process = context.Process(target=elsewhere, args=(record, held))
+    process.start()
+    held.wait()
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    monkeypatch.setattr(claim.fcntl, "flock", lambda *_: None)
+    queue.run_missing(queue_, device="cpu")
+    assert done(tmp_path) == NAMES[1:]
+    assert f"seed0.json under smoke is in use by process {process.pid} on elsewhere" in capsys.readouterr().out
+    monkeypatch.setattr(claim, "STALE", 0.0)
+    queue.run_missing(queue_, device="cpu")
+    assert done(tmp_path) == NAMES
+
+
 def test_a_claim_shows_that_it_is_alive(tmp_path, monkeypatch):
     monkeypatch.setattr(claim, "HEARTBEAT", 0.01)
     lock = tmp_path / "seed0.ckpt.lock"
