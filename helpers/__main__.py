@@ -185,7 +185,7 @@ def save_model(options) -> None:
     if options.file:
         print(f"Model: {demo.save_run(options.file, record, options.checkpoint_dir).name}")
     else:
-        written = demo.ship(record, options.checkpoint_dir, options.data_dir, results_dir=options.results_dir)
+        written = demo.ship(record, options.checkpoint_dir, options.data_dir, options.results_dir)
         print(f"Model: {written.name}, and its card {written.stem}.md")
 
 

@@ -26,37 +26,30 @@ REDIRECTS = 5
 TRANSLATED = IPv6Network("64:ff9b::/96")  # IPv4 addresses as IPv6-only networks write them (RFC 6052)
 
 
-class Refused(OSError):
-    """What an image's source does not give; its text says why."""
-
-
 def is_address(source: str) -> bool:
     """Whether a source is an http:// or https:// address, and not a file."""
     return source.lower().startswith(("http://", "https://"))
 
 
-def read_image(
-    source: str | Path, size: int, name: str | None = None, *, resize: str = "crop", private: bool = False
-) -> Tensor:
+def read_image(source: str | Path, size: int, name: str | None = None, *, resize: str = "crop") -> Tensor:
     """An image file or address as in training: uint8 (3, size, size), upright and in colour.
 
     Args:
         name: what an error calls it; by default the source.
-        private: whether addresses inside this machine and its network are fetched too.
 
     Raises:
         UserError: it is not there, cannot be reached, or is no image.
     """
-    image, reason = try_image(str(source), size, resize, private)
+    image, reason = try_image(str(source), size, resize)
     if reason:
         raise UserError(f"{name or printable(str(source))} cannot be classified: {reason}.")
     return image
 
 
-def try_image(source: str, size: int, resize: str = "crop", private: bool = False) -> tuple[Tensor | None, str]:
+def try_image(source: str, size: int, resize: str = "crop") -> tuple[Tensor | None, str]:
     """(image, "") or (None, why not), as `read_image`."""
     try:
-        content = download(source, private) if is_address(source) else _read_file(source)
+        content = download(source) if is_address(source) else _read_file(source)
         with warnings.catch_warnings(action="ignore"):
             pixels, _ = decode_photograph(content, size, resize)
         return torch.from_numpy(pixels.copy()), ""
@@ -73,62 +66,48 @@ def _read_file(name: str) -> bytes:
     path = Path(os.path.expanduser(name))  # which leaves the home folder of nobody as it is
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise Refused("it is not a regular file")
+        raise OSError("it is not a regular file")
     if status.st_size > LARGEST_FILE:
-        raise Refused(f"it is larger than {LARGEST_FILE // 2**20} MiB")
+        raise OSError(f"it is larger than {LARGEST_FILE // 2**20} MiB")
     return path.read_bytes()
 
 
-def download(url: str, private: bool = False) -> bytes:
+class Refused(OSError):
+    """What a server does not give; its text says why."""
+
+
+def download(url: str) -> bytes:
     """The content at an address that is public, through every redirect.
 
     Raises:
         Refused: it is not public, cannot be reached, is too large, or takes longer than `LONGEST_DOWNLOAD` in all.
     """
-    outcome, sockets = [], []
+    outcome, sockets = [Refused(f"it took longer than {LONGEST_DOWNLOAD:g} seconds")], []
 
     def work() -> None:
         try:
-            outcome.append(_follow(url, private, sockets))
-        except Exception as error:  # handed on to the caller
-            outcome.append(error)
+            outcome.append(_follow(url, sockets))
+        except (Refused, TimeoutError) as error:
+            outcome.append(error if isinstance(error, Refused) else outcome[0])
+        except Exception as error:
+            outcome.append(Refused(f"it could not be reached ({error})"))
 
     worker = threading.Thread(target=work, daemon=True)
     worker.start()
     worker.join(LONGEST_DOWNLOAD)
-    result = outcome[0] if outcome else TimeoutError()
+    result = outcome[-1]
     for connection in sockets:  # ends the worker, should it still wait
         with suppress(OSError):
             connection.shutdown(socket.SHUT_RDWR)
         connection.close()
     if isinstance(result, Refused):
         raise result
-    if isinstance(result, Exception):
-        took_long = isinstance(result, TimeoutError)
-        reason = f"it took longer than {LONGEST_DOWNLOAD:g} seconds" if took_long else f"it could not be reached ({result})"
-        raise Refused(reason) from result
     return result
 
 
-def _follow(url: str, private: bool, sockets: list[socket.socket]) -> bytes:
+def _follow(url: str, sockets: list[socket.socket]) -> bytes:
     for _ in range(REDIRECTS + 1):
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise Refused(f"it could not be reached ('{url[:80]}' is no http:// or https:// address)")
-        is_https = parts.scheme == "https"
-        port = parts.port or (443 if is_https else 80)
-        # The address that was checked is the one that is used: a name could mean another one the next time.
-        place = socket.create_connection(_resolve(parts.hostname, port, private), timeout=LONGEST_DOWNLOAD)
-        sockets.append(place)
-        connection = (HTTPSConnection if is_https else HTTPConnection)(parts.hostname, port)
-        if is_https:
-            place = ssl.create_default_context().wrap_socket(place, server_hostname=parts.hostname)
-            sockets.append(place)
-        connection.sock = place
-        target = parts._replace(scheme="", netloc="", fragment="", path=parts.path or "/").geturl()
-        # Some servers refuse Python's own name.
-        connection.request("GET", quote(target, safe="/%:@!$&'()*+,;=~?"), headers={"User-Agent": "Mozilla/5.0"})
-        response = connection.getresponse()
+        response = _ask(url, sockets)
         if response.status in (301, 302, 303, 307, 308):
             url = urljoin(url, response.headers.get("Location", ""))
             continue
@@ -141,12 +120,27 @@ def _follow(url: str, private: bool, sockets: list[socket.socket]) -> bytes:
     raise Refused(f"it could not be reached (more than {REDIRECTS} redirects)")
 
 
-def _resolve(host: str, port: int, private: bool) -> tuple[str, int]:
-    """An IP address and the port; all addresses of the name must be public, so that none tells what answers inside."""
-    found = [place[4][0] for place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-    if not private and not all(map(is_public, found)):
+def _ask(url: str, sockets: list[socket.socket]):
+    """The response of the server at an address, once the address is known to be public."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise Refused(f"it could not be reached ('{url[:80]}' is no http:// or https:// address)")
+    is_https = parts.scheme == "https"
+    port = parts.port or (443 if is_https else 80)
+    found = [place[4][0] for place in socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)]
+    if not all(map(is_public, found)):  # all of them, so that no answer tells what is inside
         raise Refused("its address is not a public one")
-    return found[0], port
+    connection = (HTTPSConnection if is_https else HTTPConnection)(parts.hostname, port)
+    # The address that was checked is the one that is used: a name could mean another one the next time.
+    connection.sock = socket.create_connection((found[0], port), timeout=LONGEST_DOWNLOAD)
+    sockets.append(connection.sock)
+    if is_https:
+        connection.sock = ssl.create_default_context().wrap_socket(connection.sock, server_hostname=parts.hostname)
+        sockets.append(connection.sock)
+    target = parts._replace(scheme="", netloc="", fragment="", path=parts.path or "/").geturl()
+    # Some servers refuse Python's own name.
+    connection.request("GET", quote(target, safe="/%:@!$&'()*+,;=~?"), headers={"User-Agent": "Mozilla/5.0"})
+    return connection.getresponse()
 
 
 def is_public(address: str) -> bool:

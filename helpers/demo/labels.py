@@ -25,20 +25,17 @@ def _unlabelled(images: Tensor) -> data.Split:
     return data.Split(images, torch.zeros(len(images), dtype=torch.int64), [""] * len(images))
 
 
-def classify(model: SavedModel, sources: Sequence[str | Path], *, private: bool = False) -> pd.DataFrame:
+def classify(model: SavedModel, sources: Sequence[str | Path]) -> pd.DataFrame:
     """One row per image: `image`, the most probable `label`, its `probability`, and `probability of …` for each class.
 
     An image that cannot be read has the reason in its `error`, and the others are classified. The labels of a model that was
     trained on generated images say so.
-
-    Args:
-        private: as for `read_image`.
     """
     about, stamp = model.about, "SAMPLE: " if model.about.sample else ""
     rows = []
     for start in range(0, len(sources), CHUNK):
         names = [str(source) for source in sources[start : start + CHUNK]]
-        read = [try_image(name, about.stored_size, about.resize, private) for name in names]
+        read = [try_image(name, about.stored_size, about.resize) for name in names]
         images = [image for image, _ in read if image is not None]
         found = iter(probabilities(model, torch.stack(images)).tolist() if images else [])
         for name, (image, reason) in zip(names, read, strict=True):
@@ -53,12 +50,9 @@ def classify(model: SavedModel, sources: Sequence[str | Path], *, private: bool 
 
 
 def grad_cam(model: SavedModel, image: Tensor, label: int | None = None) -> Tensor:
-    """Where in an image, uint8 (3, S, S), the network sees a class: float32 (image_size, image_size) from 0 to 1.
+    """Where in an image, uint8 (3, S, S), the network sees a class, by default its answer: float32 (image_size, image_size).
 
-    It lies over the middle of the image that the network is shown. All is 0 where nothing speaks for the class.
-
-    Args:
-        label: the class; by default the most probable one.
+    From 0 to 1, over the middle of the image that the network is shown; all 0 where nothing speaks for the class.
     """
     about, device = model.about, next(model.network.parameters()).device
     inputs = data.batches(_unlabelled(image[None]).to(device), 1, image_size=about.image_size, mean=about.mean, std=about.std)
@@ -77,22 +71,17 @@ def class_activation(network: nn.Module, image: Tensor, label: int) -> Tensor:
 
     Source: Selvaraju et al. 2017, equations 1 and 2.
     """
-    stages = []
-
-    def note(layer: nn.Module, inputs: tuple, output: Tensor) -> None:
-        if output.dim() == 4 and output.shape[-2:].numel() > 1:
-            stages.append(output)
-
-    hooks = [child.register_forward_hook(note) for child in network.children()]
+    outputs = []
+    hooks = [child.register_forward_hook(lambda _, inputs, output: outputs.append(output)) for child in network.children()]
     try:
         with torch.enable_grad():
             scores = network(image.clone().requires_grad_())
-            (gradient,) = torch.autograd.grad(scores[0, label], stages[-1])
+            stage = [output for output in outputs if output.dim() == 4 and output.shape[-2:].numel() > 1][-1]
+            (gradient,) = torch.autograd.grad(scores[0, label], stage)
     finally:
         for hook in hooks:
             hook.remove()
-    weights = gradient.mean(dim=(2, 3), keepdim=True)
-    return (weights * stages[-1]).sum(dim=1)[0].relu().detach()
+    return (gradient.mean(dim=(2, 3), keepdim=True) * stage).sum(dim=1)[0].relu().detach()
 
 
 def features(model: SavedModel, images: Tensor) -> Tensor:
@@ -101,7 +90,7 @@ def features(model: SavedModel, images: Tensor) -> Tensor:
     seen = []
     hook = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float().cpu()))
     try:
-        training.predict(model.network, _unlabelled(images), model.about.recipe)
+        probabilities(model, images)
     finally:
         hook.remove()
     return torch.cat(seen)

@@ -15,8 +15,7 @@ from torch import Tensor
 from helpers.data import Dataset, Split, leaked, load, stratified
 from helpers.data.pools import listed
 from helpers.demo.images import LARGEST_DOWNLOAD, is_address, read_image
-from helpers.demo.labels import features, grad_cam, probabilities
-from helpers.demo.labels import nearest as find_nearest
+from helpers.demo.labels import features, grad_cam, nearest, probabilities
 from helpers.demo.saved import Preprocessing, SavedModel, load_model
 from helpers.report.pictures import middle, overlay
 from helpers.runtime import UserError
@@ -33,13 +32,6 @@ else, distrust the answer."""
 
 _PICTURE = {"format": "png", "buttons": [], "elem_classes": "picture"}
 _TILES = {"height": "fit-content", "format": "png", "buttons": [], "elem_classes": "tiles"}
-_CSS = """
-.picture .image-container {padding-top: 26px}
-.tiles .grid-container {grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr)); padding-top: 28px}
-.tiles .caption-label {left: 0; right: 0; bottom: 0; max-width: none; padding: 1px; font-size: 11px}
-.tiles .caption-label {white-space: normal; overflow-wrap: anywhere}
-@media (max-width: 640px) {.tiles .grid-container {grid-template-columns: repeat(4, minmax(0, 1fr))}}
-"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,13 +54,8 @@ class Exhibit:
 def prepare(path: Path, data_dir: str | Path | None = None, searched: int = 1000, dataset: Dataset | None = None) -> Exhibit:
     """A saved model with the data at hand: some training images to search, and eight test images that are not among them.
 
-    Where the data cannot be had, it comes without either, and with a line that says why.
-
-    Args:
-        dataset: the images it was trained on, for a model without a card; by default those that its card names.
-
-    Raises:
-        UserError: neither a card nor a data set is there.
+    Where the data cannot be had, it comes without either, and with a line that says why. `dataset` holds the images that it
+    was trained on, by default those that its card names; a UserError where neither a card nor a data set is there.
     """
     model = load_model(path)
     if not (model.card or dataset):
@@ -90,18 +77,11 @@ def prepare(path: Path, data_dir: str | Path | None = None, searched: int = 1000
     return Exhibit(model, replace(dataset, train=train), known, measured, examples, text)
 
 
-def build_page(exhibits: Mapping[str, Exhibit], *, private: bool = False):
-    """The page, a `gradio.Blocks` that `start` opens.
+def build_page(exhibits: Mapping[str, Exhibit]):
+    """The page, a `gradio.Blocks` that `start` opens, with models to choose from by name; the first is shown first.
 
     An image comes as a file, from a camera, from an address, or from the examples. What cannot be read is answered with one
-    sentence, and the page goes on.
-
-    Args:
-        exhibits: the models to choose from, by name; the first is shown first.
-        private: whether addresses inside this machine and its network are fetched for visitors too.
-
-    Raises:
-        UserError: gradio is not installed.
+    sentence, and the page goes on. A UserError where gradio is not installed.
     """
     gradio = _gradio()
     first = next(iter(exhibits))
@@ -122,14 +102,14 @@ def build_page(exhibits: Mapping[str, Exhibit], *, private: bool = False):
                 with gradio.Row():
                     seen = gradio.Image(label="What it sees", elem_id="seen", **_PICTURE)
                     heat = gradio.Image(label="Grad-CAM", elem_id="heat", **_PICTURE)
-        nearest = gradio.Gallery(label="The training images most like it", columns=NEAREST, elem_id="nearest", **_TILES)
+        near = gradio.Gallery(label="The training images most like it", columns=NEAREST, elem_id="nearest", **_TILES)
         gradio.Markdown(READING)
         with gradio.Accordion("Model card", open=False):
-            card = gradio.Markdown(exhibits[first].card)
-        uploaded, photographed, fetched, clicked, switched = _handlers(exhibits, private)
+            card = gradio.Markdown(exhibits[first].card, elem_classes="card")
+        uploaded, photographed, fetched, clicked, switched = _handlers(exhibits)
         # One image at a time, as a model keeps what it was shown last; and no way in but the page itself.
         alone = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
-        outputs = [status, label, seen, heat, nearest]
+        outputs = [status, label, seen, heat, near]
         file.upload(uploaded, [chosen, file], [*outputs, file], **alone)
         camera.change(photographed, [chosen, camera], outputs, **alone)
         address.submit(fetched, [chosen, address], outputs, **alone)
@@ -138,7 +118,7 @@ def build_page(exhibits: Mapping[str, Exhibit], *, private: bool = False):
     return page
 
 
-def _handlers(exhibits: Mapping[str, Exhibit], private: bool) -> tuple[Callable, ...]:
+def _handlers(exhibits: Mapping[str, Exhibit]) -> tuple[Callable, ...]:
     """What the page does with a file, a snapshot, an address, a click on an example, and the choice of another model."""
     gradio, nothing = _gradio(), [None] * 4
 
@@ -149,18 +129,17 @@ def _handlers(exhibits: Mapping[str, Exhibit], private: bool) -> tuple[Callable,
         except UserError as error:
             return [str(error), *nothing]
 
-    def uploaded(chosen: str, path: str) -> list:
-        name = Path(path).name
-        return [*answer(chosen, name, lambda about: read_image(path, about.stored_size, name, resize=about.resize)), None]
-
-    def photographed(chosen: str, path: str | None) -> list:
-        if path is None:
-            return [gradio.skip()] * 5
-        name = "your snapshot"
+    def opened(chosen: str, path: str, name: str) -> list:
         return answer(chosen, name, lambda about: read_image(path, about.stored_size, name, resize=about.resize))
 
+    def uploaded(chosen: str, path: str) -> list:
+        return [*opened(chosen, path, Path(path).name), None]
+
+    def photographed(chosen: str, path: str | None) -> list:
+        return [gradio.skip()] * 5 if path is None else opened(chosen, path, "your snapshot")
+
     def fetched(chosen: str, url: str) -> list:
-        return answer(chosen, url.strip(), lambda about: read_address(url.strip(), about, private))
+        return answer(chosen, url.strip(), lambda about: read_address(url.strip(), about))
 
     def clicked(chosen: str, event: gradio.SelectData) -> list:
         dataset, examples = exhibits[chosen].dataset, exhibits[chosen].examples
@@ -184,12 +163,15 @@ def start(page, **options) -> str:
 
     Nobody else can reach it, unless `share=True` asks gradio for a public address. Gradio's limits: it listens on this
     machine's loopback address, takes files of `LARGEST_DOWNLOAD` at most, and one worker answers one image at a time.
-
-    Args:
-        options: for `gradio.Blocks.launch`.
+    The options are those of `gradio.Blocks.launch`.
     """
     theme = _gradio().themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"])
-    looks = {"theme": theme, "css": _CSS, "footer_links": [], "height": 900}
+    looks = {
+        "theme": theme,
+        "css": Path(__file__).with_name("page.css").read_text(encoding="utf-8"),
+        "footer_links": [],
+        "height": 900,
+    }
     options = {"share": False, "quiet": True, "max_file_size": LARGEST_DOWNLOAD} | looks | options
     try:
         page.launch(**options)
@@ -226,15 +208,11 @@ def _plain(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]()#+!|<>$~&])", r"\\\1", " ".join(text.split()))
 
 
-def read_address(url: str, about: Preprocessing, private: bool = False) -> Tensor:
-    """The image at a URL, as `read_image` gives it; but no file of the machine that runs the page.
-
-    Raises:
-        UserError: it is no address, is not public, cannot be reached, or is no image.
-    """
+def read_address(url: str, about: Preprocessing) -> Tensor:
+    """The image at a URL, as `read_image` gives it; a UserError where it is a file of the machine that runs the page."""
     if not is_address(url):
         raise UserError(f"'{url}' is no address of an image; it must start with http:// or https://.")
-    return read_image(url, about.stored_size, resize=about.resize, private=private)
+    return read_image(url, about.stored_size, resize=about.resize)
 
 
 def explain(exhibit: Exhibit, image: Tensor) -> tuple[dict, np.ndarray, np.ndarray, list]:
@@ -250,16 +228,13 @@ def explain(exhibit: Exhibit, image: Tensor) -> tuple[dict, np.ndarray, np.ndarr
     # The most likely last: of two ImageNet classes with the same name, "crane" or "maillot", it is the one that stays.
     likely = [(stamp + classes[label], share) for label, share in zip(labels.tolist(), shares.tolist(), strict=True)]
     heat = grad_cam(model, image, int(labels[-1]))
-    places, similarities = find_nearest(features(model, image[None])[0], exhibit.known, NEAREST)
-    names = [dataset.classes[label] for label in dataset.train.labels[places]]
-    pictures = [picture(near, about.sample) for near in dataset.train.images[places]]
-    captions = [f"{name}, {similarity:.3f}" for name, similarity in zip(names, similarities, strict=True)]
-    return (
-        dict(likely[-MOST_LIKELY:]),
-        picture(middle(image, about.image_size), about.sample),
-        picture(overlay(image, heat), about.sample),
-        list(zip(pictures, captions, strict=True)),
-    )
+    places, similarities = nearest(features(model, image[None])[0], exhibit.known, NEAREST)
+    tiles = []
+    for place, similarity in zip(places.tolist(), similarities.tolist(), strict=True):
+        name = dataset.classes[dataset.train.labels[place]]
+        tiles.append((picture(dataset.train.images[place], about.sample), f"{name}, {similarity:.3f}"))
+    seen = picture(middle(image, about.image_size), about.sample)
+    return dict(likely[-MOST_LIKELY:]), seen, picture(overlay(image, heat), about.sample), tiles
 
 
 def picture(image: Tensor, sample: bool) -> np.ndarray:
@@ -268,7 +243,7 @@ def picture(image: Tensor, sample: bool) -> np.ndarray:
     if pixels.width < SMALLEST:
         pixels = pixels.resize((SMALLEST, SMALLEST), Image.Resampling.NEAREST)
     if sample:
-        middle, font = (pixels.width // 2, pixels.height // 2), ImageFont.load_default(pixels.width // 6)
+        centre, font = (pixels.width // 2, pixels.height // 2), ImageFont.load_default(pixels.width // 6)
         ink = {"fill": "white", "stroke_fill": "black", "stroke_width": 2, "anchor": "mm"}
-        ImageDraw.Draw(pixels).text(middle, "SAMPLE", font=font, **ink)
+        ImageDraw.Draw(pixels).text(centre, "SAMPLE", font=font, **ink)
     return np.asarray(pixels)

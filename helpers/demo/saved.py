@@ -35,14 +35,12 @@ class Preprocessing:
     resize: str = "crop"
 
     def __post_init__(self):
-        texts = isinstance(self.model, str) and isinstance(self.classes, list) and len(self.classes) > 0
-        texts = texts and all(isinstance(name, str) for name in self.classes) and self.resize in ("crop", "squash")
-        whole = all(type(size) is int for size in (self.image_size, self.stored_size)) and type(self.sample) is bool
-        numbers = [*self.mean, *self.std]
-        if not (texts and whole and len(self.mean) == len(self.std) == 3 and all(map(math.isfinite, numbers))):
-            raise ValueError("a value is missing or of another kind")
-        if not 1 <= self.image_size <= self.stored_size <= LARGEST_SIZE or min(self.std) <= 0:
-            raise ValueError("its image sizes or deviations cannot be")
+        kinds = {"model": str, "classes": list, "image_size": int, "stored_size": int, "sample": bool}
+        formed = all(type(getattr(self, name)) is kind for name, kind in kinds.items()) and self.resize in ("crop", "squash")
+        named = formed and self.classes and all(isinstance(name, str) for name in self.classes)
+        scaled = len(self.mean) == len(self.std) == 3 and all(map(math.isfinite, [*self.mean, *self.std])) and min(self.std) > 0
+        if not (named and scaled and 1 <= self.image_size <= self.stored_size <= LARGEST_SIZE):
+            raise ValueError("a value is missing, of another kind, or cannot be")
 
     @property
     def recipe(self) -> training.Recipe:
@@ -117,38 +115,37 @@ def load_model(path: str | Path, device: str | torch.device | None = None) -> Sa
     Raises:
         UserError: the file is missing, not a whole safetensors file, not ours, or its weights are another network's.
     """
-    path = Path(os.path.expanduser(path))
-    device = choose_device(device)
+    path, device = Path(os.path.expanduser(path)), choose_device(device)
     if not path.is_file():
         raise UserError(f"There is no model file '{path}'; make one with python -m helpers save EXPERIMENT FILE.")
-    library = _safetensors()
-    try:
-        with library.safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
-    except (library.SafetensorError, OSError) as error:
-        raise UserError(f"{path.name} is not a whole safetensors file; save the model again, or copy it again.") from error
+    metadata, tensors = _read(path)
     try:
         about = Preprocessing(**json.loads(metadata["about"]))
         card = json.loads(metadata.get("card", "null"))
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise UserError(
-            f"{path.name} does not say how its images are made; use a file written by python -m helpers save."
-        ) from error
+        mend = "use a file written by python -m helpers save"
+        raise UserError(f"{path.name} does not say how its images are made; {mend}.") from error
     tensors = {name: value.float() if value.dtype == torch.float16 else value for name, value in tensors.items()}
-    network = build_network(tensors, about, path.name)
-    return SavedModel(network.to(device).eval(), about, card)
+    return SavedModel(build_network(tensors, about, path.name).to(device).eval(), about, card)
 
 
 def read_card(path: Path) -> dict:
-    """The facts of a saved model's card, without its weights; empty where there are none or the file is not whole."""
+    """The facts of a saved model's card; empty where there are none or the file is not whole."""
+    try:
+        card = json.loads(_read(path, weights=False)[0].get("card", "{}"))
+    except (UserError, ValueError, RecursionError):
+        return {}
+    return card if isinstance(card, dict) else {}
+
+
+def _read(path: Path, weights: bool = True) -> tuple[dict[str, str], dict[str, Tensor]]:
     library = _safetensors()
     try:
         with library.safe_open(str(path), framework="pt") as file:
-            card = json.loads((file.metadata() or {}).get("card", "{}"))
-    except (library.SafetensorError, OSError, ValueError, RecursionError):
-        return {}
-    return card if isinstance(card, dict) else {}
+            names = list(file.keys()) if weights else []
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
+    except (library.SafetensorError, OSError) as error:
+        raise UserError(f"{path.name} is not a whole safetensors file; save the model again, or copy it again.") from error
 
 
 def _safetensors():

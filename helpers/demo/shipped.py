@@ -15,50 +15,16 @@ MODELS = ROOT / "results" / "models"
 LARGEST = 24  # MiB of a file
 AGREEMENT = 0.999  # share of test images on which half and full precision must agree
 
-CARD = """\
-# {name}
 
-`{model[name]}`, {model[params]:,} parameters, trained on {dataset[n_train]:,} images of {dataset[name]} ({classes} classes):
-experiment `{experiment}`, {profile}, seed {seed}.
-
-| | |
-| --- | --- |
-| test accuracy | **{test[accuracy]:.2%}** of {test[n]:,} images, 95 % Wilson: {interval.low:.2%} to {interval.high:.2%} |
-| validation accuracy | {best[val_accuracy]:.2%} of {dataset[n_val]:,} images, in epoch {best[epoch]}, whose weights these are |
-| all seeds | {seeds} |
-| data | {dataset[name]} from {dataset[source]}, fingerprint `{dataset[fingerprint]}` |
-| input | the middle {recipe[image_size]} pixels a side of {stored_size} |
-| recipe | {settings} |
-| weights | half precision, biases and BatchNorm in full; {size:.1f} MiB |
-| trained on | {environment[device]}, torch {environment[torch]}, {environment[date]:.10} |
-
-**What it must not be used for.** It knows its {classes} classes and nothing else: every image gets one of them.
-Its probabilities are not calibrated. It was made to show how such networks are trained, on images from the web that nobody has
-checked for whom they show or leave out; no decision about people, safety, health or money may rest on it.
-
-Check it with `python -m helpers evaluate {name}`.
-"""
-
-
-def ship(
-    record: dict,
-    checkpoint_dir: str | Path | None = None,
-    data_dir: str | Path | None = None,
-    *,
-    name: str | None = None,
-    folder: Path | None = None,
-    results_dir: str | Path | None = None,
-) -> Path:
+def ship(record: dict, checkpoint_dir: str | Path | None, data_dir: str | Path | None, results_dir: str | Path | None) -> Path:
     """Write the model of a recorded run in half precision, and its card beside it; returns the model's path.
 
-    Args:
-        name: of both files, by default the experiment's with '-' for '/'.
-        results_dir: where the records of its other seeds are.
+    The card names the run's other seeds, whose records lie in the results folder.
 
     Raises:
         UserError: the run has no checkpoint any more, it is of generated or other images, or the model is too large.
     """
-    name = name or record["experiment"].replace("/", "-")
+    name = record["experiment"].replace("/", "-")
     weights, about = best_weights(record, checkpoint_dir)
     if about.sample:
         raise UserError(f"{record['experiment']} was trained on generated images; ship a run on real ones.")
@@ -68,63 +34,64 @@ def ship(
     facts = {key: record[key] for key in ("experiment", "profile", "seed", "dataset", "recipe", "test", "best")}
     network = build_network(weights, about, name)
     facts["predicted"], _ = _predict(SavedModel(network, about, facts), data_dir)  # the run's own may be of 16-bit arithmetic
-    path = save_model((folder or MODELS) / f"{name}.safetensors", weights, about, facts)
+    path = save_model(MODELS / f"{name}.safetensors", weights, about, facts)
     runs = [one for one in records.load_all(results_dir, record["profile"]) if one["experiment"] == record["experiment"]]
     accuracies = {one["seed"]: one["test"]["accuracy"] for one in [*runs, record]}
     test = record["test"]
     interval = binomtest(round(test["accuracy"] * test["n"]), test["n"]).proportion_ci(0.95, "wilson")
     used = {key: value for key, value in record["recipe"].items() if value not in (None, False, 0, (), [])}
-    card = CARD.format(
-        name=name,
-        **record,
-        classes=len(about.classes),
-        interval=interval,
-        seeds=", ".join(f"seed {seed}: {accuracy:.2%}" for seed, accuracy in sorted(accuracies.items())),
-        settings=", ".join(f"{key} {value}" for key, value in used.items()),
-        stored_size=about.stored_size,
-        size=path.stat().st_size / 2**20,
+    card = (
+        Path(__file__)
+        .with_name("card.md")
+        .read_text(encoding="utf-8")
+        .format(
+            name=name,
+            **record,
+            classes=len(about.classes),
+            interval=interval,
+            seeds=", ".join(f"seed {seed}: {accuracy:.2%}" for seed, accuracy in sorted(accuracies.items())),
+            settings=", ".join(f"{key} {value}" for key, value in used.items()),
+            stored_size=about.stored_size,
+            size=path.stat().st_size / 2**20,
+        )
     )
     save_text(path.with_suffix(".md"), card)
     return path
 
 
-def list_models(folder: Path | None = None) -> dict[str, Path]:
-    """The models that come with the repository, by name; the best on photographs first."""
+def list_models() -> dict[str, Path]:
+    """The models that come with the repository, by name; those on photographs first, the best of them before the others."""
 
     def rank(path: Path) -> tuple:
         card = read_card(path)
         is_photographs = card.get("experiment", "").startswith("pikachu/")
-        return not is_photographs, -card.get("best", {}).get("val_accuracy", 0) if is_photographs else 0, path.stem
+        return not is_photographs, -card["best"]["val_accuracy"] if is_photographs else 0, path.stem
 
-    return {path.stem: path for path in sorted((folder or MODELS).glob("*.safetensors"), key=rank)}
+    return {path.stem: path for path in sorted(MODELS.glob("*.safetensors"), key=rank)}
 
 
-def find_model(name: str | Path | None = None, folder: Path | None = None) -> Path:
-    """A shipped model by name, or a file; without a name the first of `list_models`.
-
-    Raises:
-        UserError: there is none.
-    """
-    known = list_models(folder)
+def find_model(name: str | Path | None = None) -> Path:
+    """A shipped model by name, or a file; without a name the first of `list_models`. A UserError where there is none."""
+    known = list_models()
     if name is None and not known:
         raise UserError("No model comes with this copy; name one of your own with --model FILE.")
     if name is None or str(name) in known:
-        return next(iter(known.values())) if name is None else known[str(name)]
+        return known[str(name or next(iter(known)))]
     path = Path(os.path.expanduser(name))
     if path.name == str(path) and not path.suffix and not path.exists():
         raise UserError(f"There is no model '{name}'; choose one of {', '.join(known) or 'your own files'}, or give a file.")
     return path
 
 
-def evaluate(name: str, data_dir: str | Path | None = None, device: str | None = None, *, folder: Path | None = None) -> str:
+def evaluate(name: str, data_dir: str | Path | None = None, device: str | None = None) -> str:
     """Recompute a model's accuracy on the data at hand and compare it with its card; returns a sentence.
 
     Raises:
         UserError: it has no card, the data are others, or half and full precision disagree on too many test images.
     """
-    model = load_model(find_model(name, folder), device)
+    model = load_model(find_model(name), device)
     if not model.card:
-        raise UserError(f"{name} has no model card to compare with; choose one of {', '.join(list_models(folder))}.")
+        raise UserError(f"{name} has no model card to compare with; choose one of {', '.join(list_models())}.")
     predicted, labels = (torch.tensor(found) for found in _predict(model, data_dir))
     accuracy = (predicted == labels).double().mean().item()
     agreement = (predicted == torch.tensor(model.card["predicted"])).double().mean().item()

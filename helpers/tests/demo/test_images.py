@@ -53,6 +53,12 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.fixture
+def inside(monkeypatch):
+    """This machine counts as public."""
+    monkeypatch.setattr(images, "is_public", lambda address: True)
+
+
 @pytest.fixture(scope="module")
 def server():
     """Its address, on this machine."""
@@ -64,9 +70,9 @@ def server():
 
 
 @pytest.mark.parametrize("path", ["picture.png", "there", "a b.png?x=1", "picture.png#part"])
-def test_an_address_gives_the_pixels_of_the_file(server, tmp_path, path):
+def test_an_address_gives_the_pixels_of_the_file(server, inside, tmp_path, path):
     (tmp_path / "a.png").write_bytes(picture())
-    fetched = demo.read_image(f"{server}/{path}", 16, private=True)
+    fetched = demo.read_image(f"{server}/{path}", 16)
     assert torch.equal(fetched, demo.read_image(tmp_path / "a.png", 16))
 
 
@@ -87,7 +93,7 @@ def test_an_address_gives_the_pixels_of_the_file(server, tmp_path, path):
         ("http://exa mple/", "could not be reached"),
     ],
 )
-def test_an_address_that_gives_no_image_is_one_sentence(server, address, reason, monkeypatch):
+def test_an_address_that_gives_no_image_is_one_sentence(server, inside, address, reason, monkeypatch):
     monkeypatch.setattr(images, "LARGEST_DOWNLOAD", 2**16)
     monkeypatch.setattr(images, "LONGEST_DOWNLOAD", 0.5 if "slow" in str(address) else 20.0)
     if address is None:
@@ -96,7 +102,7 @@ def test_an_address_that_gives_no_image_is_one_sentence(server, address, reason,
         closed.server_close()
     source = f"{server}{address}" if address.startswith("/") else address
     with pytest.raises(UserError, match=f"cannot be classified: .*{reason}") as caught:
-        demo.read_image(source, 16, private=True)
+        demo.read_image(source, 16)
     assert "\n" not in str(caught.value)
 
 

@@ -22,7 +22,7 @@ from torch import nn
 
 from helpers import demo
 from helpers.data.datasets import Dataset, Split
-from helpers.demo import page
+from helpers.demo import images, page
 from helpers.report import pictures
 from helpers.runtime import UserError
 
@@ -130,7 +130,7 @@ def test_what_the_page_does_with_files_addresses_examples_and_another_model(data
     Image.new("RGB", (60, 40), RED).save(tmp_path / "red.png")
     one = page.Exhibit(by_hand(), dataset, demo.features(by_hand(), dataset.train.images), "Right.", dataset.test, "# Card")
     exhibits = {"one": one, "other": replace(one, card="# Other")}
-    uploaded, photographed, fetched, clicked, switched = page._handlers(exhibits, private=False)
+    uploaded, photographed, fetched, clicked, switched = page._handlers(exhibits)
     status, label, *_, cleared = uploaded("one", str(tmp_path / "red.png"))
     assert status == "This is the answer to red.png." and label["red"] == pytest.approx(0.9) and cleared is None
     (tmp_path / "notes.png").write_text("not an image")
@@ -157,9 +157,11 @@ def address(dataset):
     model = by_hand()
     known = demo.features(model, dataset.train.images)
     one = page.Exhibit(model, dataset, known, "It gets 2 of 2 right.", dataset.test, "# The card")
-    made = page.build_page({"one": one, "other": replace(one, measured="It is the other.", examples=None)}, private=True)
-    yield page.start(made, prevent_thread_lock=True)
-    made.close()
+    made = page.build_page({"one": one, "other": replace(one, measured="It is the other.", examples=None)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images, "is_public", lambda address: True)  # the server of this test too
+        yield page.start(made, prevent_thread_lock=True)
+        made.close()
 
 
 @pytest.fixture

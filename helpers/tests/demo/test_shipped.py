@@ -66,8 +66,10 @@ def place(tmp_path_factory):
     checkpoint.parent.mkdir(parents=True)
     state = {"best": best, "identity": {"images": dataset.fingerprint}, "best_weights": network.state_dict()}
     checkpoints.save_checkpoint(state, checkpoint)
-    demo.ship(record, folder / "checkpoints", folder, folder=folder / "models", results_dir=folder / "results")
-    return folder, record, dataset, network
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shipped, "MODELS", folder / "models")
+        demo.ship(record, folder / "checkpoints", folder, folder / "results")
+        yield folder, record, dataset, network
 
 
 def fit_head(network, split, recipe):
@@ -78,8 +80,8 @@ def fit_head(network, split, recipe):
     network.fc = head
 
 
-def evaluated(folder, name="pikachu-resnet18_torchvision", **options):
-    return demo.evaluate(name, folder, "cpu", folder=folder / "models", **options)
+def evaluated(folder, name="pikachu-resnet18_torchvision"):
+    return demo.evaluate(name, folder, "cpu")
 
 
 def test_a_shipped_model_is_half_as_large_and_answers_as_before(place):
@@ -130,15 +132,16 @@ def test_evaluate_notices_other_weights_and_other_images(place, tmp_path):
     (folder / "models" / "other.safetensors").unlink()
 
 
-def test_what_is_not_shipped(place, monkeypatch):
+def test_what_is_not_shipped(place, tmp_path, monkeypatch):
     folder, record, *_ = place
+    monkeypatch.setattr(shipped, "MODELS", tmp_path)
     monkeypatch.setattr(shipped, "LARGEST", 1)
     with pytest.raises(UserError, match="takes 21 MiB; at most 1 are shipped"):
-        demo.ship(record, folder / "checkpoints", folder, name="large", folder=folder / "models")
+        demo.ship(record, folder / "checkpoints", folder, None)
     sample = record | {"dataset": record["dataset"] | {"source": "sample"}}
     with pytest.raises(UserError, match="was trained on generated images"):
-        demo.ship(sample, folder / "checkpoints", folder, name="sample", folder=folder / "models")
-    assert not list((folder / "models").glob("[ls]a*"))
+        demo.ship(sample, folder / "checkpoints", folder, None)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_model_is_found_by_name_and_the_best_on_photographs_is_the_first(place, tmp_path, monkeypatch, capsys):
@@ -149,13 +152,14 @@ def test_a_model_is_found_by_name_and_the_best_on_photographs_is_the_first(place
         card = model.card | {"experiment": experiment, "best": {"val_accuracy": accuracy}} if experiment else None
         demo.save_model(tmp_path / f"{name}.safetensors", model.network.state_dict(), model.about, card)
     (tmp_path / "e.safetensors").write_bytes(b"not whole")
-    assert list(demo.list_models(tmp_path)) == ["c", "b", "a", "d", "e"]
-    assert demo.find_model(folder=tmp_path).name == "c.safetensors" == demo.find_model("c", tmp_path).name
-    with pytest.raises(UserError, match="There is no model 'z'; choose one of c, b, a, d, e, or give a file"):
-        demo.find_model("z", tmp_path)
+    monkeypatch.setattr(shipped, "MODELS", tmp_path / "none")
     with pytest.raises(UserError, match="No model comes with this copy; name one of your own with --model FILE"):
-        demo.find_model(folder=tmp_path / "none")
+        demo.find_model()
     monkeypatch.setattr(shipped, "MODELS", tmp_path)
+    assert list(demo.list_models()) == ["c", "b", "a", "d", "e"]
+    assert demo.find_model().name == "c.safetensors" == demo.find_model("c").name
+    with pytest.raises(UserError, match="There is no model 'z'; choose one of c, b, a, d, e, or give a file"):
+        demo.find_model("z")
     image = next((folder / "pikachu/test/pikachu").iterdir())
     assert main(["classify", str(image), "--device", "cpu"]) == 0
     assert "pikachu" in capsys.readouterr().out
