@@ -6,6 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from posixpath import basename, dirname
 
@@ -236,9 +237,10 @@ def _decode_tables(name: str, source: str, tables: list[tuple[str, pd.DataFrame]
             there = ", ".join(table.columns)
             require(needed in table.columns, f"The {source} has no column '{needed}', but {there}; download it again.")
         for cell, label in zip(table["img"], table[column], strict=True):
-            known = 0 <= label < len(classes)
+            known = isinstance(label, Real) and 0 <= label < len(classes)
             require(known, f"The {source} has a label {label}, but {name} has 0 to {len(classes) - 1}; download it again.")
-            content = (cell["bytes"] if isinstance(cell, dict) else cell) or b""
+            content = cell.get("bytes") if isinstance(cell, dict) else cell
+            content = content if isinstance(content, bytes) else b""  # which no image is
             suffix = "jpg" if content.startswith(b"\xff\xd8") else "png"
             contents[f"{split}/{classes[int(label)]}/{len(contents):05}.{suffix}"] = content
     return decode(source, list(contents), contents.__getitem__, decode_tiny, PIXELS)

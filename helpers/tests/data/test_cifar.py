@@ -531,6 +531,15 @@ def rename_table(folder):
             lambda folder: put_table(folder / "test-00000-of-00001.parquet", {"img": [{"bytes": None}], "label": [1]}),
             r"cannot be used: test/automobile/00000.png \(broken",
         ),
+        *[
+            (lambda folder, row=row: put_table(folder / "test-00000-of-00001.parquet", row), sentence)
+            for row, sentence in (
+                ({"img": [{"bytes": b""}], "label": [None]}, "a label None, but cifar10 has 0 to 9"),
+                ({"img": [{"bytes": b""}], "label": ["cat"]}, "a label cat, but cifar10 has 0 to 9"),
+                ({"img": [{"path": "a"}], "label": [1]}, r"cannot be used: test/automobile/00000.png \(broken"),
+                ({"img": ["a"], "label": [1]}, r"cannot be used: test/automobile/00000.png \(broken"),
+            )
+        ],
     ],
 )
 def test_parquet_that_is_not_whole(tmp_path, name, splits, spoil, sentence):
