@@ -6,6 +6,7 @@ import ssl
 import stat
 import threading
 import warnings
+from concurrent.futures import Future
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPSConnection
 from ipaddress import IPv4Address, IPv6Network, ip_address
@@ -34,11 +35,7 @@ def is_address(source: str) -> bool:
 def read_image(source: str | Path, size: int, name: str | None = None, *, resize: str = "crop") -> Tensor:
     """An image file or address as in training: uint8 (3, size, size), upright and in colour.
 
-    Args:
-        name: what an error calls it; by default the source.
-
-    Raises:
-        UserError: it is not there, cannot be reached, or is no image.
+    A UserError, which calls it `name`, where it is not there, cannot be reached, or is no image.
     """
     image, reason = try_image(str(source), size, resize)
     if reason:
@@ -77,32 +74,27 @@ class Refused(OSError):
 
 
 def download(url: str) -> bytes:
-    """The content at an address that is public, through every redirect.
-
-    Raises:
-        Refused: it is not public, cannot be reached, is too large, or takes longer than `LONGEST_DOWNLOAD` in all.
-    """
-    outcome, sockets = [Refused(f"it took longer than {LONGEST_DOWNLOAD:g} seconds")], []
+    """The content at a public address, through every redirect; else Refused, after `LONGEST_DOWNLOAD` at the latest."""
+    answer, sockets = Future(), []
 
     def work() -> None:
         try:
-            outcome.append(_follow(url, sockets))
-        except (Refused, TimeoutError) as error:
-            outcome.append(error if isinstance(error, Refused) else outcome[0])
+            answer.set_result(_follow(url, sockets))
         except Exception as error:
-            outcome.append(Refused(f"it could not be reached ({error})"))
+            answer.set_exception(error)
 
-    worker = threading.Thread(target=work, daemon=True)
-    worker.start()
-    worker.join(LONGEST_DOWNLOAD)
-    result = outcome[-1]
-    for connection in sockets:  # ends the worker, should it still wait
-        with suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)
-        connection.close()
-    if isinstance(result, Refused):
-        raise result
-    return result
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        return answer.result(LONGEST_DOWNLOAD)
+    except TimeoutError as error:
+        raise Refused(f"it took longer than {LONGEST_DOWNLOAD:g} seconds") from error
+    except Exception as error:
+        raise error if isinstance(error, Refused) else Refused(f"it could not be reached ({error})") from error
+    finally:
+        for connection in sockets:  # ends the work, should it still wait
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
 
 
 def _follow(url: str, sockets: list[socket.socket]) -> bytes:

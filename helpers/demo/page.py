@@ -36,19 +36,14 @@ _TILES = {"height": "fit-content", "format": "png", "buttons": [], "elem_classes
 
 @dataclass(frozen=True, eq=False)
 class Exhibit:
-    """A model on the page.
-
-    dataset: its training images are searched for those most like the image; known: their features (N, D), by `features`;
-    measured: a sentence on how accurate the model is; examples: images to click on, best such as the model was not
-    trained on; card: its model card, in Markdown.
-    """
+    """A model on the page."""
 
     model: SavedModel
-    dataset: Dataset
-    known: Tensor
-    measured: str = ""
-    examples: Split | None = None
-    card: str = ""
+    dataset: Dataset  # its training images are searched for those most like the image
+    known: Tensor  # their `features` (N, D)
+    measured: str = ""  # a sentence on how accurate the model is
+    examples: Split | None = None  # images to click on, best such as it was not trained on
+    card: str = ""  # its model card, in Markdown
 
 
 def prepare(path: Path, data_dir: str | Path | None = None, searched: int = 1000, dataset: Dataset | None = None) -> Exhibit:
@@ -218,9 +213,8 @@ def read_address(url: str, about: Preprocessing) -> Tensor:
 def explain(exhibit: Exhibit, image: Tensor) -> tuple[dict, np.ndarray, np.ndarray, list]:
     """What the page shows of an image, uint8 (3, S, S), as `read_image` gives it.
 
-    Returns:
-        The probabilities of the most likely classes; what the network sees, and where it sees the first class, each a
-        `picture`; and the nearest training images, the nearest first, each a `picture` and its caption.
+    The probabilities of the most likely classes; what the network sees, and where it sees the first class, each a
+    `picture`; and the nearest training images, the nearest first, each a `picture` and its caption.
     """
     model, dataset, about = exhibit.model, exhibit.dataset, exhibit.model.about
     classes, stamp = about.classes, "SAMPLE: " if about.sample else ""

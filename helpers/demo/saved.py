@@ -18,21 +18,16 @@ LARGEST_SIZE = 2048  # pixels of an input's side
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Metadata stored with the weights.
+    """Metadata stored with the weights."""
 
-    model: its name in `models.MODELS`; classes: the name of each label; image_size: pixels of its input;
-    stored_size: those to which an image is resized before its middle is cut out; mean, std: of each channel, for pixels
-    in [0, 1]; sample: whether it was trained on generated images, and its labels mean nothing; resize: as in `data.load`.
-    """
-
-    model: str
-    classes: list[str]
-    image_size: int
-    stored_size: int
-    mean: tuple[float, ...]
+    model: str  # its name in `models.MODELS`
+    classes: list[str]  # the name of each label
+    image_size: int  # pixels of its input
+    stored_size: int  # those to which an image is resized before its middle is cut out
+    mean: tuple[float, ...]  # of each channel, for pixels in [0, 1]
     std: tuple[float, ...]
-    sample: bool
-    resize: str = "crop"
+    sample: bool  # trained on generated images: its labels mean nothing
+    resize: str = "crop"  # as in `data.load`
 
     def __post_init__(self):
         kinds = {"model": str, "classes": list, "image_size": int, "stored_size": int, "sample": bool}
@@ -59,13 +54,9 @@ class SavedModel:
 
 
 def save_model(path: str | Path, state_dict: dict[str, Tensor], about: Preprocessing, card: dict | None = None) -> Path:
-    """Write weights and their metadata into one safetensors file, whole or not at all.
+    """Write weights and their metadata into one safetensors file, whole or not at all; a UserError where they do not fit.
 
-    Args:
-        card: the facts of a model card. With one, the weights are stored in half precision, biases and BatchNorm excepted.
-
-    Raises:
-        UserError: the weights are not this model's, or the file cannot be written.
+    With a `card`, the facts of a model card, the weights are in half precision, biases and BatchNorm excepted.
     """
     path = Path(os.path.expanduser(path))
     build_network(state_dict, about, path.name)
@@ -84,11 +75,7 @@ def save_model(path: str | Path, state_dict: dict[str, Tensor], about: Preproces
 
 
 def best_weights(record: dict, checkpoint_dir: str | Path | None = None) -> tuple[dict[str, Tensor], Preprocessing]:
-    """The weights of a recorded run's best epoch, which its checkpoint keeps, and their metadata.
-
-    Raises:
-        UserError: the checkpoint is not there any more, or is another run's.
-    """
+    """The weights of a recorded run's best epoch, if its checkpoint is still there (else a UserError), and their metadata."""
     name, profile, seed = record["experiment"], record["profile"], record["seed"]
     checkpoint = experiments.checkpoint_path(name, profile, seed, checkpoint_dir)
     state = checkpoints.load_checkpoint(checkpoint)
@@ -110,11 +97,7 @@ def save_run(path: str | Path, record: dict, checkpoint_dir: str | Path | None =
 
 
 def load_model(path: str | Path, device: str | torch.device | None = None) -> SavedModel:
-    """A model that `save_model` wrote, ready to classify.
-
-    Raises:
-        UserError: the file is missing, not a whole safetensors file, not ours, or its weights are another network's.
-    """
+    """A model that `save_model` wrote; a UserError where the file is missing, not whole, not ours or of other weights."""
     path, device = Path(os.path.expanduser(path)), choose_device(device)
     if not path.is_file():
         raise UserError(f"There is no model file '{path}'; make one with python -m helpers save EXPERIMENT FILE.")

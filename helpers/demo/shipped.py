@@ -19,10 +19,7 @@ AGREEMENT = 0.999  # share of test images on which half and full precision must 
 def ship(record: dict, checkpoint_dir: str | Path | None, data_dir: str | Path | None, results_dir: str | Path | None) -> Path:
     """Write the model of a recorded run in half precision, and its card beside it; returns the model's path.
 
-    The card names the run's other seeds, whose records lie in the results folder.
-
-    Raises:
-        UserError: the run has no checkpoint any more, it is of generated or other images, or the model is too large.
+    A UserError where it has no checkpoint any more, is of generated images, or is too large.
     """
     name = record["experiment"].replace("/", "-")
     weights, about = best_weights(record, checkpoint_dir)
@@ -86,8 +83,7 @@ def find_model(name: str | Path | None = None) -> Path:
 def evaluate(name: str, data_dir: str | Path | None = None, device: str | None = None) -> str:
     """Recompute a model's accuracy on the data at hand and compare it with its card; returns a sentence.
 
-    Raises:
-        UserError: it has no card, the data are others, or half and full precision disagree on too many test images.
+    A UserError where it has no card, the data are others, or half and full precision disagree on too many test images.
     """
     model = load_model(find_model(name), device)
     if not model.card:

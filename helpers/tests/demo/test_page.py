@@ -149,6 +149,16 @@ def test_what_the_page_does_with_files_addresses_examples_and_another_model(data
     assert camera["sources"] == ["webcam"]
 
 
+def test_gradios_limits_are_loopback_the_size_of_an_upload_and_one_worker(dataset):
+    pytest.importorskip("gradio")
+    launched = {}
+    page.start(SimpleNamespace(launch=lambda **options: launched.update(options), share_url=None, local_url="here"))
+    assert not launched["share"] and "server_name" not in launched and launched["max_file_size"] == 32 * 2**20
+    made = page.build_page({"one": page.Exhibit(by_hand(), dataset, torch.zeros(3, 2))})
+    assert [work.concurrency_limit for work in made.fns.values()] == [1] * 5
+    assert {work.concurrency_id for work in made.fns.values()} == {"model"}
+
+
 @pytest.fixture(scope="module")
 def address(dataset):
     """Where the page runs."""

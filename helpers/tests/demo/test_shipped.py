@@ -55,6 +55,7 @@ def place(tmp_path_factory):
         "model": {"name": "resnet18", "params": models.count_parameters(network)},
         "recipe": json.loads(json.dumps(asdict(recipe))),
         "stopped_early": None,
+        "seconds": 1.0,
         "history": [],
         "test": {"accuracy": accuracy, "loss": 0.5, "n": 120, "confusion": confusion},
         "predictions": "seed0.predictions.npz",
