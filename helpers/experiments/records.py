@@ -84,7 +84,8 @@ def save(record: dict, predictions: dict[str, np.ndarray], results_dir: str | Pa
 
 # What a record must hold, as far as tables and figures read it: names, and the kinds of their values.
 FORM = {
-    "": {"experiment": str, "report": str, "seed": int, "profile": str, "predictions": str, "history": list},
+    "": {"experiment": str, "report": str, "seed": int, "profile": str, "predictions": str, "history": list}
+    | {"seconds": float, "stopped_early": str | None},
     "dataset": {"name": str, "source": str, "fingerprint": str},
     "model": {"name": str, "params": int},
     "test": {"loss": float, "accuracy": float, "n": int, "confusion": list},
@@ -95,7 +96,7 @@ FORM = {
 EPOCH = dict.fromkeys(("train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds"), float) | {"epoch": int}
 
 
-def _fits(part: dict, form: dict[str, type]) -> bool:
+def _fits(part: dict, form: dict) -> bool:
     """Whether a part of a record has the values of a form, its numbers finite."""
     return all(
         isinstance(part[name], float | int) and math.isfinite(part[name]) if kind is float else isinstance(part[name], kind)

@@ -109,6 +109,8 @@ DAMAGES = {
     "history": [{"epoch": 1}],
     "best": None,
     "environment": [],
+    "seconds": "1",
+    "stopped_early": 0,
 }
 
 

@@ -34,6 +34,7 @@ def make_run(name, right, seed=0, *, n=10, **more):
         "recipe": {"epochs": more.pop("epochs", 1), "schedule": more.pop("schedule", "cosine")},
         "history": history,
         "stopped_early": more.pop("stopped", None),
+        "seconds": 1.0,
         "limits": {"time_budget": more.pop("time_budget", None)},
         "test": {
             "loss": more.pop("loss", 0.5),
