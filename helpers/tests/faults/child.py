@@ -7,19 +7,44 @@ import resource
 import signal
 import sys
 import tempfile
-import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
+from unittest.mock import patch
 
 import torch
 
+from helpers import models
 from helpers.__main__ import main
+from helpers.data import samples
+from helpers.experiments.plan import EXPERIMENTS
+from helpers.models import Description, Stage, Stem
+from helpers.report.claims import findings, table
 from helpers.runtime import UserError
 
+EXPERIMENT = "cifar10/resnext29_under5m_sgd"
+SECONDS = 300  # after which work counts as hanging; none here takes more than a few on a machine that has time for it
 WRITING = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate", "os.link", "os.symlink"}
+Cases = Iterator[tuple[str, str | None]]
+
+
+@contextmanager
+def smallest() -> Iterator[None]:
+    """The experiment with a network of one block and forty images, and claims of trained networks only: a run takes 0.1 s."""
+    row = replace(EXPERIMENTS[EXPERIMENT], model="smallest", seeds=1)
+    statements = [one for one in table.statements() if one.kind in findings.TRAINED]
+    with (
+        patch.dict(models.MODELS, smallest=models.Model(Description(Stem(8, 3, 2), (Stage(1, 8),)).build)),
+        patch.dict(EXPERIMENTS, {EXPERIMENT: row}),
+        patch.object(models, "count_macs", lambda *_: 1),
+        patch.dict(samples.SAMPLE_COUNTS, {10: (20, 10, 10)}),
+        patch.object(table, "statements", lambda: statements),
+    ):
+        yield
 
 
 @dataclass(frozen=True)
@@ -32,8 +57,9 @@ class Effort:
     random: Random = field(default_factory=Random)
     known: dict = field(default_factory=dict)
 
-    def some(self, cases: list, least: int = 3) -> list:
+    def some(self, cases, least: int = 3) -> list:
         """So many of the cases, in their order."""
+        cases = list(cases)
         count = min(len(cases), max(least, round(self.share * len(cases))))
         return [cases[place] for place in sorted(self.random.sample(range(len(cases)), count))]
 
@@ -42,86 +68,73 @@ class Effort:
         return Path(tempfile.mkdtemp(dir=self.folder))
 
 
-@dataclass(frozen=True)
-class Ended:
-    """How a child ended: its exit status (negative: by that signal; None: it took too long), and what it printed."""
+class Ended(NamedTuple):
+    """How a child ended: its exit status (negative: by that signal), and what it printed."""
 
-    status: int | None
+    status: int
     out: str
     err: str
 
 
 class Child:
-    """A forked process at some work, which may return an exit status."""
+    """A forked process at some work, with `memory` more bytes than it starts with, killed after `cpu` seconds of its own."""
 
-    def __init__(self, work: Callable[[], int | None], memory: int | None = None):
+    def __init__(self, work: Callable[[], int | None], memory: int | None = None, cpu: float = 0):
         self.files = [tempfile.TemporaryFile(), tempfile.TemporaryFile()]
         self.pid = os.fork()
         if self.pid == 0:
-            self._work(work, memory)
+            self._work(work, memory, cpu)
 
-    def _work(self, work, memory) -> None:
+    def _work(self, work, memory, cpu) -> None:
         status = 99
         try:
             for number, file in enumerate(self.files, 1):
                 os.dup2(file.fileno(), number)
-            sys.stdout = open(1, "w", closefd=False)
-            sys.stderr = open(2, "w", closefd=False, errors="backslashreplace")
-            sys.dont_write_bytecode = True
-            os.environ["CI"] = "true"
+            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False, errors="backslashreplace")
             torch.set_num_threads(1)  # the parent's pool of threads does not outlive a fork
             if memory:
                 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
                 resource.setrlimit(resource.RLIMIT_AS, (used + memory, resource.RLIM_INFINITY))
+            signal.alarm(SECONDS)
+            kill_after(cpu)
             status = work() or 0
         except SystemExit as error:
             status = error.code or 0
         except UserError as error:
-            print(error, file=sys.stderr)
-            status = 1
+            status = print(error, file=sys.stderr) or 1
         except BaseException:
             traceback.print_exc()
         finally:
-            try:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-                sys.stdout.flush()
-                sys.stderr.flush()
-            finally:
-                os._exit(status)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
 
-    def wait(self, seconds: float = 60.0) -> Ended:
-        """Its end; after so many seconds it is killed."""
-        end = time.monotonic() + seconds
-        while (done := os.waitpid(self.pid, os.WNOHANG))[0] == 0:
-            if time.monotonic() > end:
-                os.kill(self.pid, signal.SIGKILL)
-                os.waitpid(self.pid, 0)
-                return Ended(None, *self._printed())
-            time.sleep(0.002)
-        return Ended(os.waitstatus_to_exitcode(done[1]), *self._printed())
-
-    def _printed(self) -> list[str]:
-        texts = []
+    def wait(self) -> Ended:
+        """Its end."""
+        status, texts = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]), []
         for file in self.files:
             file.seek(0)
             texts.append(file.read().decode(errors="replace"))
             file.close()
-        return texts
+        return Ended(status, *texts)
+
+
+def kill_after(cpu: float) -> None:
+    """Have this process killed after so many seconds of processor time, whatever else the machine does; 0: never."""
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, cpu)
 
 
 def command(*arguments) -> Callable[[], int]:
     """The work of a command line."""
-    return lambda: main([*map(os.fsdecode, map(os.fspath, map(_text, arguments)))])
-
-
-def _text(argument):
-    return argument if isinstance(argument, str | bytes | Path) else str(argument)
+    return lambda: main([str(argument) for argument in arguments])
 
 
 def complaint(ended: Ended, *statuses: int) -> str | None:
     """What is wrong with an end, or None: status 0 (or one of those given), or status 1 with one sentence."""
     said = [line for line in ended.err.splitlines() if line.strip()]
-    if ended.status is None:
+    if ended.status == -signal.SIGALRM:
         return "it hangs"
     if "Traceback" in ended.err or "MemoryError" in ended.err + ended.out:
         return f"a traceback: {said[-1]}"
@@ -130,6 +143,16 @@ def complaint(ended: Ended, *statuses: int) -> str | None:
     if ended.status == 1 and (len(said) != 1 or "No such file or directory; free" in said[0]):
         return f"not one clear sentence but {said}"
     return None
+
+
+def refusal(read: Callable[[], object], allowed: Callable[[object], bool]) -> str | None:
+    """What is wrong with reading damaged state here: it must give what is allowed, or one sentence."""
+    try:
+        return None if allowed(read()) else "damage was taken for what was written"
+    except UserError as error:
+        return None if str(error).endswith(".") and "\n" not in str(error) else f"not a sentence: {error}"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def strike_at(number: int, folder: Path, kill: bool) -> Callable[[], int]:
@@ -156,10 +179,3 @@ def strike_at(number: int, folder: Path, kill: bool) -> Callable[[], int]:
     os.fsync = lambda descriptor: (strike(), fsync(descriptor))[1]
     sys.addaudithook(hook)
     return lambda: last[0]
-
-
-def limit_file_size(size: int, kill: bool = False) -> None:
-    """In a child: no file grows over so many bytes; a write that would fails, or kills in its middle."""
-    if kill:
-        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
