@@ -1,6 +1,7 @@
 """How fast: a textbook training loop against ours, turn by turn; what dense work reaches; how long to an accuracy."""
 
 import multiprocessing
+import os
 import re
 import statistics
 import subprocess
@@ -20,8 +21,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from torch.autograd import DeviceType
-from torch.profiler import profile
-from torch.utils.data import DataLoader, Dataset
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.data import DataLoader, default_collate
 from torchvision import transforms
 
 from helpers import data, experiments, models, training
@@ -36,36 +37,27 @@ IMAGES = {32: ("cifar10", 5120), 224: ("pikachu", 64)}  # CIFAR in memory, photo
 ROUNDS, ROUND_SECONDS, WORKERS = 5, 3, 2
 
 
-class Files(Dataset):
-    """The textbook's images: opened from a file, or made from an array of pixels, one by one when they are asked for."""
-
-    def __init__(self, images: list, labels: list[int], transform):
-        self.images, self.labels, self.transform = images, labels, transform
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = self.images[index]
-        image = Image.open(image).convert("RGB") if isinstance(image, Path) else Image.fromarray(image)
-        return self.transform(image), self.labels[index]
+def _opened(transform: Callable, items: list[tuple]) -> list[Tensor]:
+    """A batch of the textbook's images, opened from files or made from arrays of pixels one by one, and their labels."""
+    images = [Image.open(image).convert("RGB") if isinstance(image, Path) else Image.fromarray(image) for image, _ in items]
+    return default_collate([(transform(image), label) for image, (_, label) in zip(images, items, strict=True)])
 
 
 def textbook_loader(split: data.Split, batch_size: int, image_size: int, folder: Path) -> DataLoader:
     """PIL transforms in a DataLoader of two workers, as most tutorials have it; photographs lie as files in the folder."""
-    pixels, labels = split.images.permute(0, 2, 3, 1).numpy(), split.labels.tolist()
-    finish = [transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)]
-    if image_size == 32:
-        images, change = list(pixels), [transforms.RandomCrop(32, padding=4)]
-    else:
-        images, change = [], [transforms.Resize(256), transforms.CenterCrop(image_size)]
-        for number, photograph in enumerate(pixels):
-            images.append(folder / f"{number}.jpg")
-            Image.fromarray(photograph).resize((500, 375)).save(images[-1], quality=85)
-    files = Files(images, labels, transforms.Compose(change + finish))
+    images = list(split.images.permute(0, 2, 3, 1).numpy())
+    change = [transforms.RandomCrop(32, padding=4)]
+    if image_size != 32:
+        change = [transforms.Resize(256), transforms.CenterCrop(image_size)]
+        for number, photograph in enumerate(images):
+            images[number] = folder / f"{number}.jpg"
+            Image.fromarray(photograph).resize((500, 375)).save(images[number], quality=85)
+    change += [transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)]
+    pairs = list(zip(images, split.labels.tolist(), strict=True))
     # A loop in a process of its own would start its workers afresh, imports and all; the textbook's are forked where they can.
     how = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
-    return DataLoader(files, batch_size, shuffle=True, num_workers=WORKERS, multiprocessing_context=how)
+    workers = {"num_workers": WORKERS, "multiprocessing_context": how}
+    return DataLoader(pairs, batch_size, shuffle=True, collate_fn=partial(_opened, transforms.Compose(change)), **workers)
 
 
 class Textbook:
@@ -132,7 +124,9 @@ def layer_kind(operation: str, shapes: list) -> str | None:
 
 def layer_shares(device: torch.device, work: Callable[[], object]) -> dict[str, float]:
     """The share of each kind of layer in the time that the device spends on this work, as torch's profiler has it."""
-    with profile(record_shapes=True) as profiler:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler says that a machine without a GPU is an error
+    watched = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+    with profile(activities=watched, record_shapes=True) as profiler:
         _seconds(device, work)
     spent, whole, time_of = Counter(), 0, "device_time_total" if device.type == "cuda" else "cpu_time_total"
     for event in profiler.key_averages(group_by_input_shape=True):
