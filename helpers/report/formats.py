@@ -44,11 +44,11 @@ def as_text(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _is_text(values: pd.Series) -> bool:
-    """Whether a column has words: they stand to the left, and numbers to the right."""
-    if not all(isinstance(value, str) for value in values):
-        return False
+    """Whether a column has words, most of which begin with no digit: they stand to the left, and numbers to the right."""
     words = set(values) - {"", NOT_YET}
-    return bool(words) and not any(re.match(r"[-+×]?\d", word) for word in words)
+    if not words or not all(isinstance(value, str) for value in words):
+        return False
+    return sum(bool(re.match(r"[-+×]?\d", word)) for word in words) < len(words) / 2
 
 
 def styled(table: pd.DataFrame, caption: str, best: str | dict[str, str] = ()) -> Styler:

@@ -139,6 +139,13 @@ def test_a_styled_table_has_a_caption_its_best_value_in_bold_and_the_same_text_t
     assert html == formats.styled(table, "Two networks", best={"test accuracy": "max", "val loss": "min"}).to_html()
 
 
+def test_words_stand_to_the_left_and_numbers_to_the_right():
+    columns = {"claim": ["2 sets", "a", "b"], "quoted": ["258", "79 %", ""], "test accuracy": ["not yet run", 0.5, None]}
+    table = pd.DataFrame(columns | {"device": ["CPU"] * 3, "points": [1.0, 2.0, 3.0]})
+    style = formats.styled(table, "Claims").to_html().split("</style>")[0]
+    assert re.findall(r"\.col(\d) \{\s*text-align: left", style) == ["0", "3"]
+
+
 def test_no_table_of_runs_has_more_than_nine_columns():
     records = results.load_all()
     for table in (tables.runs_table(records), tables.comparison_table(records), tables.paired_table(records[:2])):
