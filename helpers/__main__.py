@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from importlib.util import find_spec
 
 if __name__ == "__main__":  # torch takes seconds to import; Ctrl-C in them ends as it does later
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
@@ -53,6 +54,7 @@ ARGUMENTS = {
         "--data-dir": FOLDER, "--device": {},
         "--compile": {"action": "store_true", "help": "train through torch.compile, on a GPU with CUDA graphs"},
         "--sync-batchnorm": {"action": "store_true", "help": "under torchrun: BatchNorm over the batches of all processes"},
+        "--tensorboard": {"action": "store_true", "help": "write each epoch's scalars beside the checkpoint"},
         "--resume": {"action": argparse.BooleanOptionalAction, "default": True, "help": "go on from a checkpoint"},
         "--fresh": {"dest": "resume", "action": "store_false", "help": "the same as --no-resume"},
     }),
@@ -106,7 +108,9 @@ def list_experiments(options) -> None:
 def run_experiments(options) -> None:
     """Run one experiment, or all that are missing."""
     common = {"data_dir": options.data_dir, "device": options.device, "compiled": options.compile, "resume": options.resume}
-    common["sync_batchnorm"] = options.sync_batchnorm
+    common |= {"sync_batchnorm": options.sync_batchnorm, "tensorboard": options.tensorboard}
+    if options.tensorboard and find_spec("tensorboard") is None:
+        raise UserError("TensorBoard is not installed here; pip install tensorboard, or leave out --tensorboard.")
     common["time_budget"] = options.time_budget and options.time_budget * 60
     if options.results_dir:
         require_writable(options.results_dir, "--results-dir")
@@ -227,7 +231,11 @@ def main(arguments: list[str] | None = None) -> int:
     if later := int(os.environ.get("RANK", 0)):  # of torchrun's processes the first one speaks
         sys.stdout = open(os.devnull, "w")
     try:
-        options = make_parser().parse_args(arguments)
+        options, rest = make_parser().parse_known_args(arguments)
+        if options.command == "save" and len(rest) == 1 and not (options.file or rest[0].startswith("-")):
+            options.file, rest = rest[0], []  # after another option, argparse does not take it for the FILE
+        if rest:
+            raise UserError(f"Unrecognized arguments: {' '.join(rest)}; see python -m helpers --help.")
         COMMANDS[options.command](options)
         sys.stdout.flush()
     except UserError as error:

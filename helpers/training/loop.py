@@ -1,6 +1,7 @@
 """The loop: epochs of steps and an evaluation, with resume, early stop and a time budget."""
 
 import math
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -55,6 +56,7 @@ class Options:
     patience: int | None = None  # in place of the recipe's
     until: int | None = None  # stop after this epoch
     target: float | None = None  # stop as soon as the validation accuracy is this high
+    tensorboard: bool = False  # write each epoch's scalars into a folder beside the checkpoint
     deadline: float | None = None  # no epoch starts when the clock shows so much
     clock: Callable[[], float] = time.perf_counter  # in seconds
 
@@ -98,6 +100,8 @@ def fit(model: nn.Module, train: data.Split, validation: data.Split, recipe: Rec
                 kept = {name: getattr(done, name) for name in KEPT} | {"arrangement": asdict(done.arrangement)}
                 save_checkpoint({"identity": identity, **learner.state_dict(), **kept}, options.checkpoint)
                 mirrored = _mirror(options, mirrored)
+                if options.tensorboard:
+                    _log(done.history[-1], options.checkpoint)
     except KeyboardInterrupt:
         end = "nothing of this run was kept, since none of its epochs had been checkpointed."
         if options.checkpoint and done.history:  # without history, a checkpoint that lies there is an earlier run's
@@ -140,6 +144,18 @@ def _resumed(learner: Learner, identity: dict, options: Options) -> Fit | None:
         old, new = (", ".join(place[name] for name in here) for place in (before, here))
         print(f"It began on {old} and goes on on {new}: from here on its bits differ from those of a run that stayed.")
     return done
+
+
+def _log(row: dict, checkpoint: Path) -> None:
+    """Write an epoch's scalars for TensorBoard; the first one's removes those of an earlier run."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    folder = checkpoint.with_suffix(".tensorboard")
+    if row["epoch"] == 1:
+        shutil.rmtree(folder, ignore_errors=True)
+    with SummaryWriter(str(folder)) as writer:
+        for name in ("lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy"):
+            writer.add_scalar(name, row[name], row["epoch"])
 
 
 def platform(device: torch.device) -> dict[str, str]:

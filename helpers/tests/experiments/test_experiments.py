@@ -372,6 +372,21 @@ def test_a_process_stopped_in_the_middle_goes_on_to_the_same_record(smoke, tmp_p
     assert [[row[key] for key in keys] for row in record["history"]] == [[row[key] for key in keys] for row in whole["history"]]
 
 
+def test_the_file_to_save_may_come_last(smoke, tmp_path, capsys):
+    places = ["--results-dir", str(smoke), "--checkpoint-dir", str(smoke / "checkpoints")]
+    save = ["save", RUN[1], *places, "--profile", "smoke"]
+    assert main([*save, str(tmp_path / "a.safetensors")]) == 0 and (tmp_path / "a.safetensors").exists()
+    for rest in (["a", "b"], ["--nothing"]):
+        assert main([*save, *rest]) == 1
+        assert f"Unrecognized arguments: {' '.join(rest)}; see python -m helpers --help." in capsys.readouterr().err
+
+
+def test_tensorboard_that_is_not_installed_is_a_sentence(monkeypatch, capsys):
+    monkeypatch.setattr("helpers.__main__.find_spec", lambda name: None)
+    assert main([*RUN, "--tensorboard"]) == 1
+    assert "TensorBoard is not installed here; pip install tensorboard, or leave out --tensorboard." in capsys.readouterr().err
+
+
 def test_ctrl_c_ends_with_status_130(monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt

@@ -4,7 +4,10 @@ import itertools
 import math
 import random
 import statistics
+import sys
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -498,6 +501,26 @@ def test_a_checkpoint_from_before_a_setting_is_one_with_its_default(tmp_path):
     assert len(fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, epochs=1), checkpoint=path).history) == 1
     with pytest.raises(UserError, match="belongs to a run with nesterov False, not True"):
         fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, epochs=1, nesterov=True), checkpoint=path)
+
+
+def test_tensorboard_is_given_each_epochs_scalars_beside_the_checkpoint(tmp_path, monkeypatch):
+    written = []
+
+    class SummaryWriter(nullcontext):
+        def __enter__(self):
+            return self
+
+        def add_scalar(self, name, value, epoch):
+            written.append((self.enter_result, name, value, epoch))
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=SummaryWriter))
+    (tmp_path / "a.tensorboard").mkdir()
+    (tmp_path / "a.tensorboard" / "of an earlier run").touch()
+    done = fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=tmp_path / "a.ckpt", tensorboard=True)
+    names = ("lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
+    folder = str(tmp_path / "a.tensorboard")
+    assert written == [(folder, name, row[name], row["epoch"]) for row in done.history for name in names]
+    assert not list(tmp_path.glob("a.tensorboard/*"))
 
 
 def test_time_budget_counts_the_sessions_before(tmp_path):
