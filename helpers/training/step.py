@@ -191,7 +191,8 @@ def _rehearse(learner: Learner, images: Tensor, labels: Tensor) -> None:
     Beside it lies as much memory as a step takes: momenta, DistributedDataParallel's buckets, the perturbation and a copy.
     """
     _held = [torch.empty_like(parameter) for parameter in learner.model.parameters() for _ in range(4)]
-    with learner.statistics.held(), torch.random.fork_rng():
+    gpus = [learner.device] if learner.device.type == "cuda" else []
+    with learner.statistics.held(), torch.random.fork_rng(gpus):
         gradients(learner, images, labels, apart=True)
     learner.optimizer.zero_grad(set_to_none=True)
 
