@@ -1,0 +1,104 @@
+"""What more GPUs would buy: a cost model for 1 to 64, and images a second measured with the processes at hand.
+
+`[torchrun --standalone --nproc-per-node=2 | python] -m helpers.experiments.scaling` keeps both in `results/`.
+"""
+
+import json
+import os
+import time
+
+import matplotlib.pyplot as plt
+import torch
+from torch import nn
+
+from helpers import models, training
+from helpers.experiments.records import RESULTS
+from helpers.experiments.runner import find
+from helpers.runtime import device_name, save_text
+from helpers.training import processes
+from helpers.training.layout import Arrangement
+
+BATCHES = {
+    "resnext29_under5m": (10, 32, (64, 128)),
+    "resnext50_32x4d": (2, 224, (8, 32)),
+}  # classes, pixels, the recipes' batches
+ASSUMED = {
+    "operations_per_second": 2e13,  # of one GPU in training, at any batch
+    "launch_seconds": 1e-5,  # of a kernel; a step launches three a layer, and is no shorter than that
+    "latency_seconds": 1e-5,  # of each of the 2 (N - 1) messages of a ring
+    "bytes_per_second": {"PCIe": 1e10, "NVLink": 2e11},
+    "hidden": 2 / 3,  # of a step: its backward pass, in which DistributedDataParallel sends what is ready
+}
+GPUS, PAYS, STEPS = (1, 2, 4, 8, 16, 32, 64), 1.25, 4  # twice the GPUs pay where they are this much faster
+
+
+def images_per_second(parts: dict, batch: int, gpus: int, bandwidth: float) -> float:
+    """The cost model: a step computes one GPU's share of the batch, and sends 2 (N - 1) / N of the gradient's bytes."""
+    arithmetic = 6 * parts["macs"] * -(-batch // gpus) / ASSUMED["operations_per_second"]
+    compute = max(arithmetic, 3 * parts["layers"] * ASSUMED["launch_seconds"])
+    sending = 2 * (gpus - 1) * (parts["gradient_bytes"] / gpus / bandwidth + ASSUMED["latency_seconds"])
+    return batch / (compute + max(0.0, sending - ASSUMED["hidden"] * compute))
+
+
+def modelled() -> list[dict]:
+    """One row for each network, batch and link: what is counted, the speeds by the number of GPUs, and how many pay."""
+    rows = []
+    for name, (classes, pixels, batches) in BATCHES.items():
+        with torch.device("meta"):
+            network = models.build(name, classes)
+        layers = sum(isinstance(layer, nn.Conv2d | nn.BatchNorm2d | nn.Linear) for layer in network.modules())
+        parts = {"macs": models.count_macs(network, (1, 3, pixels, pixels)), "layers": layers}
+        parts["gradient_bytes"] = 4 * models.count_parameters(network)
+        for batch, (link, bandwidth) in [(batch, link) for batch in batches for link in ASSUMED["bytes_per_second"].items()]:
+            speeds = {gpus: images_per_second(parts, batch, gpus, bandwidth) for gpus in GPUS if gpus <= batch}
+            slow = [gpus for gpus in speeds if speeds.get(2 * gpus, 0) < PAYS * speeds[gpus]]
+            about = {"model": name, "batch": batch, "link": link, **parts}
+            rows.append(about | {"images_per_second": speeds, "pays_up_to": slow[0]})
+    return rows
+
+
+def measured() -> dict:
+    """The first network on this machine with as many processes as there are, over a few steps after a first one.
+
+    The processor's own seconds of a step in the first process tell what a free core would need where the machine is busy.
+    """
+    device, name = processes.join(), next(iter(BATCHES))
+    classes, pixels, (batch, *_) = BATCHES[name]
+    recipe, model = find(f"cifar10/{name}_sgd").recipe, models.build(name, classes).to(device)
+    learner = training.Learner(model, recipe, called=processes.wrap(training.prepare(model, recipe, Arrangement())))
+    step = torch.rand(batch, 3, pixels, pixels, device=device), torch.zeros(batch, dtype=torch.int64, device=device)
+    training.train_epoch(learner, [step])
+    start, used = time.perf_counter(), time.process_time()
+    training.train_epoch(learner, [step] * STEPS)
+    speed, used = batch * STEPS / (time.perf_counter() - start), (time.process_time() - used) / STEPS
+    about = {"model": name, "batch": batch, "device": device_name(device), "load_average": os.getloadavg()[0]}
+    return about | {"images_per_second": speed, "processor_seconds_a_step": used}
+
+
+def draw(rows: list[dict]) -> None:
+    """How many times as fast so many GPUs are; the mark is at the last that pays."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    for axis, (link, bandwidth) in zip(axes, ASSUMED["bytes_per_second"].items(), strict=True):
+        for row, style in zip([row for row in rows if row["link"] == link], ("o-", "s--", "^-", "D--"), strict=True):
+            speeds, label = row["images_per_second"], f"{row['model']}, batch {row['batch']}: pays up to {row['pays_up_to']}"
+            mark = [list(speeds).index(row["pays_up_to"])]
+            axis.loglog(list(speeds), [speed / speeds[1] for speed in speeds.values()], style, markevery=mark, label=label)
+        ticks = {"xticks": GPUS, "xticklabels": GPUS, "yticks": GPUS, "yticklabels": GPUS}
+        axis.set(title=f"{link}, {bandwidth / 1e9:g} GB/s", xlabel="GPUs", ylabel="times the speed of one GPU", **ticks)
+        axis.legend(fontsize=8)
+    figure.suptitle("The same batch over more GPUs: a cost model (the rates of a GPU and of the links are assumed)")
+    figure.savefig(RESULTS / "figures/scaling.png", dpi=200)
+
+
+def main() -> None:
+    path, here = RESULTS / "bench/scaling/cost_model.json", measured()
+    if processes.rank() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = json.loads(path.read_text())["measured"] if path.exists() else {}
+        found = {"measured": kept | {f"{processes.count()} processes": here}, "assumed": ASSUMED, "modelled": modelled()}
+        save_text(path, json.dumps(found, indent=1) + "\n")
+        draw(found["modelled"])
+
+
+if __name__ == "__main__":
+    main()
