@@ -1,5 +1,6 @@
 """Models that come with the repository, each with its card: shipped from runs, found by name, and checked."""
 
+import json
 import os
 from pathlib import Path
 
@@ -7,12 +8,13 @@ import torch
 from scipy.stats import binomtest
 
 from helpers import data, training
-from helpers.demo.saved import SavedModel, best_weights, build_network, load_model, read_card, save_model
+from helpers.demo.saved import Preprocessing, SavedModel, best_weights, build_network, load_model, read_card, save_model
 from helpers.experiments import records
 from helpers.runtime import ROOT, UserError, save_text
 
 MODELS = ROOT / "results" / "models"
 LARGEST = 24  # MiB of a file
+OPTIMISER = ("optimizer", "momentum")  # told even where they are the defaults
 AGREEMENT = 0.999  # share of test images on which half and full precision must agree
 
 
@@ -32,28 +34,25 @@ def ship(record: dict, checkpoint_dir: str | Path | None, data_dir: str | Path |
     network = build_network(weights, about, name)
     facts["predicted"], _ = _predict(SavedModel(network, about, facts), data_dir)  # the run's own may be of 16-bit arithmetic
     path = save_model(MODELS / f"{name}.safetensors", weights, about, facts)
+    save_text(path.with_suffix(".md"), card_text(record, about, path, results_dir))
+    return path
+
+
+def card_text(record: dict, about: Preprocessing, path: Path, results_dir: str | Path | None) -> str:
+    """The model card of a recorded run whose weights are in the file; of its recipe, the optimiser and what is no default."""
     runs = [one for one in records.load_all(results_dir, record["profile"]) if one["experiment"] == record["experiment"]]
     accuracies = {one["seed"]: one["test"]["accuracy"] for one in [*runs, record]}
-    test = record["test"]
-    interval = binomtest(round(test["accuracy"] * test["n"]), test["n"]).proportion_ci(0.95, "wilson")
-    used = {key: value for key, value in record["recipe"].items() if value not in (None, False, 0, (), [])}
-    card = (
-        Path(__file__)
-        .with_name("card.md")
-        .read_text(encoding="utf-8")
-        .format(
-            name=name,
-            **record,
-            classes=len(about.classes),
-            interval=interval,
-            seeds=", ".join(f"seed {seed}: {accuracy:.2%}" for seed, accuracy in sorted(accuracies.items())),
-            settings=", ".join(f"{key} {value}" for key, value in used.items()),
-            stored_size=about.stored_size,
-            size=path.stat().st_size / 2**20,
-        )
-    )
-    save_text(path.with_suffix(".md"), card)
-    return path
+    test, plain = record["test"], json.loads(json.dumps(training.completed({}), default=str))  # as JSON has it: lists
+    used = {key: value for key, value in record["recipe"].items() if key in OPTIMISER or value != plain.get(key)}
+    facts = {
+        "classes": len(about.classes),
+        "interval": binomtest(round(test["accuracy"] * test["n"]), test["n"]).proportion_ci(0.95, "wilson"),
+        "seeds": ", ".join(f"seed {seed}: {accuracy:.2%}" for seed, accuracy in sorted(accuracies.items())),
+        "settings": ", ".join(f"{key} {value}" for key, value in used.items()),
+        "size": path.stat().st_size / 2**20,
+    }
+    template = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
+    return template.format(name=path.stem, stored_size=about.stored_size, **facts, **record)
 
 
 def list_models() -> dict[str, Path]:
