@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import experiments, runtime
+from helpers import experiments, runtime, training
 from helpers.experiments import records as results
 from helpers.runtime import ROOT, UserError
 
@@ -229,3 +229,22 @@ def test_the_folder_of_smoke_runs_goes_with_the_process():
     program = "from helpers.experiments import records; f = records.folder_for('smoke'); assert f.is_dir(); print(f)"
     printed = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert not Path(printed.strip()).exists()
+
+
+def test_two_processes_end_within_the_noise_of_one():
+    """The first report's ResNet-18 as coded, on real images, BatchNorm per process. Its rate restarts every 10 epochs, so that
+    the first 10 of the 102 of one process are those of the run of two: the best of them, on 500 validation images."""
+    name = "cifar10_5k/resnet18_coded_decay0001"
+    one, two = (
+        results.load(results.record_path(name, "full", 0, folder)) for folder in (None, results.RESULTS / "processes/two")
+    )
+    assert (one.get("processes", 1), two["processes"], two["sync_batchnorm"], two["environment"]["dirty"]) == (
+        1,
+        2,
+        False,
+        False,
+    )
+    assert two["dataset"] == one["dataset"] and {**two["recipe"], "epochs": 102} == training.completed(one["recipe"])
+    best = [max(epoch["val_accuracy"] for epoch in record["history"][:10]) for record in (one, two)]
+    assert best == [0.446, 0.438]
+    assert abs(best[0] - best[1]) < np.sqrt(sum(part * (1 - part) for part in best) / 500), "one standard error"
