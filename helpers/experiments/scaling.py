@@ -1,6 +1,6 @@
 """What more GPUs would buy: a cost model for 1 to 64, and images a second measured with the processes at hand.
 
-`[torchrun --standalone --nproc-per-node=2 | python] -m helpers.experiments.scaling` keeps both in `results/`.
+`[torchrun --standalone --nproc-per-node=2 | python] -m helpers.experiments.scaling` keeps both in `results/bench/scaling`.
 """
 
 import json
@@ -87,7 +87,7 @@ def draw(rows: list[dict]) -> None:
         axis.set(title=f"{link}, {bandwidth / 1e9:g} GB/s", xlabel="GPUs", ylabel="times the speed of one GPU", **ticks)
         axis.legend(fontsize=8)
     figure.suptitle("The same batch over more GPUs: a cost model (the rates of a GPU and of the links are assumed)")
-    figure.savefig(RESULTS / "figures/scaling.png", dpi=200)
+    figure.savefig(RESULTS / "bench/scaling/scaling.png", dpi=200)
 
 
 def main() -> None:

@@ -29,5 +29,5 @@ def test_what_is_kept_is_the_model_and_is_drawn():
     assert {row["pays_up_to"] for row in kept["modelled"] if row["link"] == "PCIe"} == {1, 2, 4, 8}
     first = kept["modelled"][0]
     assert first["gradient_bytes"] == 4 * models.count_parameters(models.build("resnext29_under5m", 10)) < 20_000_000
-    with Image.open(RESULTS / "figures/scaling.png") as image:
+    with Image.open(RESULTS / "bench/scaling/scaling.png") as image:
         assert image.size == (2000, 800)
