@@ -86,10 +86,12 @@ def download(url: str) -> bytes:
     threading.Thread(target=work, daemon=True).start()
     try:
         return answer.result(LONGEST_DOWNLOAD)
+    except Refused:
+        raise
     except TimeoutError as error:
         raise Refused(f"it took longer than {LONGEST_DOWNLOAD:g} seconds") from error
     except Exception as error:
-        raise error if isinstance(error, Refused) else Refused(f"it could not be reached ({error})") from error
+        raise Refused(f"it could not be reached ({error})") from error
     finally:
         for connection in sockets:  # ends the work, should it still wait
             with suppress(OSError):

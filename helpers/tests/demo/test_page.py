@@ -181,6 +181,7 @@ def browser(address, tmp_path):
 
     arguments = ["no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
     arguments += ["disable-component-update", "disable-sync"]
+    arguments += ["use-fake-device-for-media-stream", "use-fake-ui-for-media-stream"]  # a camera that shows a moving disc
     with sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
             tmp_path / "profile", executable_path=BROWSER, args=[f"--{argument}" for argument in arguments]
@@ -256,3 +257,13 @@ def test_an_address_that_cannot_be_reached_one_that_can_and_an_example(browser, 
     assert status_is(browser, "must start with http").startswith("'/etc/passwd' is no address of an image")
     browser.locator(".tiles button:has(img)").first.click()
     assert answer(browser, "an example labelled blue")[0] == ["blue", "blue", "90%", "red", "10%"]
+
+
+def test_another_model_and_a_snapshot_of_the_camera(browser):
+    browser.locator("#model input").click()
+    browser.get_by_role("option", name="other").click()
+    browser.get_by_text("It is the other.").wait_for()
+    browser.locator("#camera").get_by_text("Click to Access Webcam").click()
+    browser.locator("#camera button[aria-label='capture photo']").click()
+    shares = [int(word[:-1]) for word in answer(browser, "your snapshot")[0] if word.endswith("%")]
+    assert sum(shares) == 100
