@@ -19,7 +19,7 @@ from torchvision.datasets.utils import check_integrity
 from torchvision.io import ImageReadMode, decode_image
 
 from helpers.data import downloads, pools
-from helpers.data.pools import SPLIT_FOLDERS, File, Pool, cache_path, cached, decode, list_files, listed, place, stamp, why
+from helpers.data.pools import SPLIT_FOLDERS, File, Pool, cache_path, cached, decode, list_files, listed, place, stamp
 from helpers.runtime import UserError, require
 
 CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
@@ -223,7 +223,7 @@ def _find_parquet(name: str, base: Path) -> Found | None:
         except ImportError as error:
             raise UserError(f"To read the {source}, run 'pip install pyarrow'.") from error
         except (OSError, ValueError) as error:  # pyarrow's own errors are kinds of these
-            raise UserError(f"The {source} has a file that cannot be read; download it again ({why(error)}).") from error
+            raise UserError(f"The {source} has a file that cannot be read; download it again.") from error
         return _decode_tables(name, source, tables)
 
     return (source, [stamp(path, root) for path in splits], read) if splits else None

@@ -99,7 +99,7 @@ def save_run(path: str | Path, record: dict, checkpoint_dir: str | Path | None =
 def load_model(path: str | Path, device: str | torch.device | None = None) -> SavedModel:
     """A model that `save_model` wrote; a UserError where the file is missing, not whole, not ours or of other weights."""
     path, device = Path(os.path.expanduser(path)), choose_device(device)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"There is no model file '{path}'; make one with python -m helpers save EXPERIMENT FILE.")
     metadata, tensors = _read(path)
     try:

@@ -74,7 +74,7 @@ def find_model(name: str | Path | None = None) -> Path:
     if name is None or str(name) in known:
         return known[str(name or next(iter(known)))]
     path = Path(os.path.expanduser(name))
-    if path.name == str(path) and not path.suffix and not path.exists():
+    if path.name == str(path) and not path.suffix and not os.path.exists(path):  # also where the name is too long for a file
         raise UserError(f"There is no model '{name}'; choose one of {', '.join(known) or 'your own files'}, or give a file.")
     return path
 

@@ -508,6 +508,14 @@ def cut_table(folder):
     path.write_bytes(path.read_bytes()[:-1000])
 
 
+def flip_in_table(folder):
+    """A bit of a page's header, about which pyarrow has two lines to say."""
+    path = folder / "train-00000-of-00001.parquet"
+    content = bytearray(path.read_bytes())
+    content[17] ^= 1 << 3
+    path.write_bytes(content)
+
+
 def rename_table(folder):
     (folder / "test-00000-of-00001.parquet").rename(folder / "part2.parquet")
 
@@ -516,7 +524,8 @@ def rename_table(folder):
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (cut_table, "Parquet folder cifar10 has a file that cannot be read; download it again"),
+        (cut_table, "Parquet folder cifar10 has a file that cannot be read; download it again.$"),
+        (flip_in_table, "Parquet folder cifar10 has a file that cannot be read; download it again.$"),
         (rename_table, "has a file 'plain_text/part2.parquet' of no known split; call it train-"),
         (lambda folder: (folder / "train-00000-of-00001.parquet").unlink(), "has 0 images in train/airplane where"),
         (

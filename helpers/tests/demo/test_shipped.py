@@ -166,7 +166,7 @@ def test_a_model_is_found_by_name_and_the_best_on_photographs_is_the_first(place
     assert "pikachu" in capsys.readouterr().out
     assert main(["classify", str(image), "--model", "b"]) == 0
     assert main(["classify", str(image), "--model", str(tmp_path / "a.safetensors")]) == 0
-    assert main(["evaluate", "z"]) == 1
+    assert main(["evaluate", "z"]) == main(["evaluate", "z" * 300]) == main(["classify", "a", "--model", "z" * 300 + ".s"]) == 1
 
 
 def test_a_shipped_model_goes_onto_the_page_with_its_card_and_examples(place):

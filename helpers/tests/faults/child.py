@@ -7,6 +7,7 @@ import resource
 import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from typing import NamedTuple
 from unittest.mock import patch
 
 import torch
+from tqdm import tqdm
 
 from helpers import models
 from helpers.__main__ import main
@@ -92,6 +94,7 @@ class Child:
                 os.dup2(file.fileno(), number)
             sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False, errors="backslashreplace")
             torch.set_num_threads(1)  # the parent's pool of threads does not outlive a fork
+            tqdm.set_lock(threading.RLock())  # its own is shared with the other children, and one may die holding it
             if memory:
                 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
                 resource.setrlimit(resource.RLIMIT_AS, (used + memory, resource.RLIM_INFINITY))
