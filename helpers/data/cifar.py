@@ -222,7 +222,7 @@ def _find_parquet(name: str, base: Path) -> Found | None:
             tables = [(split, pd.read_parquet(path)) for path, split in splits.items()]
         except ImportError as error:
             raise UserError(f"To read the {source}, run 'pip install pyarrow'.") from error
-        except (OSError, ValueError) as error:  # pyarrow's own errors are kinds of these
+        except Exception as error:  # of broken metadata, pandas and pyarrow raise nearly anything
             raise UserError(f"The {source} has a file that cannot be read; download it again.") from error
         return _decode_tables(name, source, tables)
 

@@ -1,9 +1,11 @@
+import base64
 import hashlib
 import http.server
 import io
 import json
 import os
 import pickle
+import re
 import shutil
 import socket
 import struct
@@ -13,6 +15,7 @@ import warnings
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -516,6 +519,15 @@ def flip_in_table(folder):
     path.write_bytes(content)
 
 
+def misspell_type_in_table(folder):
+    """A type of numpy's in what pandas keeps in a table's schema, which Arrow writes in base 64."""
+    path = folder / "train-00000-of-00001.parquet"
+    pd.read_parquet(path).to_parquet(path)
+    schema = max(re.findall(rb"[A-Za-z0-9+/]{100,}=*", path.read_bytes()), key=len)
+    misspelt = base64.b64encode(base64.b64decode(schema).replace(b'"int64"', b'"inp64"'))
+    path.write_bytes(path.read_bytes().replace(schema, misspelt))
+
+
 def rename_table(folder):
     (folder / "test-00000-of-00001.parquet").rename(folder / "part2.parquet")
 
@@ -525,6 +537,7 @@ def rename_table(folder):
     ("spoil", "sentence"),
     [
         (cut_table, "Parquet folder cifar10 has a file that cannot be read; download it again.$"),
+        (misspell_type_in_table, "Parquet folder cifar10 has a file that cannot be read; download it again.$"),
         (flip_in_table, "Parquet folder cifar10 has a file that cannot be read; download it again.$"),
         (rename_table, "has a file 'plain_text/part2.parquet' of no known split; call it train-"),
         (lambda folder: (folder / "train-00000-of-00001.parquet").unlink(), "has 0 images in train/airplane where"),

@@ -228,7 +228,7 @@ def two_at_once(effort: Effort, whole: Path) -> Cases:
 def vanishing_mirrors(effort: Effort, whole: Path) -> Cases:
     """The folder that checkpoints are copied to is not there, is no folder, is full, cannot be written: training goes on."""
     faults = {
-        "is not mounted": lambda mirror: mirror.parent.rmdir(),
+        "is not mounted": lambda mirror: shutil.rmtree(mirror.parents[5]),
         "is a file": lambda mirror: mirror.write_text("in the way"),
         "holds a folder of the file's name": lambda mirror: (mirror / "seed0.ckpt" / "full").mkdir(parents=True),
         "is a broken link": lambda mirror: mirror.symlink_to("nowhere"),
@@ -238,8 +238,8 @@ def vanishing_mirrors(effort: Effort, whole: Path) -> Cases:
         "goes after the first epoch": lambda mirror: mirror.mkdir(),
     }
     for name, make in effort.some(faults.items()):
-        mirror = (folder := effort.fresh()) / "drive" / "mirror"
-        mirror.parent.mkdir()
+        mirror = (folder := effort.fresh()) / "drive/MyDrive/project/checkpoints/report/network/full"
+        mirror.parent.mkdir(parents=True)
         make(mirror)
 
         def work(folder=folder, mirror=mirror, name=name) -> None:
