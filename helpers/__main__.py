@@ -30,6 +30,18 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message[0].upper()}{message[1:]}; see python -m helpers --help.")
 
 
+class Command(Parser):
+    """The parser of one command, whose options may stand between its other arguments: `save EXPERIMENT --seed 1 FILE`."""
+
+    intermixed = False
+
+    def parse_known_args(self, args=None, namespace=None):
+        if self.intermixed:  # up to Python 3.12, parsing intermixed arguments calls this again
+            return super().parse_known_args(args, namespace)
+        self.intermixed = True
+        return self.parse_known_intermixed_args(args, namespace)
+
+
 def folder(text: str) -> Path:
     """A path as the user wrote it, `~` included: a shell leaves that alone in `--results-dir=~/r`."""
     try:
@@ -89,7 +101,7 @@ ARGUMENTS = {
 def make_parser() -> Parser:
     """The parser of all commands."""
     parser = Parser(prog="python -m helpers", description="Run, list and tabulate the experiments of the notebooks.")
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Command)
     for name, (purpose, arguments) in ARGUMENTS.items():
         command = commands.add_parser(name, help=purpose)
         for argument, settings in arguments.items():
@@ -231,11 +243,7 @@ def main(arguments: list[str] | None = None) -> int:
     if later := int(os.environ.get("RANK", 0)):  # of torchrun's processes the first one speaks
         sys.stdout = open(os.devnull, "w")
     try:
-        options, rest = make_parser().parse_known_args(arguments)
-        if options.command == "save" and len(rest) == 1 and not (options.file or rest[0].startswith("-")):
-            options.file, rest = rest[0], []  # after another option, argparse does not take it for the FILE
-        if rest:
-            raise UserError(f"Unrecognized arguments: {' '.join(rest)}; see python -m helpers --help.")
+        options = make_parser().parse_args(arguments)
         COMMANDS[options.command](options)
         sys.stdout.flush()
     except UserError as error:
