@@ -1,6 +1,6 @@
 """What more GPUs would buy: a cost model for 1 to 64, and images a second measured with the processes at hand.
 
-`[torchrun --standalone --nproc-per-node=2 | python] -m helpers.experiments.scaling` keeps both in `results/bench/scaling`.
+`[torchrun --standalone --nproc-per-node=2 | python] -m helpers.report.scaling` keeps both in `results/bench/scaling`.
 """
 
 import json

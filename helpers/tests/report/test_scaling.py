@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from helpers import models
-from helpers.experiments import scaling
 from helpers.experiments.records import RESULTS
+from helpers.report import scaling
 
 
 def test_the_cost_model_by_hand():
