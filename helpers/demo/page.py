@@ -161,12 +161,8 @@ def start(page, **options) -> str:
     The options are those of `gradio.Blocks.launch`.
     """
     theme = _gradio().themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"])
-    looks = {
-        "theme": theme,
-        "css": Path(__file__).with_name("page.css").read_text(encoding="utf-8"),
-        "footer_links": [],
-        "height": 900,
-    }
+    css = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    looks = {"theme": theme, "css": css, "footer_links": [], "height": 900}
     options = {"share": False, "quiet": True, "max_file_size": LARGEST_DOWNLOAD} | looks | options
     try:
         page.launch(**options)

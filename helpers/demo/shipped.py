@@ -1,6 +1,5 @@
 """Models that come with the repository, each with its card: shipped from runs, found by name, and checked."""
 
-import json
 import os
 from pathlib import Path
 
@@ -42,7 +41,7 @@ def card_text(record: dict, about: Preprocessing, path: Path, results_dir: str |
     """The model card of a recorded run whose weights are in the file; of its recipe, the optimiser and what is no default."""
     runs = [one for one in records.load_all(results_dir, record["profile"]) if one["experiment"] == record["experiment"]]
     accuracies = {one["seed"]: one["test"]["accuracy"] for one in [*runs, record]}
-    test, plain = record["test"], json.loads(json.dumps(training.completed({}), default=str))  # as JSON has it: lists
+    test, plain = record["test"], training.completed({"sizes": []})  # a record has lists for tuples
     used = {key: value for key, value in record["recipe"].items() if key in OPTIMISER or value != plain.get(key)}
     facts = {
         "classes": len(about.classes),

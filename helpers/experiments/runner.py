@@ -137,8 +137,7 @@ def run_row(row: Experiment, dataset: data.Dataset, seed: int, profile: str, opt
         torch.cuda.reset_peak_memory_stats(device)
     checkpoint = checkpoint_path(row.name, profile, seed, options.checkpoint_dir)
     require_writable(checkpoint.parent, "--checkpoint-dir")
-    given = {setting.name: getattr(options, setting.name) for setting in fields(loop.Options)}
-    told = {name: value for name, value in given.items() if value != getattr(loop.Options, name)}
+    told = {setting.name: getattr(options, setting.name) for setting in fields(loop.Options)}
     told |= {"seed": seed, "checkpoint": checkpoint, "about": {"experiment": row.name, "images": dataset.fingerprint}}
     with claim(checkpoint) if processes.rank() == 0 else nullcontext():
         fitted = training.fit(model, dataset.train, dataset.validation, recipe, **told)

@@ -1,4 +1,5 @@
 """How it is trained: recipes, the loop, the perturbed step, checkpoints."""
+# ruff: noqa: F401 (the names that notebooks and other rooms use)
 
 from helpers.training.evaluation import accuracy_at, evaluate, predict, score
 from helpers.training.layout import choose_arrangement, prepare
@@ -6,8 +7,3 @@ from helpers.training.loop import OUT_OF_TIME, Diverged, Fit, fit, training_batc
 from helpers.training.perturbation import AdversarialModelPerturbation
 from helpers.training.recipe import OPTIMIZERS, SCHEDULES, Recipe, completed, learning_rate
 from helpers.training.step import Learner, make_optimizer, train_epoch
-
-__all__ = ["OPTIMIZERS", "SCHEDULES", "Recipe", "completed", "learning_rate"]
-__all__ += ["Learner", "make_optimizer", "train_epoch", "AdversarialModelPerturbation"]
-__all__ += ["OUT_OF_TIME", "Diverged", "Fit", "fit", "training_batches", "choose_arrangement", "prepare"]
-__all__ += ["accuracy_at", "evaluate", "predict", "score"]

@@ -116,7 +116,7 @@ def test_spent_minutes_end_it_between_two_epochs_and_it_says_what_is_left(tmp_pa
     fit, save, saved = training.fit, loop.save_checkpoint, []
     clock = {"clock": lambda: time.perf_counter() + 3600 * bool(saved)}
     with monkeypatch.context() as patch:
-        patch.setattr(training, "fit", lambda *arguments, **options: fit(*arguments, **options, **clock))
+        patch.setattr(training, "fit", lambda *arguments, **options: fit(*arguments, **options | clock))
         patch.setattr(loop, "save_checkpoint", lambda *arguments: (save(*arguments), saved.append(None)))
         assert main([*COMMAND, "--minutes", "30", *folders(tmp_path)]) == 0
     printed = capsys.readouterr().out
