@@ -276,7 +276,7 @@ def stage_bars(tables: Mapping[str, pd.DataFrame], models: Sequence[str]) -> Fig
 def search_heat_map(table: pd.DataFrame, sample: bool = False) -> Figure:
     """The best validation accuracy of each trial: one panel per batch size, a row per weight decay, a column per learning rate.
 
-    All panels share their shades. A trial of the `search.table` that is missing, or that diverged, stays white.
+    All panels share their shades. A trial that the table misses, or without a `val accuracy` since it diverged, stays white.
     """
     batch_sizes = sorted(table["batch size"].unique())
     rates, decays = (sorted(table[name].unique(), reverse=True) for name in ("learning rate", "weight decay"))
