@@ -14,8 +14,9 @@ from torch import nn
 
 from helpers import data
 from helpers.runtime import require
+from helpers.training.convolutions import convolutions
 from helpers.training.recipe import Recipe
-from helpers.training.step import autocast, convolutions
+from helpers.training.step import autocast
 
 ROUNDS, WARM_UP = 5, 1.0  # steps each, and seconds each before them
 CLEARLY_FASTER = 0.9  # of the time of the first: smaller gains are noise, which must not decide how a run rounds
@@ -43,7 +44,7 @@ def choose_arrangement(model: nn.Module, train: data.Split, recipe: Recipe) -> A
 
         def step() -> None:
             called.zero_grad(set_to_none=True)
-            with convolutions(recipe), autocast(device, recipe):
+            with convolutions(device, recipe), autocast(device, recipe):
                 loss = F.cross_entropy(called(images), labels)
             loss.backward()
             torch.cuda.synchronize(device)

@@ -14,6 +14,7 @@ from helpers.runtime import UserError, autocast_dtype
 from helpers.training import processes
 from helpers.training.average import Average
 from helpers.training.batchnorm import RunningStatistics, SynchronisedBatchNorm
+from helpers.training.convolutions import convolutions
 from helpers.training.perturbation import AdversarialModelPerturbation, along_momentum, step_clipped
 from helpers.training.recipe import Recipe
 
@@ -96,8 +97,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.decay_weights_only:
         weights, others = ([p for p in parameters if (p.ndim > 1) == is_weight] for is_weight in (True, False))
         groups = [{"params": weights}, {"params": others, "weight_decay": 0.0}]
-    kind = "fused" if parameters[0].device.type == "cuda" else "foreach"
-    base, arguments = torch.optim.Adam, {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, kind: True}
+    base, arguments = torch.optim.Adam, {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "fused": True}
     if recipe.optimizer == "sgd":
         base, arguments = torch.optim.SGD, arguments | {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
     if recipe.perturbation is None:
@@ -118,11 +118,6 @@ def autocast(device: torch.device, recipe: Recipe):
     return torch.autocast(device.type, dtype) if dtype else nullcontext()
 
 
-def convolutions(recipe: Recipe):
-    """The context of every step: cuDNN's choices do not change from run to run, unless the recipe leaves them to it."""
-    return torch.backends.cudnn.flags(enabled=True, benchmark=not recipe.deterministic, deterministic=recipe.deterministic)
-
-
 def train_epoch(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
     """One pass over the batches; returns the mean loss and the accuracy over images, as seen while training.
 
@@ -132,7 +127,7 @@ def train_epoch(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> t
     learner.called.train()
     count = 0
     loss_sum, correct = (torch.zeros((), device=learner.device, dtype=kind) for kind in (torch.float64, torch.int64))
-    with convolutions(learner.recipe):
+    with convolutions(learner.device, learner.recipe):
         for images, labels in batches:
             logits, loss = _step_in_parts(learner, images, labels)
             count += len(labels)

@@ -226,7 +226,7 @@ def test_flipped_tests_are_always_the_same_and_mirrored_scores_are_means():
 
 def test_cudnn_chooses_only_where_the_recipe_lets_it():
     for deterministic in (True, False):
-        with stepping.convolutions(replace(RECIPE, deterministic=deterministic)):
+        with stepping.convolutions(torch.device("cuda"), replace(RECIPE, deterministic=deterministic)):
             flags = (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark)
         assert flags == (deterministic, not deterministic)
 

@@ -1,0 +1,60 @@
+"""A convolution with few output pixels is the same function pixel by pixel, and others stay as they are."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from helpers import models
+from helpers.training import convolutions
+from helpers.training.convolutions import SmallMaps
+
+SHAPES = [(3, 1, 1, 2), (3, 2, 1, 4), (5, 1, 2, 2), (1, 2, 0, 3), (3, 1, 1, 1), (3, 1, 0, 4), ((3, 1), (2, 1), (1, 0), (4, 1))]
+
+
+@pytest.mark.parametrize(("shape", "bias"), list(itertools.product(SHAPES, (True, False))))
+def test_output_and_gradients_are_the_convolution_s(monkeypatch, shape, bias):
+    kernel, stride, padding, side = shape
+    layer = nn.Conv2d(5, 7, kernel, stride, padding, bias=bias).double().to(memory_format=torch.channels_last)
+    images = torch.randn(3, 5, *((side, side) if isinstance(side, int) else side)).double().requires_grad_()
+    calls = []
+    monkeypatch.setattr(
+        convolutions, "pixel_by_pixel", lambda *given, own=convolutions.pixel_by_pixel: calls.append(1) or own(*given)
+    )
+    results = []
+    for context in (torch.enable_grad(), SmallMaps()):
+        with context:
+            output = layer(images)
+        results.append([output, *torch.autograd.grad(output.square().sum(), [images, *layer.parameters()])])
+    assert calls == [1]
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("layer", "side"),
+    [
+        (nn.Conv2d(4, 4, 3, padding=1), 3),  # nine pixels
+        (nn.Conv2d(4, 4, 3, padding=1, groups=2), 2),
+        (nn.Conv2d(4, 4, 3, padding=2, dilation=2), 2),
+        (nn.Conv2d(4, 4, 3, padding="same"), 2),
+        (nn.Conv2d(4, 4, 1, padding=1, stride=2), 2),  # pixels that see nothing but the border
+    ],
+)
+def test_other_convolutions_stay_as_they_are(monkeypatch, layer, side):
+    monkeypatch.setattr(convolutions, "pixel_by_pixel", None)
+    images = torch.randn(2, 4, side, side)
+    expected = layer(images)
+    with SmallMaps():
+        assert layer(images).equal(expected)
+
+
+def test_a_whole_network_has_the_same_gradient():
+    model, images = models.build("torchvision/resnet18", 10).double(), torch.randn(4, 3, 32, 32).double()
+    found = []
+    for context in (torch.enable_grad(), SmallMaps()):
+        with context:
+            loss = model(images).square().sum()
+        found.append(torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, model.parameters())]))
+    assert (found[1] - found[0]).norm() < 1e-9 * found[0].norm()
