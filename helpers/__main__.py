@@ -17,7 +17,7 @@ from helpers import bench, demo, experiments, runtime
 from helpers.data.pools import listed
 from helpers.experiments import records as results
 from helpers.experiments.queue import Queue, lines, run_missing
-from helpers.report import claims, colab, figures, memory, readme, tables
+from helpers.report import claims, colab, figures, readme, tables
 from helpers.report import statistics as intervals
 from helpers.runtime import PROFILES, UserError, require_writable
 from helpers.training import processes
@@ -165,7 +165,7 @@ def make_tables(options) -> None:
     written = tables.write(records, options.results_dir) + figures.write(records, options.results_dir)
     written += claims.write(options.results_dir, records)
     if options.results_dir is None:
-        written += [*tables.save({"memory": memory.table()}), readme.write(records)]
+        written += [readme.write(records)]
     print("\n".join(path.name for path in written))
 
 

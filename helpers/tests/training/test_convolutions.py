@@ -1,4 +1,4 @@
-"""A convolution with few output pixels is the same function pixel by pixel, and others stay as they are."""
+"""A convolution with more weights than data is the same function as a matrix product, and others stay as they are."""
 
 import itertools
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from helpers import models
 from helpers.training import convolutions
-from helpers.training.convolutions import SmallMaps
+from helpers.training.convolutions import HeavyConvolutions
 
 SHAPES = [(3, 1, 1, 2), (3, 2, 1, 4), (5, 1, 2, 2), (1, 2, 0, 3), (3, 1, 1, 1), (3, 1, 0, 4), ((3, 1), (2, 1), (1, 0), (4, 1))]
 
@@ -16,14 +16,12 @@ SHAPES = [(3, 1, 1, 2), (3, 2, 1, 4), (5, 1, 2, 2), (1, 2, 0, 3), (3, 1, 1, 1), 
 @pytest.mark.parametrize(("shape", "bias"), list(itertools.product(SHAPES, (True, False))))
 def test_output_and_gradients_are_the_convolution_s(monkeypatch, shape, bias):
     kernel, stride, padding, side = shape
-    layer = nn.Conv2d(5, 7, kernel, stride, padding, bias=bias).double().to(memory_format=torch.channels_last)
+    layer = nn.Conv2d(5, 200, kernel, stride, padding, bias=bias).double().to(memory_format=torch.channels_last)
     images = torch.randn(3, 5, *((side, side) if isinstance(side, int) else side)).double().requires_grad_()
     calls = []
-    monkeypatch.setattr(
-        convolutions, "pixel_by_pixel", lambda *given, own=convolutions.pixel_by_pixel: calls.append(1) or own(*given)
-    )
+    monkeypatch.setattr(convolutions, "product", lambda *given, own=convolutions.product: calls.append(1) or own(*given))
     results = []
-    for context in (torch.enable_grad(), SmallMaps()):
+    for context in (torch.enable_grad(), HeavyConvolutions()):
         with context:
             output = layer(images)
         results.append([output, *torch.autograd.grad(output.square().sum(), [images, *layer.parameters()])])
@@ -35,25 +33,25 @@ def test_output_and_gradients_are_the_convolution_s(monkeypatch, shape, bias):
 @pytest.mark.parametrize(
     ("layer", "side"),
     [
-        (nn.Conv2d(4, 4, 3, padding=1), 3),  # nine pixels
-        (nn.Conv2d(4, 4, 3, padding=1, groups=2), 2),
-        (nn.Conv2d(4, 4, 3, padding=2, dilation=2), 2),
-        (nn.Conv2d(4, 4, 3, padding="same"), 2),
-        (nn.Conv2d(4, 4, 1, padding=1, stride=2), 2),  # pixels that see nothing but the border
+        (nn.Conv2d(4, 4, 3, padding=1), 3),  # too few weights
+        (nn.Conv2d(4, 40, 3, padding=1, groups=2), 2),
+        (nn.Conv2d(4, 40, 3, padding=2, dilation=2), 2),
+        (nn.Conv2d(4, 40, 3, padding="same"), 2),
+        (nn.Conv2d(4, 40, 1, padding=1, stride=2), 2),  # output pixels that see nothing but the border
     ],
 )
 def test_other_convolutions_stay_as_they_are(monkeypatch, layer, side):
-    monkeypatch.setattr(convolutions, "pixel_by_pixel", None)
-    images = torch.randn(2, 4, side, side)
+    monkeypatch.setattr(convolutions, "product", None)
+    images = torch.randn(3, 4, side, side)
     expected = layer(images)
-    with SmallMaps():
+    with HeavyConvolutions():
         assert layer(images).equal(expected)
 
 
 def test_a_whole_network_has_the_same_gradient():
     model, images = models.build("torchvision/resnet18", 10).double(), torch.randn(4, 3, 32, 32).double()
     found = []
-    for context in (torch.enable_grad(), SmallMaps()):
+    for context in (torch.enable_grad(), HeavyConvolutions()):
         with context:
             loss = model(images).square().sum()
         found.append(torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, model.parameters())]))
