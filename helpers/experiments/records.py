@@ -20,6 +20,7 @@ from helpers import experiments, runtime
 from helpers.runtime import PROFILES, ROOT, UserError
 
 RESULTS = ROOT / "results"
+NAMED = 5  # missing experiments that a notebook names one by one
 
 
 @cache
@@ -225,12 +226,14 @@ def obtain_all(
             found.append(obtain(name, seed, profile, results_dir, mirror=mirror, **arguments))
         elif seed < experiments.find(name).seeds:
             missing.setdefault(name, []).append(seed)
-    lacking = f"; {sum(map(len, missing.values()))} are not run yet:" if missing else "."
-    print(f"{len(found)} {profile} runs are here{lacking}")
-    for name, seeds in missing.items():
+    lacking = f"; not run yet: {sum(map(len, missing.values()))}" if missing else "."
+    print(f"{len(found)} {profile} {'run is' if len(found) == 1 else 'runs are'} here{lacking}")
+    for name, seeds in itertools.islice(missing.items(), NAMED):
         from helpers.experiments.queue import Queue  # which itself reads the records
 
         minutes = Queue(results_dir, profile=profile).minutes(experiments.find(name), seeds[0], runtime.choose_device())
         print(f"  {minutes:,.0f} minutes here: python -m helpers run {name} --seed {seeds[0]}", end="")
         print(*(f" (and {seed})" for seed in seeds[1:]), f" --profile {profile}" if profile != "full" else "", sep="")
+    if len(missing) > NAMED:
+        print("  and so on; python -m helpers list names them all.")
     return found

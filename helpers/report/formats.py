@@ -10,16 +10,15 @@ from pandas.io.formats.style import Styler
 SAMPLE = "SAMPLE, no result: "
 NOT_YET = "not yet run"
 
-_PERCENT = "val accuracy,test accuracy,sd,low,high,report,accuracy,superclass accuracy,at 1,at 5,short recipe,elsewhere".split(
-    ","
-)
+_PERCENT = ("val accuracy", "test accuracy", "superclass accuracy", "accuracy", "sd", "low", "high", "report", "at 1", "at 5")
 _FORMATS = {
-    **dict.fromkeys(_PERCENT, "{:.2%}"),
+    **dict.fromkeys((*_PERCENT, "short recipe", "elsewhere"), "{:.2%}"),
+    **dict.fromkeys(("share", "probability"), "{:.1%}"),
     **dict.fromkeys(("points", "from", "to"), "{:+.2f}"),
     **dict.fromkeys(("seeds", "epochs", "epochs, short", "estimated", "only first right", "only second right"), "{:.0f}"),
     **dict.fromkeys(("parameters", "gradients", "images/s"), "{:,.0f}"),
     **dict.fromkeys(("minutes", "minutes, short"), "{:.1f}"),
-    **{"val loss": "{:.4f}", "p": "{:.3f}", "share": "{:.1%}", "million MACs": "{:,.1f}"},
+    **{"val loss": "{:.4f}", "p": "{:.3f}", "million MACs": "{:,.1f}"},
 }
 
 
