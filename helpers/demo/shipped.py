@@ -41,8 +41,9 @@ def card_text(record: dict, about: Preprocessing, path: Path, results_dir: str |
     """The model card of a recorded run whose weights are in the file; of its recipe, the optimiser and what is no default."""
     runs = [one for one in records.load_all(results_dir, record["profile"]) if one["experiment"] == record["experiment"]]
     accuracies = {one["seed"]: one["test"]["accuracy"] for one in [*runs, record]}
-    test, plain = record["test"], training.completed({"sizes": []})  # a record has lists for tuples
-    used = {key: value for key, value in record["recipe"].items() if key in OPTIMISER or value != plain.get(key)}
+    test, recipe = record["test"], training.completed(record["recipe"])
+    plain = training.completed({"sizes": []})  # a record has lists for tuples
+    used = {key: value for key, value in recipe.items() if key in OPTIMISER or value != plain.get(key)}
     facts = {
         "classes": len(about.classes),
         "interval": binomtest(round(test["accuracy"] * test["n"]), test["n"]).proportion_ci(0.95, "wilson"),

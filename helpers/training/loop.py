@@ -17,7 +17,7 @@ from helpers.training import processes
 from helpers.training.checkpoints import copy_checkpoint, load_checkpoint, save_checkpoint
 from helpers.training.evaluation import evaluate
 from helpers.training.layout import Arrangement, choose_arrangement, prepare
-from helpers.training.recipe import Recipe, check_time_budget, completed, is_perturbed, learning_rate, pixels_at, share_of_run
+from helpers.training.recipe import Recipe, check_time_budget, completed, is_perturbed, learning_rate, pixels_at
 from helpers.training.step import Learner, train_epoch
 
 FIRST_EPOCHS = 3
@@ -95,7 +95,7 @@ def fit(model: nn.Module, train: data.Split, validation: data.Split, recipe: Rec
     mirrored, stopped = True, None
     try:
         while len(done.history) < recipe.epochs and not (stopped := _reason_to_stop(done, options)):
-            _advance(learner, done, _epoch(learner, train, validation, options, done.history), options)
+            _advance(learner, done, _epoch(learner, train, validation, options, len(done.history)), options)
             if options.checkpoint and processes.rank() == 0:
                 kept = {name: getattr(done, name) for name in KEPT} | {"arrangement": asdict(done.arrangement)}
                 save_checkpoint({"identity": identity, **learner.state_dict(), **kept}, options.checkpoint)
@@ -215,28 +215,24 @@ def batches_of_epoch(split: data.Split, recipe: Recipe, seed: int, epoch: int) -
     return training_batches(split, recipe, seed_epoch(seed, epoch), mirror)
 
 
-def _epoch(learner: Learner, train: data.Split, validation: data.Split, options: Options, history: list[dict]) -> dict:
-    """Train and validate one epoch; its row of the history."""
-    recipe, clock, epoch = learner.recipe, options.clock, len(history)
-    start, spent = clock(), sum(row["seconds"] for row in history)
+def _epoch(learner: Learner, train: data.Split, validation: data.Split, options: Options, epoch: int) -> dict:
+    """Train and validate one epoch, counted from 0; its row of the history."""
+    recipe, clock = learner.recipe, options.clock
+    start = clock()
     steps = -(-data.images_shown(train, recipe.augment) // recipe.batch_size)
     batches = batches_of_epoch(train, recipe, options.seed, epoch + 1)
     torch.manual_seed(torch.initial_seed() + processes.rank())  # dropout differs from process to process
 
-    def place(number: int) -> tuple[float, float]:
-        """The epochs and the share of the time budget done before a step."""
-        return epoch + number / steps, (spent + clock() - start) / options.time_budget if recipe.pace == "time" else 0.0
-
     def prepared():
         for number, (images, labels) in enumerate(progress(batches, f"epoch {epoch + 1}/{recipe.epochs}", steps)):
-            epochs, budget_spent = place(number)
+            epochs = epoch + number / steps
             for group in learner.optimizer.param_groups:
-                group["lr"] = learning_rate(recipe, epochs, steps, spent=budget_spent)
-            share = share_of_run(recipe, epochs, budget_spent)
+                group["lr"] = learning_rate(recipe, epochs, steps)
+            share = epochs / recipe.epochs
             learner.perturbed = is_perturbed(recipe, share, epoch * steps + number)
             yield data.resize(images, pixels_at(recipe, share)), labels
 
-    row = {"epoch": epoch + 1, "lr": learning_rate(recipe, epoch, steps, spent=place(0)[1])}
+    row = {"epoch": epoch + 1, "lr": learning_rate(recipe, epoch, steps)}
     row["train_loss"], row["train_accuracy"] = train_epoch(learner, prepared())
     turned = clock()
     with learner.averaged():

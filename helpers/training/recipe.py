@@ -14,7 +14,6 @@ CHOICES = {
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
     "augment": AUGMENTS,
-    "pace": ("epochs", "time"),
     "flip": ("random", "alternating"),
     "resize": ("crop", "squash"),
     "initialisation": (None, "torch", "he"),
@@ -79,7 +78,6 @@ class Recipe:
     deterministic: bool = True  # cuDNN repeats itself from run to run; False lets it choose the fastest each time
     time_budget: float | None = None  # seconds of training and validation; no epoch starts that would end after them
     patience: int | None = None  # stop after so many epochs without a better validation accuracy
-    pace: str = "epochs"  # what carries the schedule to its end: the epochs, or `time`, the part of the budget that is spent
 
     def __post_init__(self):
         object.__setattr__(self, "sizes", tuple(map(tuple, self.sizes)))  # lists, when a record was read
@@ -108,8 +106,6 @@ def _check_combinations(recipe: Recipe) -> None:
     View(**recipe.view)
     warmup, epochs, augment = recipe.warmup_epochs, recipe.epochs, recipe.augment
     require(warmup < epochs, f"warmup_epochs is {warmup}; it must be less than the {epochs} epochs.")
-    budgeted = recipe.pace != "time" or recipe.time_budget is not None
-    require(budgeted, "pace is 'time', but there is no time_budget; give the recipe one, in seconds.")
     flips = recipe.flip != "alternating" or "flip" in augment
     require(flips, f"flip is 'alternating', but augment is '{augment}'; choose one that flips.")
     if recipe.momentum_perturbation is not None:
@@ -138,20 +134,12 @@ def check_time_budget(seconds: float | None) -> None:
     require(holds, f"The time budget in seconds is {seconds}; it must be greater than 0, and at most {LONGEST:.0e}.")
 
 
-def share_of_run(recipe: Recipe, progress: float, spent: float = 0.0) -> float:
-    """How much of the run is done after `progress` epochs, from 0 to 1; at the pace of time, as much as is `spent` of it."""
-    return max(progress / recipe.epochs, min(spent, 1.0) if recipe.pace == "time" else 0.0)
-
-
-def learning_rate(recipe: Recipe, progress: float, batches: int = 1, *, spent: float = 0.0) -> float:
+def learning_rate(recipe: Recipe, progress: float, batches: int = 1) -> float:
     """The learning rate after `progress` epochs of `batches` each, in closed form: a resumed run needs no scheduler state.
 
-    Cosine (Loshchilov and Hutter 2017, equation 5, without restarts) and line end with the last epoch; at the pace of time
-    with the budget, of which this part is `spent`, if the epochs are not further. The periodic ones are torch's
-    `CosineAnnealingLR`, which rises again after `T_max` steps, stepped once an epoch or once a batch.
+    Cosine (Loshchilov and Hutter 2017, equation 5, without restarts) and line end with the last epoch. The periodic ones are
+    torch's `CosineAnnealingLR`, which rises again after `T_max` steps, stepped once an epoch or once a batch.
     """
-    if recipe.pace == "time":
-        progress = max(progress, recipe.epochs * min(spent, 1.0))
     if progress < recipe.warmup_epochs:
         return recipe.learning_rate * progress / recipe.warmup_epochs
     if recipe.schedule in ("step", "restarted_steps"):
@@ -180,4 +168,5 @@ def is_perturbed(recipe: Recipe, share: float, step: int) -> bool:
 
 def completed(settings: dict) -> dict:
     """A recipe's settings, as an older program kept them, with the defaults of those that it did not have."""
-    return {setting.name: setting.default for setting in fields(Recipe)} | settings
+    kept = {name: value for name, value in settings.items() if name != "pace"}  # which was `epochs` in every record
+    return {setting.name: setting.default for setting in fields(Recipe)} | kept

@@ -14,7 +14,7 @@ from helpers.training import loop
 from helpers.training import step as stepping
 from helpers.training.average import Average
 from helpers.training.perturbation import AdversarialModelPerturbation, along_momentum, step_clipped
-from helpers.training.recipe import is_perturbed, learning_rate, pixels_at, share_of_run
+from helpers.training.recipe import is_perturbed, learning_rate, pixels_at
 
 
 def weights_of(*values: float) -> nn.Parameter:
@@ -129,12 +129,6 @@ def test_sizes_follow_the_run_and_a_step_trains_at_its_size(monkeypatch):
     model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     training.fit(model, TRAIN, VALIDATION, recipe)
     assert seen == [4, 4, 4, 6, 6, 8], "steps begin at 0, 1/6, 1/3, 1/2, 2/3 and 5/6 of the run"
-
-
-def test_at_the_pace_of_time_the_run_is_as_far_as_its_budget():
-    recipe = replace(RECIPE, epochs=10, time_budget=60, pace="time")
-    assert [share_of_run(recipe, 2, spent) for spent in (0.1, 0.5, 1.5)] == pytest.approx([0.2, 0.5, 1.0])
-    assert share_of_run(replace(recipe, pace="epochs"), 2, 0.5) == 0.2
 
 
 def test_perturbed_steps_begin_late_and_come_every_few_steps(monkeypatch):

@@ -332,7 +332,7 @@ def test_ctrl_c_says_what_is_kept_of_this_very_run(tmp_path, monkeypatch, capsys
     epoch = loop._epoch
 
     def interrupted(*arguments):
-        if len(arguments[-1]) + 1 == stopped_in:
+        if arguments[-1] + 1 == stopped_in:
             raise KeyboardInterrupt
         return epoch(*arguments)
 
@@ -460,31 +460,6 @@ def test_the_recipes_limits_hold_and_an_argument_takes_their_place(monkeypatch):
     assert len(done.history) == 4 and done.stopped == "no better validation accuracy in 3 epochs after epoch 1"
 
 
-def test_a_schedule_at_the_pace_of_time_in_closed_form():
-    recipe = replace(RECIPE, epochs=100, learning_rate=1.0, schedule="cosine", time_budget=60, pace="time")
-    assert [learning_rate(recipe, 3, spent=part) for part in (0.25, 0.5, 1, 1.5)] == pytest.approx([0.8535534, 0.5, 0, 0])
-    assert learning_rate(recipe, 75, spent=0.25) == pytest.approx(0.1464466), "the epochs, where they are further"
-    warm = replace(recipe, warmup_epochs=10)
-    assert [learning_rate(warm, 0, spent=part) for part in (0, 0.05, 0.55, 1)] == pytest.approx([0, 0.5, 0.5, 0])
-    step = replace(recipe, schedule="step", step_epochs=50)
-    assert [learning_rate(step, 0, spent=part) for part in (0.49, 0.5)] == pytest.approx([1, 0.1])
-    assert learning_rate(replace(recipe, pace="epochs"), 50, spent=0.9) == pytest.approx(0.5)
-
-
-def test_a_run_at_the_pace_of_time_ends_its_schedule_with_its_budget(monkeypatch, tmp_path):
-    ticks, rates = itertools.count(), note_rates(monkeypatch)
-    recipe = replace(RECIPE, epochs=100, learning_rate=1.0, schedule="cosine", time_budget=24, pace="time")
-    arguments = {"clock": lambda: next(ticks), "checkpoint": tmp_path / "a.ckpt"}
-    # A look a second: an epoch's start, the rate in its row, its three steps, its training's end, its own end: 6 s.
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "_reason_to_stop", lambda done, *_: "halfway" if len(done.history) == 2 else None)
-        fit(make_model(), TRAIN, VALIDATION, recipe, **arguments)
-    done = fit(make_model(), TRAIN, VALIDATION, recipe, **arguments)  # goes on where the schedule was
-    spent = [6 * epoch + second for epoch in range(4) for second in (2, 3, 4)]
-    assert rates == pytest.approx([(1 + math.cos(math.pi * second / 24)) / 2 for second in spent])
-    assert [row["seconds"] for row in done.history] == [6] * 4 and rates[-1] < 0.02
-
-
 def test_accuracy_at_k_by_hand():
     scores = torch.tensor([[5.0, 4, 3, 2, 1, 0], [5, 4, 3, 2, 1, 0], [0, 1, 2, 3, 4, 5], [1, 0, 0, 0, 0, 9]])
     labels = torch.tensor([0, 5, 1, 0])  # ranked first, sixth, fifth and second
@@ -495,8 +470,9 @@ def test_a_checkpoint_from_before_a_setting_is_one_with_its_default(tmp_path):
     path = tmp_path / "a.ckpt"
     fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, epochs=1), checkpoint=path)
     state = load_checkpoint(path)
-    for setting in ("pace", "time_budget", "patience", "nesterov"):
+    for setting in ("time_budget", "patience", "nesterov"):
         del state["identity"][setting]
+    state["identity"]["pace"] = "epochs"  # a setting that is no more
     save_checkpoint(state, path)
     assert len(fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, epochs=1), checkpoint=path).history) == 1
     with pytest.raises(UserError, match="belongs to a run with nesterov False, not True"):
@@ -570,8 +546,6 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         ({"optimizer": "magic"}, "no optimizer 'magic'; choose one of sgd, adam"),
         ({"schedule": "up"}, "no schedule 'up'"),
         ({"augment": "spin"}, "no augment 'spin'"),
-        ({"pace": "light"}, "no pace 'light'"),
-        ({"pace": "time"}, "pace is 'time', but there is no time_budget"),
         ({"time_budget": 0}, "time_budget is 0; it must be greater than 0, or None"),
         ({"patience": -1}, "patience is -1; it must be greater than 0, or None"),
     ],
