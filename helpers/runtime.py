@@ -65,13 +65,14 @@ def data_dir(folder: str | Path | None = None) -> Path:
 
 def choose_profile(name: str | None = None) -> str:
     """The profile to run, or a UserError: the argument, else `$PROFILE`, else `quick` on a GPU and `smoke` without one."""
-    if name := name or os.environ.get("PROFILE"):
-        require(name in PROFILES, f"There is no profile '{name}'; choose one of {', '.join(PROFILES)}.")
-        return name
-    if torch.cuda.is_available():
-        return "quick"
-    print("No GPU here: profile 'smoke' (generated sample data, seconds). Set PROFILE to 'quick' or 'full' for real data.")
-    return "smoke"
+    asked = name or os.environ.get("PROFILE")
+    require(not asked or asked in PROFILES, f"There is no profile '{asked}'; choose one of {', '.join(PROFILES)}.")
+    has_gpu = torch.cuda.is_available()
+    chosen = asked or ("quick" if has_gpu else "smoke")
+    if not has_gpu and (chosen == "quick" or not asked):
+        meaning = "hours on a CPU" if asked else "generated images, a minute; 'quick' trains on real ones, for hours"
+        print(f"No GPU here: profile '{chosen}' ({meaning}). In Colab, choose Runtime → Change runtime type → T4 GPU.")
+    return chosen
 
 
 def choose_device(name: str | torch.device | None = None) -> torch.device:

@@ -15,15 +15,20 @@ from helpers.runtime import ROOT, UserError
 
 def test_the_profile_is_the_argument_then_the_environment_then_the_device(monkeypatch, capsys):
     monkeypatch.setenv("PROFILE", "full")
-    assert runtime.choose_profile("quick") == "quick"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert runtime.choose_profile("") == "full"
+    assert capsys.readouterr().out == ""
+    assert runtime.choose_profile("quick") == "quick"
+    choice = "In Colab, choose Runtime → Change runtime type → T4 GPU."
+    assert capsys.readouterr().out == f"No GPU here: profile 'quick' (hours on a CPU). {choice}\n"
     monkeypatch.delenv("PROFILE")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert runtime.choose_profile() == "quick"
     assert capsys.readouterr().out == ""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert runtime.choose_profile() == "smoke"
-    assert capsys.readouterr().out.startswith("No GPU here: profile 'smoke'")
+    printed = capsys.readouterr().out
+    assert printed.startswith("No GPU here: profile 'smoke'") and choice in printed
     with pytest.raises(UserError, match="There is no profile 'huge'; choose one of smoke, quick, full."):
         runtime.choose_profile("huge")
 
