@@ -86,7 +86,6 @@ def fit(model: nn.Module, train: data.Split, validation: data.Split, recipe: Rec
     device = next(model.parameters()).device
     if device.type == "cpu":
         runtime.keep_freed_memory_in_process()
-        torch.set_flush_denormal(True)  # weights that decay below 1e-38 would make an epoch three times as long
     train, validation = train.to(device), validation.to(device)
     identity = {"seed": options.seed, "train_images": len(train), **(options.about or {}), **asdict(recipe)}
     learner = Learner(model, recipe)
