@@ -67,12 +67,11 @@ def choose_profile(name: str | None = None) -> str:
     """The profile to run, or a UserError: the argument, else `$PROFILE`, else `quick` on a GPU and `smoke` without one."""
     asked = name or os.environ.get("PROFILE")
     require(not asked or asked in PROFILES, f"There is no profile '{asked}'; choose one of {', '.join(PROFILES)}.")
-    has_gpu = torch.cuda.is_available()
-    chosen = asked or ("quick" if has_gpu else "smoke")
-    if not has_gpu and (chosen == "quick" or not asked):
-        meaning = "hours on a CPU" if asked else "generated images, a minute; 'quick' trains on real ones, for hours"
-        print(f"No GPU here: profile '{chosen}' ({meaning}). In Colab, choose Runtime → Change runtime type → T4 GPU.")
-    return chosen
+    if torch.cuda.is_available() or asked in ("smoke", "full"):
+        return asked or "quick"
+    meaning = "hours on a CPU" if asked else "generated images, a minute; 'quick' trains on real ones, for hours"
+    print(f"No GPU here: profile '{asked or 'smoke'}' ({meaning}). In Colab, choose Runtime → Change runtime type → T4 GPU.")
+    return asked or "smoke"
 
 
 def choose_device(name: str | torch.device | None = None) -> torch.device:
