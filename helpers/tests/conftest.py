@@ -1,4 +1,4 @@
-"""One thread for each worker of pytest-xdist, and nothing of hypothesis in the working folder."""
+"""One thread for each worker of pytest-xdist, forks before threads, and nothing of hypothesis in the working folder."""
 
 import os
 import tempfile
@@ -13,3 +13,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers that each used every core wou
 configuration.set_hypothesis_home_dir(os.path.join(tempfile.gettempdir(), "hypothesis"))
 settings.register_profile("house", database=None, deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("house")
+
+
+def pytest_collection_modifyitems(items):
+    """Run the tests that fork first: autograd cannot go on in a fork of a process in which it has started threads."""
+    items.sort(key=lambda item: "test_faults" not in item.nodeid)
