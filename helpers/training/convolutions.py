@@ -1,6 +1,6 @@
 """How convolutions are computed while training: the same sums, by whatever takes least time on the device."""
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,10 @@ HEAVY = 2  # times as many weights as numbers in the images: from here on, a mat
 
 
 def convolutions(device: torch.device, recipe: Recipe) -> AbstractContextManager:
-    """The context of every step: on a GPU cuDNN keeps to its choices, unless the recipe lets it try others."""
-    if device.type == "cpu" and not recipe.compiled:
-        return HeavyConvolutions()
+    """The context of every step. Without mixed precision, a step on a CPU is the textbook's to the last bit."""
+    if device.type == "cpu":
+        return HeavyConvolutions() if recipe.mixed_precision and not recipe.compiled else nullcontext()
+    # cuDNN's choices do not change from run to run, unless the recipe leaves them to it.
     return torch.backends.cudnn.flags(enabled=True, benchmark=not recipe.deterministic, deterministic=recipe.deterministic)
 
 
@@ -33,8 +34,9 @@ class HeavyConvolutions(TorchFunctionMode):
 
 
 def _is_heavy(images: Tensor, weight: Tensor, bias, stride, padding, dilation, groups: int) -> bool:
-    plain = groups == 1 and tuple(dilation) == (1, 1) and not isinstance(padding, str)
-    inside = plain and all(border < kernel for border, kernel in zip(padding, weight.shape[2:], strict=True))
+    if groups != 1 or tuple(dilation) != (1, 1) or isinstance(padding, str):
+        return False
+    inside = all(border < kernel for border, kernel in zip(padding, weight.shape[2:], strict=True))
     return inside and weight.numel() >= HEAVY * images.numel()
 
 

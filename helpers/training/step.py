@@ -97,7 +97,9 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.decay_weights_only:
         weights, others = ([p for p in parameters if (p.ndim > 1) == is_weight] for is_weight in (True, False))
         groups = [{"params": weights}, {"params": others, "weight_decay": 0.0}]
-    base, arguments = torch.optim.Adam, {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "fused": True}
+    fused = parameters[0].device.type == "cuda" or recipe.mixed_precision  # which rounds unlike a textbook's loop
+    arguments = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "fused" if fused else "foreach": True}
+    base = torch.optim.Adam
     if recipe.optimizer == "sgd":
         base, arguments = torch.optim.SGD, arguments | {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
     if recipe.perturbation is None:

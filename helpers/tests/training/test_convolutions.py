@@ -1,12 +1,14 @@
 """A convolution with more weights than data is the same function as a matrix product, and others stay as they are."""
 
 import itertools
+from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from helpers import models
+from helpers import models, training
 from helpers.training import convolutions
 from helpers.training.convolutions import HeavyConvolutions
 
@@ -56,3 +58,13 @@ def test_a_whole_network_has_the_same_gradient():
             loss = model(images).square().sum()
         found.append(torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, model.parameters())]))
     assert (found[1] - found[0]).norm() < 1e-9 * found[0].norm()
+
+
+def test_a_step_is_the_textbooks_unless_the_precision_is_mixed():
+    recipe = training.Recipe(1, 1, 8, (0.5,) * 3, (0.5,) * 3)
+    cpu, model = torch.device("cpu"), nn.Conv2d(1, 1, 1)
+    for mixed, context, kind in ((True, HeavyConvolutions, "fused"), (False, nullcontext, "foreach")):
+        exact = replace(recipe, mixed_precision=mixed)
+        assert isinstance(convolutions.convolutions(cpu, exact), context)
+        assert training.make_optimizer(model, exact).defaults[kind] is True
+    assert isinstance(convolutions.convolutions(cpu, replace(recipe, compiled=True)), nullcontext)
