@@ -109,7 +109,7 @@ def curves(runs: Mapping[str, Mapping], sample: bool = False) -> Figure:
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
         _label(axis, end, at_edge=True)
-    axes[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes[0].yaxis.set_major_formatter(PercentFormatter(1))
     _plain_numbers(axes[1].yaxis)
     return stamp(figure) if sample else figure
 
