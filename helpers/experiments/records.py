@@ -64,7 +64,8 @@ def save(record: dict, predictions: dict[str, np.ndarray], results_dir: str | Pa
     if there:
         where = f"{path.name} of {record['experiment']}"
         if there["dataset"]["fingerprint"] != record["dataset"]["fingerprint"]:
-            raise UserError(f"{where} is a run on other images; it was not replaced, choose another --results-dir.")
+            mend = "remove it and run the same again, which takes up the checkpoint, or choose another --results-dir"
+            raise UserError(f"{where} is a run on other images; it was not replaced: {mend}.")
         if record["stopped_early"] and not there["stopped_early"]:
             raise UserError(f"{where} is a whole run and this one stopped early; it was not replaced.")
     first, second = f"{path.stem}.predictions.npz", f"{path.stem}.predictions.2.npz"
