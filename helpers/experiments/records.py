@@ -203,26 +203,26 @@ def obtain_all(
     results_dir: str | Path | None = None,
     *,
     device: torch.device,
-    drive: Path | None = None,
-    train: bool | None = None,
+    save_to_drive: bool = False,
+    minutes: float = 0,
     **arguments,
 ) -> list[dict]:
     """The records of several experiments at several seeds; those that are missing are trained, or named with their minutes.
 
+    A `full` run is trained only where there is a GPU, as it takes hours elsewhere, and else named if the plan wants it.
+
     Args:
-        drive: folder that the checkpoints are copied to.
-        train: whether what is missing is trained, or only named if the plan wants it. None: a `full` run is trained only
-            where there is a GPU, as it takes hours elsewhere; any other always.
+        save_to_drive: whether checkpoints are copied to Google Drive, in Colab.
+        minutes: the time budget of each run; 0 leaves it to the recipe.
     """
-    if train is None:
-        train = profile != "full" or device.type == "cuda"
-    results_dir = results_dir or folder_for(profile)
+    results_dir, drive = results_dir or folder_for(profile), runtime.mount_drive() if save_to_drive else None
+    arguments |= {"device": device, "time_budget": minutes * 60 or None}
     found, missing = [], {}
     for name, seed in itertools.product(names, seeds):
         path = record_path(name, profile, seed, results_dir)
         if path.exists():
             found.append(load(path))
-        elif train:
+        elif profile != "full" or device.type == "cuda":
             mirror = drive / "checkpoints" / name / profile if drive else None
             found.append(obtain(name, seed, profile, results_dir, mirror=mirror, **arguments))
         elif seed < experiments.find(name).seeds:
@@ -232,8 +232,8 @@ def obtain_all(
     for name, seeds in itertools.islice(missing.items(), NAMED):
         from helpers.experiments.queue import Queue  # which itself reads the records
 
-        minutes = Queue(results_dir, profile=profile).minutes(experiments.find(name), seeds[0], runtime.choose_device())
-        print(f"  {minutes:,.0f} minutes here: python -m helpers run {name} --seed {seeds[0]}", end="")
+        expected = Queue(results_dir, profile=profile).minutes(experiments.find(name), seeds[0], runtime.choose_device())
+        print(f"  {expected:,.0f} minutes here: python -m helpers run {name} --seed {seeds[0]}", end="")
         print(*(f" (and {seed})" for seed in seeds[1:]), f" --profile {profile}" if profile != "full" else "", sep="")
     if len(missing) > NAMED:
         print("  and so on; python -m helpers list names them all.")

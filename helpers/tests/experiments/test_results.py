@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import experiments, runtime
+from helpers import experiments, runtime, training
 from helpers.experiments import records as results
 from helpers.runtime import ROOT, UserError
 
@@ -197,11 +197,22 @@ def test_all_runs_of_several_experiments_leave_out_what_is_missing(tmp_path, mon
     results.save(*make_run(names[1], 1), tmp_path)
     [found] = results.obtain_all(names, (0, 1), "full", tmp_path, device=cpu)
     assert (found["experiment"], found["seed"]) == (names[1], 1), "hours of training are not begun on a CPU"
-    assert results.obtain_all(names[:1], (0,), "quick", tmp_path, device=cpu, train=False) == []
     assert len(results.obtain_all(names, (0, 1), "quick", tmp_path, device=cpu)) == 4
-    gpu = torch.device("cuda")
-    assert results.obtain_all(names[:1], (0,), "full", tmp_path, device=gpu, train=False) == []
-    assert len(results.obtain_all(names[:1], (0,), "full", tmp_path, device=gpu)) == 1
+    assert len(results.obtain_all(names[:1], (0,), "full", tmp_path, device=torch.device("cuda"))) == 1
+
+
+def test_all_runs_are_on_the_chosen_device_within_the_chosen_minutes_and_copied_to_drive(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(experiments, "run", lambda *run, **how: given.append(how) or make_run(*run))
+    monkeypatch.setattr(runtime, "mount_drive", lambda: tmp_path / "drive")
+    name, cpu = "pikachu/resnet18_torchvision", torch.device("cpu")
+    results.obtain_all([name], (0,), "quick", tmp_path, device=cpu, save_to_drive=True, minutes=1.5, compiled=True)
+    results.obtain_all([name], (1,), "quick", tmp_path, device=cpu)
+    mirror = tmp_path / "drive/checkpoints" / name / "quick"
+    assert {key: given[0][key] for key in ("device", "time_budget", "mirror", "compiled")} == {
+        "device": cpu, "time_budget": 90, "mirror": mirror, "compiled": True
+    }  # fmt: skip
+    assert given[1]["time_budget"] is None and given[1]["mirror"] is None
 
 
 def committed():
@@ -214,9 +225,7 @@ def test_committed_records_agree_with_themselves_and_with_the_plan(path):
     assert results.record_path(record["experiment"], record["profile"], record["seed"]) == path
     assert record["dataset"]["source"] != "sample"
     declared = asdict(experiments.recipe_for(experiments.find(record["experiment"]), record["profile"]))
-    # An older record lacks the numbers that recipes have gained since; what it has must still be what the plan says.
-    settings = {name: value for name, value in record["recipe"].items() if name != "pace"}  # which is no more
-    assert settings.items() <= json.loads(json.dumps(declared)).items()
+    assert json.dumps(training.completed(record["recipe"]), sort_keys=True) == json.dumps(declared, sort_keys=True)
     assert len(record["history"]) == record["recipe"]["epochs"] or record["stopped_early"]
     best = max(record["history"], key=lambda epoch: epoch["val_accuracy"])
     assert record["best"]["epoch"] == best["epoch"]
