@@ -39,7 +39,7 @@ class Learner:
     def __post_init__(self):
         self.optimizer = self.optimizer or make_optimizer(self.model, self.recipe)
         self.scaler = self.scaler or make_scaler(self.device, self.recipe)
-        self.called = self.called or self.model
+        self.called = self.model if self.called is None else self.called  # a compiled one has no truth value
         if self.recipe.ema is not None:
             self.average = self.average or Average(self.model, self.recipe.ema)
         self.statistics = RunningStatistics(self.model)

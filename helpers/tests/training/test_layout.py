@@ -115,6 +115,14 @@ def test_a_compiled_run_ends_with_the_same_weights():
     assert (ends[1] - ends[0]).norm() < 1e-4 * ends[0].norm()
 
 
+@pytest.mark.parametrize("name", ["resnext29_32x4d", "zoo_resnext1"])
+def test_a_learner_takes_a_compiled_network(name):
+    """As `bench --compile` gives it; one of a network that is no sequence raises a TypeError where its length is asked."""
+    model = models.build(name, 10)
+    compiled = torch.compile(model)
+    assert training.Learner(model, RECIPE, called=compiled).called is compiled
+
+
 def test_without_a_compiler_there_is_a_sentence(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(UserError, match=r"needs a C\+\+ compiler, and none is here; install g\+\+, or train without --compile"):
