@@ -92,12 +92,12 @@ class Queue:
 
 def lines(table: Iterable[dict]) -> Iterator[str]:
     """A `Queue.table` as text: a line for each experiment, as soon as it is known."""
-    yield f"{'experiment':42} {'report':8} {'dataset':14} {'model':28} epochs  full runs"
+    yield f"{'experiment':48} {'report':8} {'dataset':13} {'model':28} epochs  full runs"
     for row in table:
         have, minutes = row["have"], [f"{seed} ({minutes:,.0f} min)" for seed, minutes in row["minutes"].items()]
         seeds = [f"have seed {', '.join(map(str, have))}"] if have else []
         seeds += [f"need seed {', '.join(minutes)}"] if minutes else []
-        columns = f"{row['experiment']:42} {row['report']:8} {row['dataset']:14} {row['model']:28} {row['epochs']:6}"
+        columns = f"{row['experiment']:48} {row['report']:8} {row['dataset']:13} {row['model']:28} {row['epochs']:6}"
         yield f"{columns}  {'; '.join(seeds)}"
 
 
