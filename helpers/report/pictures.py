@@ -54,10 +54,10 @@ def probability_bars(
     for (photograph, bars), image, title, share in zip(axes.T, images, titles, shares, strict=True):
         photograph.imshow(image.permute(1, 2, 0).cpu().numpy())
         photograph.set_title(title, fontsize=9, parse_math=False)
-        values, labels = share.topk(count)
+        values, labels = (found.tolist() for found in share.topk(count))
         bars.barh(range(count), 1, 0.25, color="0.9")
         bars.barh(range(count), values, 0.25, color="#0072B2")
-        for place, (value, label) in enumerate(zip(values.tolist(), labels.tolist(), strict=True)):
+        for place, (value, label) in enumerate(zip(values, labels, strict=True)):
             bars.text(0, place - 0.2, classes[label], va="bottom", fontsize=8, parse_math=False)
             bars.text(1, place - 0.2, f"{value:.1%}", va="bottom", ha="right", fontsize=8)
         bars.set(xlim=(0, 1), ylim=(count - 0.8, -0.8))

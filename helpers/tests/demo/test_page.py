@@ -117,6 +117,7 @@ def test_class_names_are_no_markup(dataset, name):
     assert told.count("\n") == 2
 
 
+@pytest.mark.filterwarnings("error")
 def test_class_names_are_no_formulas():
     """`$x^$` is one that cannot be set, so drawing it would raise."""
     figure = pictures.probability_bars([flat(RED)], ["$x^$"], torch.tensor([[0.5, 0.5]]), ["$x^$", "b"])
