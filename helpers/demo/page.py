@@ -5,6 +5,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from helpers.runtime import UserError
 MOST_LIKELY = 5  # classes shown
 NEAREST = 8  # training images shown
 SMALLEST = 224  # pixels of a picture's side
+UNLABELLED = ["flower.jpg", "china.jpg"]  # examples where there is no data
 SAMPLE = "SAMPLE: this model was trained on generated images; its labels mean nothing."
 READING = """\
 **How to read it.** *What it sees* is the middle square of the image, made small. *Grad-CAM* is light where the
@@ -49,8 +51,8 @@ class Exhibit:
 def prepare(path: Path, data_dir: str | Path | None = None, searched: int = 1000, dataset: Dataset | None = None) -> Exhibit:
     """A saved model with the data at hand: some training images to search, and eight test images that are not among them.
 
-    Where the data cannot be had, it comes without either, and with a line that says why. `dataset` holds the images that it
-    was trained on, by default those that its card names; a UserError where neither a card nor a data set is there.
+    Where the data cannot be had, a line says why, and the examples are two photographs that come with scikit-learn. `dataset`
+    holds the images that it was trained on, by default those that its card names; a UserError where neither is there.
     """
     model = load_model(path)
     if not (model.card or dataset):
@@ -63,9 +65,11 @@ def prepare(path: Path, data_dir: str | Path | None = None, searched: int = 1000
         train = stratified(dataset.train, searched)
         known = features(model, train.images)
     except UserError as error:
-        print(f"{error} The page of {path.stem} goes without examples and similar images.")
-        blank = torch.zeros(1, 3, about.stored_size, about.stored_size, dtype=torch.uint8)
-        train, known = Split(blank[:0], torch.zeros(0, dtype=torch.int64), []), features(model, blank)[:0]
+        print(f"{error} The page of {path.stem} goes without similar images, with examples of scikit-learn's.")
+        photographs = [files("sklearn.datasets.images") / name for name in UNLABELLED]
+        shown = torch.stack([read_image(str(photograph), about.stored_size, resize=about.resize) for photograph in photographs])
+        examples = Split(shown, torch.full((len(shown),), -1), UNLABELLED)
+        train, known = examples.subset([]), features(model, shown)[:0]
         dataset = Dataset(card["dataset"]["name"], "nowhere", "", about.classes, train, train, train)
     text = path.with_suffix(".md").read_text(encoding="utf-8") if path.with_suffix(".md").exists() else ""
     measured = f"It gets {card['test']['accuracy']:.1%} of {card['test']['n']:,} test images right." if card else ""
@@ -138,8 +142,9 @@ def _handlers(exhibits: Mapping[str, Exhibit]) -> tuple[Callable, ...]:
 
     def clicked(chosen: str, event: gradio.SelectData) -> list:
         dataset, examples = exhibits[chosen].dataset, exhibits[chosen].examples
-        label = dataset.classes[examples.labels[event.index]]
-        return answer(chosen, f"an example labelled {label}", lambda about: examples.images[event.index])
+        label, name = int(examples.labels[event.index]), f"the example {examples.names[event.index]}"
+        name = f"an example labelled {dataset.classes[label]}" if label >= 0 else name
+        return answer(chosen, name, lambda about: examples.images[event.index])
 
     def switched(chosen: str) -> list:
         exhibit = exhibits[chosen]

@@ -1,9 +1,11 @@
 """What came out: run records, where they lie, and how one is obtained."""
 
 import atexit
+import fcntl
 import itertools
 import json
 import math
+import os
 import re
 import shutil
 import tempfile
@@ -20,15 +22,29 @@ from helpers import experiments, runtime
 from helpers.runtime import PROFILES, ROOT, UserError
 
 RESULTS = ROOT / "results"
+SMOKE = "resnext-smoke-"
 NAMED = 5  # missing experiments that a notebook names one by one
 
 
 @cache
 def _temporary_folder() -> Path:
-    """One folder for all smoke runs of this process; it goes with the process, for its checkpoints fill a disk in time."""
-    folder = Path(tempfile.mkdtemp(prefix="smoke-"))
+    """One folder for all smoke runs of this process. It goes with the process, or with the next one's where that was killed."""
+    left = [path for path in Path(tempfile.gettempdir()).glob(f"{SMOKE}*") if _locked(path)]
+    folder = Path(tempfile.mkdtemp(prefix=SMOKE))
+    _locked(folder)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for path in left:
+        shutil.rmtree(path, ignore_errors=True)
     return folder
+
+
+def _locked(folder: Path) -> bool:
+    """Whether this process got the lock on a folder, which the system takes back when the process is gone."""
+    try:
+        fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # it is another's
+        return False
+    return True
 
 
 def folder_for(profile: str, fingerprint: str | None = None, name: str | None = None) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -180,7 +181,11 @@ def test_without_the_data_the_page_still_classifies(place, tmp_path, capsys):
     folder, _, dataset, _ = place
     (tmp_path / "pikachu").mkdir()
     exhibit = demo.prepare(folder / "models" / "pikachu-resnet18_torchvision.safetensors", tmp_path)
-    assert "The folder pikachu is empty" in capsys.readouterr().out and exhibit.examples is None
+    assert "The folder pikachu is empty" in capsys.readouterr().out
+    assert exhibit.examples.names == ["flower.jpg", "china.jpg"] and exhibit.examples.images.shape == (2, 3, 32, 32)
+    *_, clicked, _ = page._handlers({"shipped": exhibit})
+    status, label, _, _, similar = clicked("shipped", SimpleNamespace(index=1))
+    assert status == "This is the answer to the example china.jpg." and len(label) == 2 and similar == []
     shares, seen, heat, nearest = page.explain(exhibit, dataset.test.images[0])
     assert sum(shares.values()) == pytest.approx(1) and nearest == [] and exhibit.card.startswith("# pikachu")
 

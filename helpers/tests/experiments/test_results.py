@@ -2,10 +2,11 @@
 
 import copy
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -235,10 +236,23 @@ def test_committed_records_agree_with_themselves_and_with_the_plan(path):
     assert counts.tolist() == record["test"]["confusion"]
 
 
-def test_the_folder_of_smoke_runs_goes_with_the_process():
-    program = "from helpers.experiments import records; f = records.folder_for('smoke'); assert f.is_dir(); print(f)"
-    printed = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert not Path(printed.strip()).exists()
+def test_the_folder_of_smoke_runs_goes_with_the_process_and_that_of_a_killed_one_with_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    live = results._temporary_folder.__wrapped__()
+    program = """if True:
+        import os, tempfile
+        from helpers.experiments import records
+        if os.fork() == 0:
+            records.folder_for("smoke")
+            os._exit(0)  # as if killed: nothing is tidied up
+        os.wait()
+        (killed,) = set(os.listdir(tempfile.gettempdir())) - {os.environ["LIVE"]}
+        assert records.folder_for("smoke").is_dir()
+        assert killed not in os.listdir(tempfile.gettempdir())
+    """
+    environment = os.environ | {"TMPDIR": str(tmp_path), "LIVE": live.name}
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, check=True)
+    assert list(tmp_path.iterdir()) == [live], "its process is alive"
 
 
 def test_two_processes_end_within_the_noise_of_one():
