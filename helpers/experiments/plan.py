@@ -63,7 +63,7 @@ def fast(name: str, report: str, epochs: int, peak: float, changes: Mapping = Ma
     dataset, network = name.split("/")
     length = {"epochs": epochs, "learning_rate": peak, "warmup_epochs": epochs // 8}
     recipe = replace(recipes.FAST, **recipes.STATISTICS[dataset] | length | changes)
-    return row(name, report, recipe, more.pop("model", re.sub("_(fast|long)$", "", network)), **more)
+    return row(name, report, recipe, more.pop("model", re.sub("_(fast|long)$", "", network)), **{"quick": epochs} | more)
 
 
 def gradient_arms() -> list[Experiment]:
@@ -76,8 +76,9 @@ def gradient_arms() -> list[Experiment]:
         late = {"perturbation": radius, "perturbation_start": 0.75}
         arms |= {f"perturbed_radius{text}": (20, {"perturbation": radius}), f"perturbed_late_radius{text}": (32, late)}
     arms |= {f"momentum_length{text}": (40, {"momentum_perturbation": length}) for length, text in ((0.3, "03"), (0.7, "07"))}
+    shared = {"model": "wrn16_2", "seeds": 2}
     return [
-        fast(f"cifar100/wrn16_2_{name}", "amp", epochs, 0.2, recipes.PLAIN_BLOCKS | changes, model="wrn16_2", seeds=2)
+        fast(f"cifar100/wrn16_2_{name}", "amp", epochs, 0.2, recipes.PLAIN_BLOCKS | changes, **shared, quick=epochs // 2)
         for name, (epochs, changes) in arms.items()
     ]
 
@@ -151,7 +152,7 @@ ROWS = [
         for name in ("sgd", "sgd_same", "amp")
     ),
     *(
-        row(f"cifar10/slim_resnet{name}", "slim", replace(recipe, epochs=epochs), f"slim_resnet{change}")
+        row(f"cifar10/slim_resnet{name}", "slim", replace(recipe, epochs=epochs), f"slim_resnet{change}", quick=epochs)
         for name, change, recipe, epochs in EQUAL_IMAGES
     ),
     # The report prints an accuracy after 10 of its 50 epochs too.

@@ -67,7 +67,7 @@ class Options:
 
 
 def fit(model: nn.Module, train: data.Split, validation: data.Split, recipe: Recipe, **options) -> Fit:
-    """Train the model, on the device it is on, and leave it with the weights of its best epoch by validation accuracy.
+    """Train the model, on the device it is on, and leave it with the weights of the epoch that its recipe keeps.
 
     All randomness of an epoch comes from (seed, epoch), so a run resumed from its checkpoint equals an uninterrupted one
     bit for bit on the same machine. Ctrl-C keeps the checkpoint of the last whole epoch and says so. The `options` are the
@@ -176,7 +176,7 @@ def _mirror(options: Options, worked: bool) -> bool:
 
 
 def _advance(learner: Learner, done: Fit, row: dict, options: Options) -> None:
-    """Take an epoch's row into the history, and its weights where they are the best so far."""
+    """Take an epoch's row into the history, and its weights where they are the best so far, or the recipe keeps the last."""
     epoch, budget = row["epoch"], options.time_budget
     if not all(map(math.isfinite, (row["train_loss"], row["val_loss"]))):
         kept = f" The checkpoint of epoch {epoch - 1} is kept." if options.checkpoint and epoch > 1 else ""
@@ -185,7 +185,7 @@ def _advance(learner: Learner, done: Fit, row: dict, options: Options) -> None:
     if budget is not None and epoch == FIRST_EPOCHS:
         fitting = estimate_epochs(done.history, budget)
         print(f"At the pace of the first {FIRST_EPOCHS} epochs, {fitting} fit the time budget of {budget:g} s.")
-    if not done.best or row["val_accuracy"] > done.best["val_accuracy"]:
+    if learner.recipe.keep == "last" or not done.best or row["val_accuracy"] > done.best["val_accuracy"]:
         done.best = {name: row[name] for name in ("epoch", "val_accuracy", "val_loss")}
         done.best_weights = {name: value.detach().cpu().clone() for name, value in learner.weights().items()}
 
@@ -241,8 +241,8 @@ def _epoch(learner: Learner, train: data.Split, validation: data.Split, options:
 
 
 def _reason_to_stop(done: Fit, options: Options) -> str | None:
-    history, best, budget = done.history, done.best, options.time_budget
-    seconds = [row["seconds"] for row in history]
+    history, budget, seconds = done.history, options.time_budget, [row["seconds"] for row in done.history]
+    best = max(history, key=lambda row: row["val_accuracy"], default=None)
     if budget is not None and seconds and sum(seconds) + statistics.median(seconds) > budget:
         return f"time budget of {budget:g} s: {sum(seconds):.0f} s spent after epoch {len(seconds)}, and no other fits"
     if options.patience is not None and best and len(history) - best["epoch"] >= options.patience:

@@ -17,6 +17,7 @@ CHOICES = {
     "flip": ("random", "alternating"),
     "resize": ("crop", "squash"),
     "initialisation": (None, "torch", "he"),
+    "keep": ("best", "last"),
 }
 # Settings, what holds of them unless they are None, and how the sentence ends where it does not.
 COUNTS = "epochs batch_size image_size step_epochs period perturbation_every inner_steps"
@@ -78,6 +79,7 @@ class Recipe:
     deterministic: bool = True  # cuDNN repeats itself from run to run; False lets it choose the fastest each time
     time_budget: float | None = None  # seconds of training and validation; no epoch starts that would end after them
     patience: int | None = None  # stop after so many epochs without a better validation accuracy
+    keep: str = "best"  # whose weights are tested: the best epoch's by validation accuracy, or the last one's
 
     def __post_init__(self):
         object.__setattr__(self, "sizes", tuple(map(tuple, self.sizes)))  # lists, when a record was read

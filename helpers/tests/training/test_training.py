@@ -376,7 +376,8 @@ def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch):
     assert same(first, again)
 
 
-def test_the_best_epoch_by_validation_is_kept(monkeypatch):
+@pytest.mark.parametrize(("keep", "epoch", "accuracy", "loss"), [("best", 2, 0.7, 0.8), ("last", 4, 0.6, 0.6)])
+def test_the_best_epoch_by_validation_is_kept_or_the_last(monkeypatch, keep, epoch, accuracy, loss):
     scores = iter([(0.9, 0.5), (0.8, 0.7), (0.7, 0.7), (0.6, 0.6)])
     weights = []
 
@@ -386,12 +387,13 @@ def test_the_best_epoch_by_validation_is_kept(monkeypatch):
 
     monkeypatch.setattr(loop, "evaluate", evaluate)
     model = make_model()
-    done = fit(model, TRAIN, VALIDATION, RECIPE)
-    assert done.best == {"epoch": 2, "val_accuracy": 0.7, "val_loss": 0.8}, "the first of equals"
-    assert all(torch.equal(value, weights[1][name]) for name, value in model.state_dict().items())
+    done = fit(model, TRAIN, VALIDATION, replace(RECIPE, keep=keep))
+    assert done.best == {"epoch": epoch, "val_accuracy": accuracy, "val_loss": loss}, "the first of equals"
+    assert all(torch.equal(value, weights[epoch - 1][name]) for name, value in model.state_dict().items())
 
 
-def test_early_stop_after_patience_epochs_without_a_better_one(monkeypatch):
+@pytest.mark.parametrize(("keep", "kept"), [("best", 2), ("last", 4)])
+def test_early_stop_after_patience_epochs_without_a_better_one(monkeypatch, keep, kept):
     scores, weights = iter([(1, 0.5), (1, 0.6), (1, 0.6), (1, 0.55), (1, 0.9)]), []
 
     def evaluate(model, *_):
@@ -400,9 +402,9 @@ def test_early_stop_after_patience_epochs_without_a_better_one(monkeypatch):
 
     monkeypatch.setattr(loop, "evaluate", evaluate)
     model = make_model()
-    done = fit(model, TRAIN, VALIDATION, replace(RECIPE, epochs=10), patience=2)
+    done = fit(model, TRAIN, VALIDATION, replace(RECIPE, epochs=10, keep=keep), patience=2)
     assert [row["epoch"] for row in done.history] == [1, 2, 3, 4]
-    assert torch.equal(next(model.parameters()), weights[1]), "the best epoch's weights, not the last one's"
+    assert torch.equal(next(model.parameters()), weights[kept - 1])
     assert "no better validation accuracy in 2 epochs after epoch 2" in done.stopped
 
 
