@@ -80,6 +80,8 @@ def choose_device(name: str | torch.device | None = None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("such as mps, which has no float64: losses are summed in that")
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError, ImportError) as error:  # a NotImplementedError is a RuntimeError
         raise UserError(f"Device '{name}' cannot be used on this machine; choose cpu, or cuda where there is a GPU.") from error

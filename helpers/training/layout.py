@@ -14,6 +14,7 @@ from torch import nn
 
 from helpers import data
 from helpers.runtime import require
+from helpers.training.batchnorm import SynchronisedBatchNorm
 from helpers.training.convolutions import convolutions
 from helpers.training.recipe import Recipe
 from helpers.training.step import autocast
@@ -35,7 +36,8 @@ def choose_arrangement(model: nn.Module, train: data.Split, recipe: Recipe) -> A
     In some grouped convolutions cuDNN is 30 to 40 times slower in one layout (pytorch issues 34977, 70954 and 10290).
     """
     device = next(model.parameters()).device
-    if device.type != "cuda" or not recipe.channels_last:
+    together = any(isinstance(layer, SynchronisedBatchNorm) for layer in model.modules())  # a pass waits for other processes
+    if device.type != "cuda" or not recipe.channels_last or together:
         return Arrangement(recipe.channels_last)
     images, labels = next(data.batches(train.to(device), min(recipe.batch_size, len(train)), **recipe.view))
 
@@ -61,11 +63,15 @@ def choose_arrangement(model: nn.Module, train: data.Split, recipe: Recipe) -> A
 def prepare(model: nn.Module, recipe: Recipe, arrangement: Arrangement) -> nn.Module:
     """What is called in training: the model itself, rearranged in place, or its compiled form, which shares its parameters."""
     model.to(memory_format=torch.channels_last if arrangement.channels_last else torch.contiguous_format)
+    if not arrangement.channels_last:  # images are, and one such input is enough for a layer to compute so
+        model.register_forward_pre_hook(lambda _, inputs: tuple(tensor.contiguous() for tensor in inputs))
     if not recipe.compiled:
         return model
     missing = "torch.compile needs a C++ compiler, and none is here; install g++, or train without --compile."
     require(any(map(shutil.which, ("c++", "g++", "clang++"))), missing)
-    # A program for each batch size: the last batch of an epoch is smaller, and CUDA graphs have fixed shapes.
+    # A program for each layout, image size and batch size: the last batch is smaller, and CUDA graphs have fixed shapes. Beyond
+    # torch's limit of eight, which all networks of one class share, a network would silently not be compiled.
+    torch._dynamo.config.recompile_limit = 64
     mode = "reduce-overhead" if next(model.parameters()).device.type == "cuda" else "default"
     return torch.compile(model, dynamic=False, mode=mode)
 

@@ -86,6 +86,8 @@ def fit(model: nn.Module, train: data.Split, validation: data.Split, recipe: Rec
     device = next(model.parameters()).device
     if device.type == "cpu":
         runtime.keep_freed_memory_in_process()
+    if recipe.compiled:
+        torch.compiler.reset()  # programs of earlier runs would count against its limit
     train, validation = train.to(device), validation.to(device)
     identity = {"seed": options.seed, "train_images": len(train), **(options.about or {}), **asdict(recipe)}
     learner = Learner(model, recipe)

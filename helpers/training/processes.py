@@ -48,10 +48,10 @@ def first_on_each_machine() -> Iterator[None]:
     """Let one process of each machine through the block before the others, which find what it has downloaded or cached."""
     later = count() > 1 and os.environ["LOCAL_RANK"] != "0"
     if later:
-        agreed(None)
+        gathered(None)
     yield
     if not later:
-        agreed(None)
+        gathered(None)
 
 
 def agreed(value):

@@ -127,17 +127,20 @@ def train_epoch(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> t
     processes are given the same batches, take their shares of each, and return the same sums over all of them.
     """
     learner.called.train()
-    count = 0
-    loss_sum, correct = (torch.zeros((), device=learner.device, dtype=kind) for kind in (torch.float64, torch.int64))
+    count, scaled = 0, learner.scaler.is_enabled()
+    loss_sum, skipped, correct = torch.zeros(3, device=learner.device, dtype=torch.float64)
     with convolutions(learner.device, learner.recipe):
         for images, labels in batches:
             logits, loss = _step_in_parts(learner, images, labels)
             count += len(labels)
+            if scaled:  # an overflow skips the step, and its loss says nothing
+                skipped += ~loss.isfinite() * len(labels)
+                loss = loss.nan_to_num(0.0, 0.0, 0.0)
             loss_sum += loss * len(labels)
             correct += (logits.argmax(1) == processes.share(labels)).sum()
-    processes.add_up(loss_sum, correct)
+    processes.add_up(loss_sum, skipped, correct)
     learner.settle()
-    return loss_sum.item() / count, correct.item() / count
+    return (loss_sum / (count - skipped / processes.count())).item(), correct.item() / count
 
 
 def _step_in_parts(learner: Learner, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -312,6 +312,7 @@ def test_table_of_a_folder_with_a_smoke_run(smoke, capsys):
         ([*RUN, "--time-budget", "inf"], "The time budget in seconds is inf; it must be greater than 0, and at most 1e+09."),
         ([*RUN, "--time-budget", "nan"], "The time budget in seconds is nan; it must be greater than 0, and at most 1e+09."),
         ([*RUN, "--time-budget", "1e308"], "The time budget in seconds is inf; it must be greater than 0"),
+        ([*RUN, "--device", "mps"], "Device 'mps' cannot be used on this machine; choose cpu, or cuda where there is a GPU."),
         ([*RUN, "--device", "hpu"], "Device 'hpu' cannot be used on this machine; choose cpu, or cuda where there is a GPU."),
         ([*RUN, "--results-dir=~nouser/r"], "Argument --results-dir: there is no home folder for '~nouser/r'"),
         ([*RUN, "--report", "amp"], "--report, --dataset and --minutes are for --missing"),

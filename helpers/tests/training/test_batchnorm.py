@@ -1,5 +1,7 @@
 """BatchNorm's running statistics: moved by passes that count, and by no others."""
 
+import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -88,11 +90,13 @@ def test_an_overflow_in_the_forward_pass_does_not_poison_them():
     before = [parameter.clone() for parameter in model.parameters()]
     images = BATCH[0].clone()
     images[0, 1, 0, 0] = torch.inf
-    training.train_epoch(learner, [(images, BATCH[1])])
+    assert math.isnan(training.train_epoch(learner, [(images, BATCH[1])])[0])
     assert model[0].running_mean[[0, 2]].all() and model[0].running_mean[1] == 0 and model[0].running_var[1] == 1
     assert not model[2].running_mean.any() and (model[2].running_var == 1).all()
     assert scaler.get_scale() == 2.0, "the step was skipped"
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    expected = training.train_epoch(copy.deepcopy(learner), [BATCH])[0]
+    assert training.train_epoch(learner, [(images, BATCH[1]), BATCH])[0] == expected, "of the step that was made"
 
 
 def test_one_image_of_one_pixel_that_is_left_over_gets_a_sentence():

@@ -53,6 +53,10 @@ def test_parameters_scores_and_gradients_stay(name):
     assert (after - before).norm() < 1e-9 * before.norm()
     layout.prepare(model, RECIPE, PLAIN)
     assert scores_and_gradient().equal(before)
+    seen = []
+    model.layer1[0].conv2.register_forward_hook(lambda _, inputs, output: seen.extend((*inputs, output)))
+    model(images.to(memory_format=torch.channels_last))
+    assert all(tensor.is_contiguous() for tensor in seen), "one channels-last input would be enough to compute so throughout"
 
 
 def test_on_a_cpu_the_recipe_decides():

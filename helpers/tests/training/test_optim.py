@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers.training.perturbation import AdversarialModelPerturbation
+from helpers.training.perturbation import AdversarialModelPerturbation, step_clipped
 
 
 def quadratic(weight, factor=2.0):
@@ -249,6 +249,25 @@ def test_an_overflow_skips_the_step_and_lowers_the_scale(spoil):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
     assert all(torch.equal(a["momentum_buffer"], b) for a, b in zip(optimizer.state.values(), momentum, strict=True))
     assert scaler.get_scale() == 512.0
+
+
+@pytest.mark.parametrize("clip_norm", [None, 100.0])
+def test_momenta_begin_at_zero_where_the_first_step_overflows(clip_norm, monkeypatch):
+    """torch's fused SGD makes them of memory as it finds it, here filled with NaN, for the step that the scaler skips."""
+    weight = nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.SGD([weight], lr=0.5, momentum=0.5, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True)
+    try:
+        for gradient in (math.inf, 2.0, 2.0):
+            optimizer.zero_grad()
+            scaler.scale(weight.sum() * gradient).backward()
+            step_clipped(optimizer, scaler, clip_norm)
+            scaler.update()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert weight.tolist() == [-1 - 0.5 * (0.5 * 2 + 2)] * 3
 
 
 @pytest.mark.parametrize(
