@@ -12,7 +12,7 @@ NOT_YET = "not yet run"
 
 _PERCENT = ("val accuracy", "test accuracy", "superclass accuracy", "accuracy", "sd", "low", "high", "report", "at 1", "at 5")
 _FORMATS = {
-    **dict.fromkeys((*_PERCENT, "short recipe", "elsewhere"), "{:.2%}"),
+    **dict.fromkeys((*_PERCENT, "Wilson low", "Wilson high", "short recipe", "elsewhere"), "{:.2%}"),
     **dict.fromkeys(("share", "probability"), "{:.1%}"),
     **dict.fromkeys(("points", "from", "to"), "{:+.2f}"),
     **dict.fromkeys(("seeds", "epochs", "epochs, short", "estimated", "only first right", "only second right"), "{:.0f}"),
@@ -34,6 +34,8 @@ def _cell(column: str, value) -> str:
         return " to ".join(_cell(column, part) for part in value)
     if isinstance(value, str):
         return value
+    if column == "p" and value < 0.0005:
+        return "<0.001"
     return "" if pd.isna(value) else _FORMATS.get(column, "{}").format(value)
 
 

@@ -23,7 +23,9 @@ NETWORKS = {
     "cifar10/slim_resnet_trial1": "stem not recorded",
     "cifar10/slim_resnet_trial2": "stem not recorded",
     **dict.fromkeys((f"cifar100/zoo_resnext{number}" for number in (1, 2, 3)), "block not described in full"),
+    **dict.fromkeys((name for name in EXPERIMENTS if re.match("cifar100/(wrn|simplenet)", name)), "dropout not stated"),
 }
+IMAGES = {"cifar10_5k": "4,500, not its 5,000", **dict.fromkeys(("cifar10", "cifar100"), "45,000 of 50,000")}
 
 
 def _outcome(runs: list[dict]) -> str:
@@ -32,10 +34,14 @@ def _outcome(runs: list[dict]) -> str:
     return f"{100 * tables.mean_accuracy(runs):.2f}{spread}%"
 
 
+def _seeds(runs: list[dict]) -> str:
+    return f"{len(runs)} seed{'s' * (len(runs) > 1)}"
+
+
 def _ways(name: str, runs_of: dict[str, list[dict]]) -> list[str]:
-    """The experiments that were run to repeat a row of the plan: as written, as coded, or shortened to some epochs."""
+    """A row of the plan, and how else it was run to repeat it: as coded, or shortened to some epochs."""
     shortened = [other for other in EXPERIMENTS if re.fullmatch(rf"{name}_\d+ep", other) and not EXPERIMENTS[other].reported]
-    return [other for other in (name, *CODED.get(name, ()), *shortened) if other in runs_of]
+    return [name, *CODED.get(name, ()), *(other for other in shortened if other in runs_of)]
 
 
 def _schedule(name: str, of: str, runs: list[dict]) -> str:
@@ -45,17 +51,17 @@ def _schedule(name: str, of: str, runs: list[dict]) -> str:
         return f"no, {np.mean([run['seconds'] for run in runs]) / 60:.0f} minutes"
     if name in CODED.get(of, ()):
         return "as coded, weight decay 0.001" if name.endswith("decay0001") else "as coded"
-    return "as written" if name == of else f"no, {epochs} of {planned} epochs"
+    return f"no, {epochs} of {planned} epochs" if name != of else "as coded" if of == "cifar10/slim_resnet" else "as written"
 
 
 def reported_table(records: Iterable[dict]) -> pd.DataFrame:
     """One row per accuracy that a report prints, and per way in which it was run: as written, as coded, or shortened."""
     runs_of, rows = tables.by_experiment(tables.on_whole_data(records)), []
     for name, row in EXPERIMENTS.items():
-        for other in (_ways(name, runs_of) or [name]) if "test_accuracy" in row.reported else ():
-            runs, data = runs_of.get(other, []), "as many images" if row.dataset == "cifar10_5k" else "yes"
+        for other in _ways(name, runs_of) if "test_accuracy" in row.reported else ():
+            runs, images = runs_of.get(other, []), IMAGES.get(row.dataset, "yes")
             ours = (_outcome(runs), len(runs)) if runs else (NOT_YET, None)
-            same = data, NETWORKS.get(other, "yes"), _schedule(other, name, runs) if runs else ""
+            same = images, NETWORKS.get(other, "yes"), _schedule(other, name, runs) if runs else ""
             rows.append((row.report, other, percent(row.reported["test_accuracy"]), *ours, *same))
     names = ["report", "experiment", "printed", "ours", "seeds", "same data?", "same network?", "same schedule?"]
     table = pd.DataFrame(rows, columns=names)
@@ -73,14 +79,15 @@ def headline_table(records: Iterable[dict]) -> pd.DataFrame:
         own = {name: row for name, row in EXPERIMENTS.items() if row.report == report}
         printed = {name: row.reported["test_accuracy"] for name, row in own.items() if "test_accuracy" in row.reported}
         best = max(printed, key=lambda name: np.max(printed[name]))
-        again, repeated = next(iter(_ways(best, runs_of)), None), NOT_YET
+        again, repeated = next((name for name in _ways(best, runs_of) if name in runs_of), None), NOT_YET
         if again:
             schedule = _schedule(again, best, runs_of[again])
-            repeated = _outcome(runs_of[again]) + ("" if schedule == "as written" else f" ({schedule.removeprefix('no, ')})")
+            how = "" if schedule == "as written" else f"{schedule.removeprefix('no, ')}, "
+            repeated = f"{_outcome(runs_of[again])} ({how}{_seeds(runs_of[again])})"
         short = [runs_of[name] for name in own if name in runs_of and "fast" in name.split("_")]
         fast = max(short, key=tables.validation_accuracy, default=[])
         known = ELSEWHERE.get((own[best].dataset, own[best].model))
-        ours = f"{_outcome(fast)} ({fast[0]['experiment'].split('/')[1]})" if fast else NOT_YET
+        ours = f"{_outcome(fast)} ({fast[0]['experiment'].split('/')[1]}, {_seeds(fast)})" if fast else NOT_YET
         minutes = f"{np.mean([run['seconds'] for run in fast]) / 60:.0f}" if fast else ""
         elsewhere = f"[{percent(known[0])}]({known[1]})" if known else ""
         its_best = f"{percent(printed[best])} ({best.split('/')[1]})"

@@ -42,7 +42,7 @@ CODED = {
     "cifar10_5k/resnet18_torchvision": ("cifar10_5k/resnet18_coded", "cifar10_5k/resnet18_coded_decay0001"),
 }
 WRITTEN = {name: row for row, names in CODED.items() for name in names}
-COMPARISON_COLUMNS = "experiment,parameters,seeds,val loss,test accuracy,sd,low,high,report".split(",")
+COMPARISON_COLUMNS = "experiment,parameters,seeds,val loss,test accuracy,sd,Wilson low,Wilson high,report".split(",")
 TIME_COLUMNS = "network,parameters,million MACs,seeds,images/s,epochs,estimated,at 1,at 5".split(",")
 PAIRED_COLUMNS = "first,second,seeds,only first right,only second right,points,from,to,p".split(",")
 
@@ -110,8 +110,8 @@ def best_elsewhere(name: str) -> float | None:
 def comparison_table(records: list[dict]) -> pd.DataFrame:
     """One row per experiment: means over its seeds, and the standard deviation of its accuracy over them.
 
-    The standard deviation is that of a sample (n − 1), empty for one seed. `low` to `high` is the 95 % Wilson interval around
-    the mean: how far other test images might move it.
+    The standard deviation is that of a sample (n − 1), empty for one seed. The 95 % Wilson interval around the mean is how far
+    other test images might move it.
     """
     rows = []
     for name, runs in by_experiment(records).items():

@@ -122,7 +122,8 @@ def times_simplenet(names: Sequence[str]) -> list[float]:
     return sorted({min(sizes) / simplenet, max(sizes) / simplenet})
 
 
-# The smallest network of the paper that report `slim` cites as [1]: He et al. 2016, table 6, 0.27 M parameters.
+# The smallest network of the paper that report `slim` cites as [1]: He et al. 2016, table 6, 0.27 M parameters. It has identity
+# shortcuts, padded where the channels change (their option A).
 RESNET20 = Description(Stem(16, 3, 1, max_pool=False), (Stage(3, 16), Stage(3, 32, 2), Stage(3, 64, 2)))
 OF_NETWORKS: dict[str, Callable] = {
     "parameters": count_parameters,
@@ -137,6 +138,7 @@ OF_NETWORKS: dict[str, Callable] = {
     "convolutions on the main path of every block": lambda net: only(map(anatomy.depth, bottlenecks(net))),
     "groups of every middle convolution": lambda net: only(block.conv2.groups for block in bottlenecks(net)),
     "channels in a group of the first stage": lambda net: group_widths(net)[0],
+    "bottleneck widths": lambda net: ", ".join(map(str, group_widths(net))),
     "ratio of the widths of neighbouring stages": lambda net: only(b / a for a, b in pairwise(group_widths(net))),
     "convolutions": lambda net: len(convolutions(net)),
     "BatchNorms and convolutions": lambda net: (len(norms(net)), len(convolutions(net))),
@@ -182,9 +184,13 @@ OTHERS: dict[str, Callable] = {
     "what is perturbed": lambda: perturbed_step()[0],
     "perturbation size": lambda epsilon: perturbed_step(epsilon)[1],
     "closed form": closed_form_parameters,
-    "ResNet-20": lambda: count_parameters(RESNET20.build(10)),
+    "ResNet-20": lambda: sum(
+        values.numel() for name, values in RESNET20.build(10).named_parameters() if "downsample" not in name
+    ),
     "halves": lambda channels: "-".join(str(channel // 2) for channel in channels),
     "highest": lambda values: max(values),
-    "halvings": lambda networks: tally(after == before / 2 for widths in networks for before, after in pairwise(widths)),
+    "halvings": lambda networks: "{} of {}".format(
+        *tally(after == before / 2 for widths in networks for before, after in pairwise(widths))
+    ),
     "output side": lambda stride: "{0}*{0}".format(cifar.PIXELS // stride),
 }

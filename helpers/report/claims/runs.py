@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from helpers.data import cifar
 from helpers.experiments import EXPERIMENTS
 from helpers.experiments import records as results
@@ -83,9 +85,17 @@ def stand_in(runs: list[dict]) -> str:
     """Why runs are not those that a statement about their experiment is about, in words; empty where they are."""
     reasons = ["images from JPEG files"] if _is_jpeg(runs[0]) else []
     reasons += [f"{_share(runs[0]):.0%} of the epochs"] if _share(runs[0]) < 1 else []
+    if all(map(_one_label, runs)):
+        reasons.append("all images get one label")
     if any("time budget" in (run["stopped_early"] or "") and run["limits"]["time_budget"] < ZOO_SECONDS for run in runs):
         reasons.append("stopped before the six hours")
     return ", ".join(reasons)
+
+
+def _one_label(run: dict) -> bool:
+    """Whether a run gives images of several classes all the same label."""
+    true, predicted = (np.count_nonzero(np.sum(run["test"]["confusion"], axis=axis)) for axis in (1, 0))
+    return predicted == 1 < true
 
 
 def _alike(one: dict, other: dict) -> bool:
@@ -98,8 +108,8 @@ def _is_jpeg(run: dict) -> bool:
 
 
 def _whole(name: str) -> str:
-    """The experiment whose schedule one like `cifar10/slim_resnet_3ep` shortens."""
-    return re.sub(r"_\d+ep$", "", name)
+    """The experiment whose schedule one like `cifar10/slim_resnet_3ep` shortens, unless the report prints its accuracy too."""
+    return name if name in EXPERIMENTS and EXPERIMENTS[name].reported else re.sub(r"_\d+ep$", "", name)
 
 
 def _share(run: dict) -> float:
