@@ -90,6 +90,8 @@ def fit(model: nn.Module, train: data.Split, validation: data.Split, recipe: Rec
         torch.compiler.reset()  # programs of earlier runs would count against its limit
     train, validation = train.to(device), validation.to(device)
     identity = {"seed": options.seed, "train_images": len(train), **(options.about or {}), **asdict(recipe)}
+    if recipe.channels_last:  # as it will most likely be arranged: the moving average takes the strides over
+        model.to(memory_format=torch.channels_last)
     learner = Learner(model, recipe)
     done = _resumed(learner, identity, options)
     done = done or Fit(arrangement=processes.agreed(choose_arrangement(model, train, recipe)))
