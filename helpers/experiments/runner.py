@@ -40,8 +40,9 @@ def find(name: str) -> Experiment:
 def short_form(experiment: Experiment) -> Experiment | None:
     """The `…_fast` row of an experiment's network, whose recipe its `quick` profile takes; None where there is none."""
     bare = re.sub("_(ours|torchvision|strong|long)$", "", experiment.name)
-    rows = (EXPERIMENTS.get(f"{name}_fast") for name in (experiment.name, bare))
-    return experiment if experiment.name.endswith("_fast") else next(filter(None, rows), None)
+    rows = [row for name in (experiment.name, bare) if (row := EXPERIMENTS.get(f"{name}_fast"))]
+    own = (row for row in rows if row.report == experiment.report)
+    return experiment if experiment.name.endswith("_fast") else next(own, None)
 
 
 def recipe_for(experiment: Experiment, profile: str) -> Recipe:
@@ -65,9 +66,11 @@ def recipe_for(experiment: Experiment, profile: str) -> Recipe:
     if short := short_form(experiment):
         return replace(short.recipe, deterministic=False)
     epochs = min(experiment.quick, recipe.epochs)
-    steps = math.ceil(recipe.step_epochs * epochs / recipe.epochs)
-    budget = recipe.time_budget and min(recipe.time_budget, QUICK_SECONDS)
-    return replace(recipe, epochs=epochs, step_epochs=steps, time_budget=budget, deterministic=False)
+    share, changes = epochs / recipe.epochs, {"epochs": epochs, "deterministic": False}
+    changes["warmup_epochs"] = math.ceil(recipe.warmup_epochs * share)
+    shortened = {"step": "step_epochs", "periodic_epochs": "period"}.get(recipe.schedule)
+    changes |= {shortened: math.ceil(getattr(recipe, shortened) * share)} if shortened else {}
+    return replace(recipe, time_budget=recipe.time_budget and min(recipe.time_budget, QUICK_SECONDS), **changes)
 
 
 def load_data(experiment: Experiment, profile: str, data_dir: str | Path | None = None) -> data.Dataset:

@@ -129,7 +129,8 @@ def receptive_fields(block: Bottleneck | Res2NetBlock, parts: int, image_size: i
 
     The absolute gradient of the part's middle pixel, summed over its channels, by the pixels of a random image, summed too.
     """
-    weight, seen = block.conv1.weight, {}
+    block, seen = copy.deepcopy(block).eval(), {}  # BatchNorm in training would mix all pixels
+    weight = block.conv1.weight
     image = torch.randn(1, weight.shape[1], image_size, image_size, generator=torch.Generator().manual_seed(0))
     image = image.to(weight).requires_grad_()
     with block.conv3.register_forward_pre_hook(lambda _, inputs: seen.update(maps=inputs[0])):

@@ -19,7 +19,8 @@ from helpers.models.resnet import NETWORKS, initialise_he, initialise_torch
 from helpers.models.zoo import SimpleNet, WideResNet, ZooResNeXt
 from helpers.runtime import UserError, require
 
-INITIALISATIONS = {"torch": initialise_torch, "he": initialise_he}  # each layer's default; He-normal, fan-in
+# Each layer's default; He-normal, fan-in; the same with biases as they are.
+INITIALISATIONS = {"torch": initialise_torch, "he": initialise_he, "he_weights": partial(initialise_he, zero_biases=False)}
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ WEIGHTS = {name: get_model_weights(name).IMAGENET1K_V1 for name in ("resnext50_3
 
 MODELS = {
     **{name: Model(network.build, WEIGHTS.get(name)) for name, network in NETWORKS.items()},
-    "pikachu_resnext29": Model(NETWORKS["pikachu_resnext29"].build, initialisation="he"),
+    "pikachu_resnext29": Model(NETWORKS["pikachu_resnext29"].build, initialisation="he_weights"),
     **{
         f"torchvision/{name}": Model(lambda classes, name=name: get_model(name, weights=None, num_classes=classes), weights)
         for name, weights in WEIGHTS.items()

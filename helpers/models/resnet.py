@@ -71,15 +71,15 @@ def initialise_fan_out(model: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
-def initialise_he(model: nn.Module) -> None:
-    """He-normal convolutions and linear layers (fan-in), biases at zero. Source: He et al. 2015, section 2.2.
+def initialise_he(model: nn.Module, zero_biases: bool = True) -> None:
+    """He-normal convolutions and linear layers (fan-in), biases at zero or as they are. Source: He et al. 2015, section 2.2.
 
-    Report `zoo`, section 3.4, and report `pikachu`'s code have it as Keras's `he_normal`, whose tails are cut.
+    Report `zoo`, section 3.4, has it as Keras's `he_normal`, whose tails are cut; report `pikachu`'s code leaves biases alone.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            if module.bias is not None:
+            if module.bias is not None and zero_biases:
                 nn.init.zeros_(module.bias)
 
 

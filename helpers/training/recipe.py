@@ -7,7 +7,7 @@ from helpers.data.batching import AUGMENTS, View
 from helpers.runtime import require
 
 OPTIMIZERS = ("sgd", "adam")
-SCHEDULES = ("constant", "step", "cosine", "linear", "periodic_epochs", "periodic_batches", "restarted_steps")
+SCHEDULES = ("constant", "step", "cosine", "linear", "periodic_epochs", "periodic_batches", "resumed_steps")
 FULL_SIZE_FROM = 0.8  # the last fifth of a run is at full size
 LONGEST = 1e9  # seconds
 CHOICES = {
@@ -53,8 +53,9 @@ class Recipe:
     perturbation_start: float = 0.0  # part of the run after which steps are perturbed (arXiv 2410.10373)
     perturbation_every: int = 1  # only every so many steps is perturbed
     momentum_perturbation: float | None = None  # the gradient is taken so far against the momentum (arXiv 2401.12033)
-    # Over the epochs. `step` multiplies by `step_factor` every `step_epochs`; `restarted_steps` begins it again every `period`
-    # epochs. The periodic ones fall in a cosine over `period` epochs or batches, rise again over as many, and so on.
+    # Over the epochs. `step` multiplies by `step_factor` every `step_epochs`; `resumed_steps` counts these anew every `period`
+    # epochs, where a new call goes on at the rate of the last one. The periodic ones fall in a cosine over `period` epochs or
+    # batches, rise again over as many, and so on.
     schedule: str = "constant"
     warmup_epochs: int = 0  # the rate first rises linearly from 0
     step_epochs: int = 7
@@ -144,9 +145,10 @@ def learning_rate(recipe: Recipe, progress: float, batches: int = 1) -> float:
     """
     if progress < recipe.warmup_epochs:
         return recipe.learning_rate * progress / recipe.warmup_epochs
-    if recipe.schedule in ("step", "restarted_steps"):
-        since = progress if recipe.schedule == "step" else progress % recipe.period
-        return recipe.learning_rate * recipe.step_factor ** (int(since) // recipe.step_epochs)
+    if recipe.schedule in ("step", "resumed_steps"):
+        calls, since = divmod(progress, recipe.period) if recipe.schedule == "resumed_steps" else (0, progress)
+        steps = int(calls) * (recipe.period // recipe.step_epochs) + int(since) // recipe.step_epochs
+        return recipe.learning_rate * recipe.step_factor**steps
     if recipe.schedule == "constant":
         return recipe.learning_rate
     if recipe.schedule in ("cosine", "linear"):

@@ -48,7 +48,7 @@ def test_profiles_shorten_the_recipe_and_leave_full_alone():
         assert experiments.recipe_for(row, "quick").epochs <= max(row.recipe.epochs, 60)
         assert experiments.recipe_for(row, "smoke").epochs == 2
     quick = experiments.recipe_for(experiments.find("cifar10_5k/resnet18_coded"), "quick")
-    assert (quick.epochs, quick.step_epochs) == (8, 1)
+    assert (quick.epochs, quick.step_epochs, quick.period) == (8, 7, 10), "within its first call"
     quick = experiments.recipe_for(experiments.find("pikachu/resnet18_finetuned"), "quick")
     assert (quick.epochs, quick.step_epochs, quick.deterministic) == (4, 2, False)
     twice, same = (f"cifar10/resnext29_under5m_{name}" for name in ("sgd_twice", "sgd_same"))
@@ -76,12 +76,23 @@ def test_quick_is_the_short_recipe_of_the_network_where_there_is_one(name, short
 
 
 def test_what_report_pikachu_coded():
-    """The facts of its code: squashed, mirrored, weight decay 0.1, the rate at 0.1 again in its second call of 10 epochs."""
+    """The facts of its code: squashed, mirrored, weight decay 0.1, the last epoch; its two calls as torch has them."""
+    weights, rates, state = torch.zeros(1, requires_grad=True), [], None
+    for _ in range(2):
+        optimizer = torch.optim.SGD([weights], lr=0.1, momentum=0.9, weight_decay=0.1)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 7)
+        if state:
+            optimizer.load_state_dict(state)
+        for _ in range(10):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        state = optimizer.state_dict()
+    assert rates == pytest.approx(7 * [0.1] + 10 * [0.01] + 3 * [0.001])
     for model in ("resnext50", "resnext50_torchvision", "resnet18"):
         recipe = experiments.EXPERIMENTS[f"pikachu/{model}_coded"].recipe
         assert (recipe.augment, recipe.flip_test, recipe.resize, recipe.weight_decay) == ("flip", True, "squash", 0.1)
-        rates = [training.learning_rate(recipe, epoch) for epoch in range(20)]
-        assert rates == pytest.approx(2 * (7 * [0.1] + 3 * [0.01]))
+        assert [training.learning_rate(recipe, epoch) for epoch in range(20)] == pytest.approx(rates) and recipe.keep == "last"
     assert experiments.EXPERIMENTS["pikachu/resnext50_coded"].model == "resnext50_unpadded"
     names = ("resnext29_coded", "resnet18_coded")
     rows = [experiments.EXPERIMENTS[f"cifar10_5k/{name}{end}"] for name in names for end in ("", "_decay0001")]

@@ -71,6 +71,7 @@ def test_pikachus_own_network_as_coded():
     blocks = [block for k in (1, 2, 3) for block in model.get_submodule(f"layer{k}")]
     assert [block.conv2.out_channels for block in blocks] == [64] * 3 + [256] * 3 + [512] * 3
     assert {block.conv2.groups for block in blocks} == {32}
+    assert 0 < model.fc.bias.abs().max() <= 1024**-0.5 < model.fc.weight.abs().max(), "biases stay torch's, weights do not"
 
 
 def test_resnext50_without_padding_differs_from_torchvisions_in_its_outputs_alone():
