@@ -88,13 +88,15 @@ def sample_crops(count: int, height: int, width: int, generator: torch.Generator
 def render(images: Tensor, views: Tensor, image_size: int) -> Tensor:
     """Each image through its own view: uint8 (B, 3, H, W) and (B, 8) to float32 (B, 3, image_size, image_size), 0 to 255.
 
-    Bilinear, as if the crop were cut out, resized and then turned, without the rounding in between; black outside of the crop.
+    As if the crop were cut out, resized (bilinear) and then turned (nearest pixel, as by torchvision's `RandomRotation`), without
+    the rounding in between; black outside of the crop.
     """
     height, width = images.shape[-2:]
     top, left, crop_height, crop_width, *matrix = views[:, :, None, None].unbind(1)
     x = (2 * torch.arange(image_size, device=images.device) + 1) / image_size - 1
     column, row = (matrix[i] * x + matrix[i + 1] * x[:, None] for i in (0, 2))
     inside = (column.abs() <= 1) & (row.abs() <= 1)
+    column, row = ((2 * ((place + 1) / 2 * image_size).floor() + 1) / image_size - 1 for place in (column, row))
     column = left + ((column + 1) / 2 * crop_width - 0.5).clamp_min(0).minimum(crop_width - 1)
     row = top + ((row + 1) / 2 * crop_height - 0.5).clamp_min(0).minimum(crop_height - 1)
     places = torch.stack([(2 * column + 1) / width - 1, (2 * row + 1) / height - 1], 3)

@@ -77,7 +77,7 @@ def drawn(records: list[dict]) -> Iterator[tuple[str, Figure, str]]:
                 yield f"{data}_{report}_curves", plots.curves(first), caption
         best = max(own, key=lambda name: tables.validation_accuracy(own[name]))
         what = "superclass" if data == "cifar100" else "class"
-        caption = f"{title}, the run with the best validation accuracy: test images by true {what} (rows) and predicted one."
+        caption = f"{title}, the best experiment by validation, first seed: test images by true {what} (rows) and by label."
         yield f"{data}_confusion", plots.confusion_matrices({best: own[best][0]}), caption
 
 
@@ -94,7 +94,7 @@ def _costs(own: dict[str, list[dict]]) -> pd.DataFrame:
     """What `plots.accuracy_against_cost` draws: of each network on one data set the best experiment by validation accuracy."""
     ascending = sorted(own.items(), key=lambda item: tables.validation_accuracy(item[1]))
     rows = {}
-    for name in {runs[0]["model"]["name"]: name for name, runs in ascending}.values():
+    for name in {runs[0]["model"]["name"].removeprefix("torchvision/"): name for name, runs in ascending}.values():
         model = own[name][0]["model"]
         rows[name] = model["name"], model["params"], model["macs"] / 1e6, tables.mean_accuracy(own[name])
     return pd.DataFrame.from_dict(rows, orient="index", columns=["model", "parameters", "million MACs", "accuracy"])

@@ -102,7 +102,9 @@ def curves(runs: Mapping[str, Mapping], sample: bool = False) -> Figure:
             axis.plot(times, [row[name] for row in history], linewidth=1.8, **style)
             end[label] = (times[-1], history[-1][name], ink)
         axes[1].plot(times, [row["train_loss"] for row in history], "--", linewidth=1, **style)
-    titles = ("Validation accuracy", "Cross-entropy (nats per image): validation solid, training dashed")
+    smoothed = any(run.get("recipe", {}).get("label_smoothing") for run in runs.values())
+    against = "\n(that of training against smoothed labels where the recipe has them)" * smoothed
+    titles = ("Validation accuracy", f"Cross-entropy (nats per image): validation solid, training dashed{against}")
     for axis, end, title in zip(axes, ends, titles, strict=True):
         axis.set_title(title, loc="left", fontsize=10)
         axis.set_xlabel("epoch")
@@ -227,11 +229,11 @@ def confusion_matrices(runs: Mapping[str, Mapping], sample: bool = False) -> Fig
     CIFAR-100's are by superclass. The darker a cell, the larger its share of its row. Counts other than zero are in the cells
     where there is room: in up to four matrices, or up to ten classes.
     """
-    matrices = {f"{label}: {run['test']['accuracy']:.1%}": np.array(run["test"]["confusion"]) for label, run in runs.items()}
+    matrices, what = {label: np.array(run["test"]["confusion"]) for label, run in runs.items()}, ""
     classes = next(iter(runs.values()))["dataset"]["classes"]
     if list(classes) == list(CIFAR100_CLASSES):
-        classes = list(CIFAR100_SUPERCLASSES)
-        matrices = {title: by_superclass(matrix) for title, matrix in matrices.items()}
+        classes, what = list(CIFAR100_SUPERCLASSES), " by superclass"
+        matrices = {label: by_superclass(matrix) for label, matrix in matrices.items()}
     counted, few = len(classes) <= 10 or len(matrices) <= 4, len(classes) < 4
     side = max(2.0, (0.3 if counted else 0.16) * len(classes))  # inches
     bands = math.ceil(len(matrices) / min(4, max(1, int(13 / side))))
@@ -241,13 +243,13 @@ def confusion_matrices(runs: Mapping[str, Mapping], sample: bool = False) -> Fig
     ticks, names = range(len(classes)), [name.replace("_", " ") for name in classes]
     for axis in axes.flat[len(matrices) :]:
         axis.remove()
-    for index, (axis, (title, matrix)) in enumerate(zip(axes.flat, matrices.items(), strict=False)):
+    for index, (axis, (label, matrix)) in enumerate(zip(axes.flat, matrices.items(), strict=False)):
         texts = np.where(matrix == 0, "", matrix.astype(str)) if counted else np.empty(0)
         _cells(axis, matrix / matrix.sum(axis=1, keepdims=True).clip(min=1), texts, (0, 1), 10 if few else 7.5)
         first, last = index % columns == 0, index + columns >= len(matrices)
         axis.set_xticks(ticks if last else [], names if last else [], rotation=0 if few else 90, fontsize=8)
         axis.set_yticks(ticks if first else [], names if first else [], rotation=90 if few else 0, va="center", fontsize=8)
-        axis.set_title(title, fontsize=9)
+        axis.set_title(f"{label}: {np.trace(matrix) / matrix.sum():.1%}{what}", fontsize=9)
         axis.set_xlabel("predicted" if last else "", fontsize=9)
         axis.set_ylabel("true" if first else "", fontsize=9)
     return stamp(figure) if sample else figure

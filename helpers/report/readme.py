@@ -46,12 +46,15 @@ def _ways(name: str, runs_of: dict[str, list[dict]]) -> list[str]:
 
 def _schedule(name: str, of: str, runs: list[dict]) -> str:
     """Whether runs followed the report's schedule, in words."""
-    epochs, planned = max(len(run["history"]) for run in runs), EXPERIMENTS[of].recipe.epochs
-    if any("time budget" in (run["stopped_early"] or "") for run in runs):
+    recipe, epochs = EXPERIMENTS[of].recipe, max(len(run["history"]) for run in runs)
+    budget = recipe.time_budget or np.inf
+    if any("time budget" in (run["stopped_early"] or "") and run["limits"]["time_budget"] < budget for run in runs):
         return f"no, {np.mean([run['seconds'] for run in runs]) / 60:.0f} minutes"
     if name in CODED.get(of, ()):
         return "as coded, weight decay 0.001" if name.endswith("decay0001") else "as coded"
-    return f"no, {epochs} of {planned} epochs" if name != of else "as coded" if of == "cifar10/slim_resnet" else "as written"
+    return (
+        f"no, {epochs} of {recipe.epochs} epochs" if name != of else "as coded" if of == "cifar10/slim_resnet" else "as written"
+    )
 
 
 def reported_table(records: Iterable[dict]) -> pd.DataFrame:

@@ -70,11 +70,12 @@ class Paired:
 
     @property
     def agree(self) -> bool:
-        """Whether there are two seeds or more, and the difference has the same sign in all of them."""
-        return len(self.by_seed) > 1 and bool((self.by_seed > 0).all() or (self.by_seed < 0).all())
+        """Whether there are two seeds or more, all of whose differences have the sign of that of the images that count."""
+        sign = np.sign(self.only_first - self.only_second)
+        return len(self.by_seed) > 1 and bool((self.by_seed * sign > 0).all())
 
     def needed(self) -> str:
-        """In words, how many more images, and how many more seeds, it would take to tell the two apart."""
+        """In words, how many more images would tell the two apart, or that there are too few seeds or they disagree."""
         seeds, images = self.right.shape
         if self.difference == 0 or self.only_first == self.only_second:
             return "no difference to be told"
@@ -82,8 +83,7 @@ class Paired:
         told = f"told by {more:,} more images" if self.p >= LEVEL else "told by these images"
         if seeds == 1:
             return f"{told}; a second seed at least"
-        wanted = seeds_needed(self.difference, float(self.by_seed.std(ddof=1))) - seeds
-        return f"{told} or {wanted} more seed{'s' * (wanted > 1)}" if wanted > 0 else told
+        return told if self.agree else "the seeds disagree"
 
     def needed_inside(self, margin: float) -> str:
         """In words, how many more images would bring the whole interval inside the margin, were the difference the true one."""
@@ -104,14 +104,6 @@ def images_needed(only_first: float, only_second: float) -> int:
     total, difference = only_first + only_second, only_first - only_second
     root = Z_ALPHA * math.sqrt(total) + Z_POWER * math.sqrt(total - difference**2)
     return math.ceil(root**2 / difference**2)
-
-
-def seeds_needed(difference: float, deviation: float) -> int:
-    """Seeds for a paired t test over seeds to tell a mean difference whose standard deviation over seeds is known.
-
-    n = (z(1 − α/2) + z(power))² s² / δ² + z(1 − α/2)² / 2, at least 2. Source: Guenther 1981, American Statistician 35, 243.
-    """
-    return max(2, math.ceil((Z_ALPHA + Z_POWER) ** 2 * deviation**2 / difference**2 + Z_ALPHA**2 / 2))
 
 
 def printed_difference(first: float, second: float, n: int) -> tuple[float, tuple[float, float], int | None]:

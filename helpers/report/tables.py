@@ -225,7 +225,7 @@ def pair_sentences(
             continue
         found = f"{row['points']:+.1f} points, 95 % interval {row['from']:+.1f} to {row['to']:+.1f}, {row['seeds']:.0f} seed"
         found += "s" if row["seeds"] > 1 else ""
-        if row["p"] >= statistics.LEVEL:
+        if row["p"] >= statistics.LEVEL or row["from"] <= 0 <= row["to"]:  # which reaches over every seed's difference
             sentences.append(f"{second} and {first} cannot be told apart ({found}).")
         else:
             sentences.append(f"{second} is {'better' if row['points'] > 0 else 'worse'} than {first} ({found}).")

@@ -96,7 +96,7 @@ def find(statement: Statement, runs: Runs) -> Finding:
         return Finding("", "", rules.NOT_YET, statement.how())
     undecided = statement.reservation or (found and found.stand_in)
     verdict = rules.CANNOT_TELL if undecided else rule(*evidence.judged)
-    needed = evidence.needed if verdict == rules.CANNOT_TELL else ""
+    needed = evidence.needed if verdict == rules.CANNOT_TELL and not undecided else ""
     interval = "; ".join(filter(None, (evidence.interval, needed)))
     return Finding(evidence.ours, interval, verdict, statement.how(found) + evidence.how)
 

@@ -99,8 +99,9 @@ def comparison(paired: Paired) -> str:
     """One model that is better than another: both on the same test images under the same seeds. An image counts for the model
     that got it right under more seeds; then an exact binomial test on the images that count (with one seed this is McNemar's).
     Where p is below 0.05 and two seeds or more agree, the statement *holds* or *does not hold*; else it *cannot be told*, and
-    the interval column says how many more images (Connor 1987) or seeds (Guenther 1981) would tell, at 80 % power. Two models
-    that differ in more than the statement names do not tell either.
+    the interval column says how many more images would tell, at 80 % power (Connor 1987). Such a p is about these trained
+    networks; that two seeds agree happens half the time by luck. Two models that differ in more than the statement names do
+    not tell either.
     """
     if paired.p >= LEVEL or not paired.agree:
         return CANNOT_TELL

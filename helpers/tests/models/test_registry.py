@@ -239,7 +239,7 @@ def test_the_chosen_initialisation(initialisation):
 
 
 def test_an_unknown_initialisation_and_a_pointless_one_are_told():
-    with pytest.raises(UserError, match="There is no initialisation 'zeros'; choose one of torch, he, or None."):
+    with pytest.raises(UserError, match="There is no initialisation 'zeros'; choose one of torch, he, he_weights, or None."):
         models.build("resnet18", 2, initialisation="zeros")
     with pytest.raises(UserError, match="Pretrained weights need no initialisation"):
         models.build("resnet18", 2, pretrained=True, initialisation="torch")

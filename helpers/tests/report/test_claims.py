@@ -145,6 +145,8 @@ MUCH_WORSE = right(*range(10))
         ([MUCH_WORSE] * 2, [right()] * 2, DOES_NOT),
         ([right(), right(1)], [MUCH_WORSE, right(0)], CANNOT_TELL),  # the second seed sees no difference
         ([right(0)] * 2, [right(1, 2)] * 2, CANNOT_TELL),
+        # 40 images count for the first, 70 for the second, and by the mean both seeds are the first's.
+        ([right(*range(40, 75), n=200), right(*range(75, 110), n=200)], [right(*range(40), n=200)] * 2, CANNOT_TELL),
     ],
 )
 def test_a_comparison_needs_images_and_seeds(first, second, verdict):

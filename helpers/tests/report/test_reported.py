@@ -37,8 +37,10 @@ def test_jpeg_copies_and_other_profiles_do_not_count():
 
 def test_a_run_that_the_clock_stopped_says_so():
     run = make_run("cifar100/wrn16_2", stopped="time budget of 60 s: 59 s spent after epoch 1, and no other fits")[0]
-    run["seconds"] = 7200.0
+    run |= {"seconds": 7200.0, "limits": {"time_budget": 7200.0}}
     assert row(readme.reported_table([run]), "cifar100/wrn16_2")["same schedule?"] == "no, 120 minutes"
+    run["limits"] = {"time_budget": 6 * 3600.0}
+    assert row(readme.reported_table([run]), "cifar100/wrn16_2")["same schedule?"] == "as written", "the report's six hours"
 
 
 def test_a_shortened_run_stands_for_its_row_and_says_so(monkeypatch):
