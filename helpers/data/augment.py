@@ -88,8 +88,8 @@ def sample_crops(count: int, height: int, width: int, generator: torch.Generator
 def render(images: Tensor, views: Tensor, image_size: int) -> Tensor:
     """Each image through its own view: uint8 (B, 3, H, W) and (B, 8) to float32 (B, 3, image_size, image_size), 0 to 255.
 
-    As if the crop were cut out, resized (bilinear) and then turned (nearest pixel, as by torchvision's `RandomRotation`), without
-    the rounding in between; black outside of the crop.
+    As if the crop were cut out, resized (bilinear) and then turned (the nearest pixel, as in torchvision's `RandomRotation`),
+    without the rounding in between; black outside of the crop.
     """
     height, width = images.shape[-2:]
     top, left, crop_height, crop_width, *matrix = views[:, :, None, None].unbind(1)
