@@ -1,5 +1,6 @@
 """Photographs: from the data folder or from Kaggle, any file made upright, colour, square and small."""
 
+import logging
 import warnings
 from functools import partial
 from io import BytesIO
@@ -40,6 +41,7 @@ def _find(name: str, base: Path) -> tuple[str, Path]:
     try:
         with warnings.catch_warnings(action="ignore"):  # without ipywidgets, about the looks of its progress bars
             import kagglehub
+        logging.getLogger("kagglehub").setLevel(logging.WARNING)  # else it prints this machine's folders
         return f"kaggle {KAGGLE[name]}", unwrap(Path(kagglehub.dataset_download(KAGGLE[name])))
     except ImportError as error:
         raise UserError(f"Kaggle needs a package: run 'pip install kagglehub', {instead}.") from error

@@ -142,6 +142,7 @@ def test_the_workflow_points_a_fork_to_itself_and_leaves_others_alone(tmp_path, 
     for name in ("README.md", "helpers", "notebooks", ".github"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, clone / name)
+    colab.write("OWNER/REPO", root=clone)  # this copy of the repository may have been pointed elsewhere
     git(tmp_path, "init", "-q", "--bare", "-b", "main", str(origin))
     git(clone, "init", "-q", "-b", "main")
     commit(clone)
