@@ -9,7 +9,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from helpers import data, models
@@ -19,8 +18,9 @@ from helpers.experiments.claim import Taken, claim
 from helpers.experiments.plan import EXPERIMENTS, Experiment
 from helpers.runtime import UserError
 from helpers.training import checkpoints
+from helpers.training.convolutions import convolutions
 from helpers.training.recipe import Recipe, pixels_at
-from helpers.training.step import autocast
+from helpers.training.step import Learner, step
 
 # Images for training and for validation, and classes.
 SIZES = {"pikachu": (774, 258, 2), "cifar10": (45_000, 5_000, 10), "cifar100": (45_000, 5_000, 100)}
@@ -79,12 +79,13 @@ class Queue:
         checkpoint = runner.checkpoint_path(row.name, self.profile, seed, self.checkpoint_dir)
         history = (checkpoints.load_checkpoint(checkpoint) or {"history": []})["history"] if checkpoint.exists() else []
         train, validation, classes = SIZES[row.dataset]
-        macs, grouped = _size(row.model, classes, recipe.image_size)
-        operations = sum(
-            2 * macs * (3 * passes(recipe, epoch) * data.images_shown(range(train), recipe.augment) + validation)
-            for epoch in range(len(history), recipe.epochs)
-        )
-        seconds = operations / rate(device, grouped)
+        macs, parameters, grouped = _size(row.model, classes, recipe.image_size)
+        shown, seconds = data.images_shown(range(train), recipe.augment), 0.0
+        operations, per_parameter = rate(device, grouped)
+        for epoch in range(len(history), recipe.epochs):
+            gradients, share = passes(recipe, epoch)
+            seconds += 2 * macs * (3 * gradients * share * shown + validation) / operations
+            seconds += gradients * -(-shown // recipe.batch_size) * parameters * per_parameter
         if recipe.time_budget is not None:
             seconds = min(seconds, max(0, recipe.time_budget - sum(epoch["seconds"] for epoch in history)))
         return seconds / 60
@@ -101,42 +102,46 @@ def lines(table: Iterable[dict]) -> Iterator[str]:
         yield f"{columns}  {'; '.join(seeds)}"
 
 
-def passes(recipe: Recipe, epoch: int) -> float:
-    """The forward and backward passes an image gets in an epoch, counted from 0: more if perturbed, less if it is smaller."""
+def passes(recipe: Recipe, epoch: int) -> tuple[float, float]:
+    """The gradients of a step in an epoch, counted from 0, and the share of the full size's pixels that its images have."""
     share = (epoch + 0.5) / recipe.epochs
     perturbed = recipe.perturbation is not None and share >= recipe.perturbation_start
     gradients = 1 + recipe.inner_steps / recipe.perturbation_every if perturbed else 1
-    return gradients * (pixels_at(recipe, share) / recipe.image_size) ** 2
+    return gradients, (pixels_at(recipe, share) / recipe.image_size) ** 2
 
 
 @cache
-def _size(model: str, classes: int, pixels: int) -> tuple[int, bool]:
-    """Multiply–adds of a network for one image, and whether it has grouped convolutions."""
+def _size(model: str, classes: int, pixels: int) -> tuple[int, int, bool]:
+    """Multiply–adds of a network for one image, its parameters, and whether it has grouped convolutions."""
     with torch.device("meta"):
         network = models.build(model, classes)
     grouped = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in network.modules())
-    return models.count_macs(network, (1, 3, pixels, pixels)), grouped
+    return models.count_macs(network, (1, 3, pixels, pixels)), models.count_parameters(network), grouped
 
 
 @cache
-def rate(device: torch.device, grouped: bool) -> float:
-    """Operations a second in training on a device, measured: grouped convolutions run at another rate than plain ones."""
-    name, batch = "resnext29_under5m" if grouped else "wrn16_4", 256 if device.type == "cuda" else 8
-    model = models.build(name, 10).to(device, memory_format=torch.channels_last)
-    images = torch.rand(batch, 3, 32, 32).to(device, memory_format=torch.channels_last)
-    labels = torch.zeros(batch, dtype=torch.int64, device=device)
-    optimizer, recipe = torch.optim.SGD(model.parameters(), lr=0.0), runner.find(f"cifar10/{name}_fast").recipe
-    times = [time.perf_counter()]
-    while len(times) < 3 or times[-1] - times[0] < MEASURED_SECONDS:
-        with autocast(device, recipe):
-            loss = F.cross_entropy(model(images), labels)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        loss.item()  # waits for the device
-        times.append(time.perf_counter())
-    seconds = statistics.median(end - start for start, end in pairwise(times[1:]))
-    return 6 * _size(name, 10, 32)[0] * batch / seconds
+def rate(device: torch.device, grouped: bool) -> tuple[float, float]:
+    """Operations a second in training on a device, and seconds that a step takes for each parameter whatever its batch.
+
+    Both are measured, from steps with a small batch and a larger one; grouped convolutions run at another rate than plain ones.
+    """
+    name, batches = "resnext29_under5m" if grouped else "wrn16_4", (64, 256) if device.type == "cuda" else (8, 32)
+    model, recipe = (
+        models.build(name, 10).to(device, memory_format=torch.channels_last),
+        runner.find(f"cifar10/{name}_fast").recipe,
+    )
+    learner, seconds = Learner(model.train(), recipe), []
+    for batch in batches:
+        images = torch.rand(batch, 3, 32, 32).to(device, memory_format=torch.channels_last)
+        labels, times = torch.zeros(batch, dtype=torch.int64, device=device), [time.perf_counter()]
+        while len(times) < 3 or times[-1] - times[0] < MEASURED_SECONDS:
+            with convolutions(device, recipe):
+                step(learner, images, labels)[1].item()  # waits for the device
+            times.append(time.perf_counter())
+        seconds.append(statistics.median(end - start for start, end in pairwise(times[1:])))
+    macs, parameters, _ = _size(name, 10, 32)
+    per_image = max((seconds[1] - seconds[0]) / (batches[1] - batches[0]), 0.1 * seconds[1] / batches[1])
+    return 6 * macs / per_image, max(0.0, seconds[0] - batches[0] * per_image) / parameters
 
 
 def run_missing(queue: Queue, minutes: float | None = None, **options) -> None:

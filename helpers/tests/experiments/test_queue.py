@@ -1,6 +1,7 @@
 """The queue: what is missing and for how long, two programs side by side, and what is left when one is killed."""
 
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -46,7 +47,7 @@ def test_what_is_missing_comes_in_the_plans_order_and_a_seed_at_a_time(tmp_path)
 
 def test_minutes_by_hand(tmp_path, monkeypatch):
     """Multiply-adds, two operations each, three times for a training image and once for one of validation."""
-    monkeypatch.setattr(queue, "rate", lambda device, grouped: 1e12 if grouped else 5e11)
+    monkeypatch.setattr(queue, "rate", lambda device, grouped: (1e12 if grouped else 5e11, 0.0))
     queue_, macs = Queue(tmp_path, tmp_path), 759_801_856
     found = {name: experiments.find(f"cifar10/resnext29_under5m_{name}") for name in ("sgd_8ep", "amp_8ep", "fast")}
     minutes = {name: queue_.minutes(row, 0, CPU) for name, row in found.items()}
@@ -59,10 +60,12 @@ def test_minutes_by_hand(tmp_path, monkeypatch):
     macs = models.count_macs(models.build("slim_resnet", 10), (1, 3, 32, 32))
     assert queue_.minutes(slim, 0, CPU) == pytest.approx(3 * 2 * macs * (3 * 4 * 45_000 + 5_000) / 5e11 / 60), "four copies"
     assert queue_.minutes(experiments.find("cifar100/wrn28_4"), 0, CPU) == 360, "no longer than its time budget"
+    monkeypatch.setattr(queue, "rate", lambda device, grouped: (math.inf, 1e-8))
+    assert queue_.minutes(found["amp_8ep"], 0, CPU) == pytest.approx(8 * 2 * 704 * 4_761_770 * 1e-8 / 60), "704 steps an epoch"
 
 
 def test_epochs_that_are_done_cost_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(queue, "rate", lambda device, grouped: 1e12)
+    monkeypatch.setattr(queue, "rate", lambda device, grouped: (1e12, 0.0))
     row, there = experiments.find(NAMES[0]), Queue(tmp_path, tmp_path, "smoke")
     whole = there.minutes(row, 0, CPU)
     deadline = {"deadline": time.perf_counter() - 1}
@@ -77,12 +80,13 @@ def test_epochs_that_are_done_cost_nothing(tmp_path, monkeypatch):
 def test_the_rate_is_measured(monkeypatch):
     monkeypatch.setattr(queue, "MEASURED_SECONDS", 0.0)
     queue.rate.cache_clear()
-    assert 1e8 < queue.rate(CPU, True) < 1e15
+    operations, per_parameter = queue.rate(CPU, True)
+    assert 1e8 < operations < 1e15 and 0 <= per_parameter < 1e-4
     queue.rate.cache_clear()
 
 
 def test_list_as_json(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(queue, "rate", lambda device, grouped: 1e12)
+    monkeypatch.setattr(queue, "rate", lambda device, grouped: (1e12, 0.0))
     assert main(["list", "--json", "--report", "speed", *folders(tmp_path)]) == 0
     table = json.loads(capsys.readouterr().out)
     assert [row["experiment"] for row in table] == NAMES
