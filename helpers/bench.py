@@ -1,5 +1,6 @@
 """How fast: a textbook training loop against ours, turn by turn; what dense work reaches; how long to an accuracy."""
 
+import math
 import multiprocessing
 import os
 import re
@@ -286,7 +287,7 @@ def time_to(accuracy: float, names: list[str], data_dir: str | Path | None = Non
     epochs, images, best = len(fitted.history), data.images_shown(dataset.train, recipe.augment), fitted.best["val_accuracy"]
     row = {"experiment": experiment.name, "target": accuracy, "reached": best >= accuracy, "best": best, "epochs": epochs}
     row |= {"seconds": sum(epoch["seconds"] for epoch in fitted.history), "images": epochs * images}
-    row["flops"] = sum(6 * macs * images * passes(recipe, epoch) for epoch in range(epochs))
+    row["flops"] = sum(6 * macs * images * math.prod(passes(recipe, epoch)) for epoch in range(epochs))
     print(
         f"{experiment.name}: a validation accuracy of {accuracy:.2%} was {'' if row['reached'] else 'not '}reached in "
         f"{row['seconds']:.0f} s, {epochs} epochs, {row['images']:,} images, {row['flops']:.3g} operations; best {best:.2%}."

@@ -293,7 +293,7 @@ def test_a_smoke_run_leaves_the_committed_results_alone(tmp_path, capsys):
 
 
 def test_list_names_every_experiment_and_what_is_there(smoke, capsys, monkeypatch):
-    monkeypatch.setattr(queue, "rate", lambda device, grouped: 1e12)
+    monkeypatch.setattr(queue, "rate", lambda device, grouped: (1e12, 0.0))
     assert main(["list", "--results-dir", str(smoke)]) == 0
     lines = capsys.readouterr().out.splitlines()[1:]
     assert [line.split()[0] for line in lines] == list(experiments.EXPERIMENTS)
