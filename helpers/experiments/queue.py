@@ -126,16 +126,13 @@ def rate(device: torch.device, grouped: bool) -> tuple[float, float]:
     Both are measured, from steps with a small batch and a larger one; grouped convolutions run at another rate than plain ones.
     """
     name, batches = "resnext29_under5m" if grouped else "wrn16_4", (64, 256) if device.type == "cuda" else (8, 32)
-    model, recipe = (
-        models.build(name, 10).to(device, memory_format=torch.channels_last),
-        runner.find(f"cifar10/{name}_fast").recipe,
-    )
-    learner, seconds = Learner(model.train(), recipe), []
+    model = models.build(name, 10).to(device, memory_format=torch.channels_last)
+    learner, seconds = Learner(model.train(), runner.find(f"cifar10/{name}_fast").recipe), []
     for batch in batches:
         images = torch.rand(batch, 3, 32, 32).to(device, memory_format=torch.channels_last)
         labels, times = torch.zeros(batch, dtype=torch.int64, device=device), [time.perf_counter()]
         while len(times) < 3 or times[-1] - times[0] < MEASURED_SECONDS:
-            with convolutions(device, recipe):
+            with convolutions(device, learner.recipe):
                 step(learner, images, labels)[1].item()  # waits for the device
             times.append(time.perf_counter())
         seconds.append(statistics.median(end - start for start, end in pairwise(times[1:])))

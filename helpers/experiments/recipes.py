@@ -23,8 +23,9 @@ CIFAR10_5K = replace(PIKACHU, image_size=32)
 # Its code: photographs squashed to a square, mirrored at random for training and for testing, weight decay 0.1. A call of its
 # function is 10 epochs, and it is called twice. The second begins with the optimiser of the first, rate included, and a new
 # count of epochs: 0.1 for 7, 0.01 for 3 and 7, 0.001 for 3. What it tests is the last epoch.
-TEN_EPOCHS = {"schedule": "resumed_steps", "period": 10}
-PIKACHU_CODED = replace(PIKACHU, weight_decay=0.1, augment="flip", flip_test=True, resize="squash", keep="last", **TEN_EPOCHS)
+PIKACHU_CODED = replace(
+    PIKACHU, weight_decay=0.1, augment="flip", flip_test=True, resize="squash", schedule="resumed_steps", period=10, keep="last"
+)
 # The models that it shows were saved after epochs 63 and 102. Where their calls began is not known; they are taken to be of 10
 # epochs, as for the photographs. Not rebuilt: its early stop, which ends a call, without its last epoch, when the running
 # training loss has not improved three times.

@@ -52,9 +52,9 @@ def _schedule(name: str, of: str, runs: list[dict]) -> str:
         return f"no, {np.mean([run['seconds'] for run in runs]) / 60:.0f} minutes"
     if name in CODED.get(of, ()):
         return "as coded, weight decay 0.001" if name.endswith("decay0001") else "as coded"
-    return (
-        f"no, {epochs} of {recipe.epochs} epochs" if name != of else "as coded" if of == "cifar10/slim_resnet" else "as written"
-    )
+    if name != of:
+        return f"no, {epochs} of {recipe.epochs} epochs"
+    return "as coded" if of == "cifar10/slim_resnet" else "as written"
 
 
 def reported_table(records: Iterable[dict]) -> pd.DataFrame:
