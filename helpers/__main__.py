@@ -245,6 +245,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = make_parser().parse_args(arguments)
         COMMANDS[options.command](options)
+        processes.leave()
         sys.stdout.flush()
     except UserError as error:
         if later:

@@ -43,6 +43,12 @@ def join(name: str | torch.device | None = None) -> torch.device:
     return device
 
 
+def leave() -> None:
+    """Part from the other processes; on GPUs, a program that ends without it is warned of what it may leak."""
+    if count() > 1:
+        dist.destroy_process_group()
+
+
 @contextmanager
 def first_on_each_machine() -> Iterator[None]:
     """Let one process of each machine through the block before the others, which find what it has downloaded or cached."""

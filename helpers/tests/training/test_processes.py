@@ -121,7 +121,9 @@ def command(rank: int, world: int, port: int, arguments: list[str], said: Path) 
     elastic(rank, world, port)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stdout = open(said.with_suffix(f".{rank}"), "w", buffering=1)
-    sys.exit(main(arguments))
+    status = main(arguments)
+    assert status or not dist.is_initialized(), "it ends without parting from the others"
+    sys.exit(status)
 
 
 CONTEXT = multiprocessing.get_context("forkserver")
