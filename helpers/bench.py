@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
@@ -89,8 +89,8 @@ class Ours:
         recipe = replace(base, batch_size=batch_size, learning_rate=0.01, compiled=compiled)
         if device.type == "cpu":
             keep_freed_memory_in_process()
-        self.arrangement = training.choose_arrangement(model.to(device), split, recipe)
-        self.learner = training.Learner(model, recipe, called=training.prepare(model, recipe, self.arrangement))
+        self.channels_last = training.choose_channels_last(model.to(device), split, recipe)
+        self.learner = training.Learner(model, recipe, called=training.prepare(model, recipe, self.channels_last))
         self.model, self.device, self.optimizer = model, device, self.learner.optimizer
         self.split, self.generator = split.to(device), torch.Generator().manual_seed(0)
 
@@ -142,7 +142,7 @@ TASKS = {
     "input": lambda loop, stream, steps: _seconds(loop.device, lambda: list(map(len, islice(stream, steps)))),
     "layers": lambda loop, stream, steps: layer_shares(loop.device, lambda: loop.train(islice(stream, steps))),
     "peak": lambda loop, stream, steps: peak_memory(loop.device),
-    "arrangement": lambda loop, stream, steps: asdict(loop.arrangement),
+    "arrangement": lambda loop, stream, steps: {"channels_last": loop.channels_last},
 }
 
 

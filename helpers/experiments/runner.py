@@ -155,7 +155,7 @@ def run_row(row: Experiment, dataset: data.Dataset, seed: int, profile: str, opt
     record = {"experiment": row.name, "report": row.report, "seed": seed, "profile": profile, "dataset": images}
     record |= {"model": network, "recipe": asdict(recipe), "history": history, "stopped_early": fitted.stopped}
     record |= {"processes": processes.count(), "sync_batchnorm": options.sync_batchnorm}
-    record |= {"limits": fitted.limits, "arrangement": asdict(fitted.arrangement), "best": fitted.best}
+    record |= {"limits": fitted.limits, "arrangement": {"channels_last": fitted.channels_last}, "best": fitted.best}
     shown = data.images_shown(dataset.train, recipe.augment) * len(history)
     record |= {"seconds": sum(epoch["seconds"] for epoch in history)}
     record |= {"images_per_second": shown / sum(epoch["train_seconds"] for epoch in history)}

@@ -28,17 +28,17 @@ FIRST_STEPS = {
 FILE = RESULTS / "first_steps.json"
 
 
-def first_steps(train: data.Split, device: torch.device, steps: int, batch_size: int | None = None) -> dict[str, list[float]]:
+def first_steps(train: data.Split, device: torch.device, steps: int, **sizes: int) -> dict[str, list[float]]:
     """The loss before each of the first steps of report `amp`'s perturbed run, for every entry of `FIRST_STEPS`.
 
-    All begin with the random numbers of seed 0 and see the same batches; the rate is the recipe's first.
+    All begin with the random numbers of seed 0 and see the same batches; the rate is the recipe's first. `sizes` are in place
+    of the recipe's own.
     """
-    row, losses, size = experiments.find(PERTURBED), {}, train.images.shape[-1]
-    base = replace(row.recipe, batch_size=batch_size or row.recipe.batch_size, image_size=size)
+    row, losses = experiments.find(PERTURBED), {}
     for label, changes in FIRST_STEPS.items():
-        recipe = replace(base, **changes)
+        recipe = replace(row.recipe, **sizes, **changes)
         model = make_model(row, recipe, len(train.labels.unique()), seed=0).to(device)
-        called = training.prepare(model, recipe, training.choose_arrangement(model, train, recipe))
+        called = training.prepare(model, recipe, training.choose_channels_last(model, train, recipe))
         learner = training.Learner(model, recipe, called=called)
         batches = islice(batches_of_epoch(train.to(device), recipe, 0, 1), steps)
         losses[label] = [training.train_epoch(learner, [batch])[0] for batch in batches]
@@ -56,7 +56,7 @@ def measure_first_steps(steps: int = 300, data_dir: str | None = None) -> None:
 def obtain_first_steps(train: data.Split, device: torch.device, profile: str) -> dict[str, list[float]]:
     """`first_steps`: two for `smoke`, 300 on a GPU, elsewhere those that `measure_first_steps` wrote, if it ever ran."""
     if profile == "smoke":
-        return first_steps(train, device, 2, batch_size=8)
+        return first_steps(train, device, 2, batch_size=8, image_size=16)
     if device.type == "cuda":
         return first_steps(train, device, 300)
     return json.loads(FILE.read_text(encoding="utf-8"))["losses"] if FILE.exists() else {}

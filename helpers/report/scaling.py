@@ -16,7 +16,6 @@ from helpers.experiments.records import RESULTS
 from helpers.experiments.runner import find
 from helpers.runtime import device_name, save_text
 from helpers.training import processes
-from helpers.training.layout import Arrangement
 
 BATCHES = {
     "resnext29_under5m": (10, 32, (64, 128)),
@@ -65,7 +64,7 @@ def measured() -> dict:
     device, name = processes.join(), next(iter(BATCHES))
     classes, pixels, (batch, *_) = BATCHES[name]
     recipe, model = find(f"cifar10/{name}_sgd").recipe, models.build(name, classes).to(device)
-    learner = training.Learner(model, recipe, called=processes.wrap(training.prepare(model, recipe, Arrangement())))
+    learner = training.Learner(model, recipe, called=processes.wrap(training.prepare(model, recipe)))
     step = torch.rand(batch, 3, pixels, pixels, device=device), torch.zeros(batch, dtype=torch.int64, device=device)
     training.train_epoch(learner, [step])
     start, used = time.perf_counter(), time.process_time()

@@ -6,7 +6,6 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -23,26 +22,20 @@ ROUNDS, WARM_UP = 5, 1.0  # steps each, and seconds each before them
 CLEARLY_FASTER = 0.9  # of the time of the first: smaller gains are noise, which must not decide how a run rounds
 
 
-@dataclass(frozen=True)
-class Arrangement:
-    """Whether the channels of a pixel lie side by side in memory; else those of an image do, torch's default."""
+def choose_channels_last(model: nn.Module, train: data.Split, recipe: Recipe) -> bool:
+    """Whether the model trains fastest with the channels of a pixel side by side in memory, or else with those of an image.
 
-    channels_last: bool = True
-
-
-def choose_arrangement(model: nn.Module, train: data.Split, recipe: Recipe) -> Arrangement:
-    """How the model trains fastest on its device: on a GPU by measurement of copies, channels-last on a CPU (`helpers bench`).
-
-    In some grouped convolutions cuDNN is 30 to 40 times slower in one layout (pytorch issues 34977, 70954 and 10290).
+    On a GPU copies are measured; on a CPU channels-last is the faster (`helpers bench`). In some grouped convolutions cuDNN is
+    30 to 40 times slower in one layout (pytorch issues 34977, 70954 and 10290).
     """
     device = next(model.parameters()).device
     together = any(isinstance(layer, SynchronisedBatchNorm) for layer in model.modules())  # a pass waits for other processes
     if device.type != "cuda" or not recipe.channels_last or together:
-        return Arrangement(recipe.channels_last)
+        return recipe.channels_last
     images, labels = next(data.batches(train.to(device), min(recipe.batch_size, len(train)), **recipe.view))
 
-    def step_of(arrangement: Arrangement) -> Callable[[], None]:
-        called = prepare(copy.deepcopy(model), recipe, arrangement).train()
+    def step_of(channels_last: bool) -> Callable[[], None]:
+        called = prepare(copy.deepcopy(model), recipe, channels_last).train()
 
         def step() -> None:
             called.zero_grad(set_to_none=True)
@@ -54,16 +47,16 @@ def choose_arrangement(model: nn.Module, train: data.Split, recipe: Recipe) -> A
         return step
 
     with torch.random.fork_rng(devices=[device]):
-        seconds = step_seconds({arrangement: step_of(arrangement) for arrangement in (Arrangement(), Arrangement(False))})
+        seconds = step_seconds({channels_last: step_of(channels_last) for channels_last in (True, False)})
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     return fastest(seconds)
 
 
-def prepare(model: nn.Module, recipe: Recipe, arrangement: Arrangement) -> nn.Module:
+def prepare(model: nn.Module, recipe: Recipe, channels_last: bool = True) -> nn.Module:
     """What is called in training: the model itself, rearranged in place, or its compiled form, which shares its parameters."""
-    model.to(memory_format=torch.channels_last if arrangement.channels_last else torch.contiguous_format)
-    if not arrangement.channels_last:  # images are, and one such input is enough for a layer to compute so
+    model.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    if not channels_last:  # images are, and one such input is enough for a layer to compute so
         model.register_forward_pre_hook(lambda _, inputs: tuple(tensor.contiguous() for tensor in inputs))
     if not recipe.compiled:
         return model
@@ -76,25 +69,23 @@ def prepare(model: nn.Module, recipe: Recipe, arrangement: Arrangement) -> nn.Mo
     return torch.compile(model, dynamic=False, mode=mode)
 
 
-def step_seconds(
-    steps: Mapping[Arrangement, Callable[[], None]], clock: Callable[[], float] = time.perf_counter
-) -> dict[Arrangement, float]:
+def step_seconds(steps: Mapping, clock: Callable[[], float] = time.perf_counter) -> dict:
     """The median seconds of each step, taken in turns after a warm-up; infinite where it fails, as for want of an engine."""
-    times = {arrangement: [] for arrangement in steps}
+    times = {name: [] for name in steps}
     for number in range(1 + ROUNDS):
-        for arrangement, step in steps.items():
+        for name, step in steps.items():
             start = clock()
             try:
                 step()
                 while number == 0 and clock() - start < WARM_UP:
                     step()
-                times[arrangement].append(clock() - start)
+                times[name].append(clock() - start)
             except RuntimeError:  # torch.OutOfMemoryError is one, and so is cuDNN's "unable to find an engine"
-                times[arrangement].append(math.inf)
+                times[name].append(math.inf)
     return {name: math.inf if math.inf in taken else statistics.median(taken[1:]) for name, taken in times.items()}
 
 
-def fastest(seconds: Mapping[Arrangement, float]) -> Arrangement:
-    """The arrangement of least time; what is not clearly faster than the first does not displace it."""
+def fastest(seconds: Mapping[bool, float]) -> bool:
+    """The choice of least time; what is not clearly faster than the first does not displace it."""
     first, best = next(iter(seconds)), min(seconds, key=seconds.__getitem__)
     return best if seconds[best] < CLEARLY_FASTER * seconds[first] else first

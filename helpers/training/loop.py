@@ -16,13 +16,13 @@ from helpers.runtime import UserError, progress, require, require_writable, seed
 from helpers.training import processes
 from helpers.training.checkpoints import copy_checkpoint, load_checkpoint, save_checkpoint
 from helpers.training.evaluation import evaluate
-from helpers.training.layout import Arrangement, choose_arrangement, prepare
+from helpers.training.layout import choose_channels_last, prepare
 from helpers.training.recipe import Recipe, check_time_budget, completed, is_perturbed, learning_rate, pixels_at
 from helpers.training.step import Learner, train_epoch
 
 FIRST_EPOCHS = 3
 OUT_OF_TIME = "the deadline has passed"
-KEPT = ("history", "best", "best_weights")  # in a checkpoint, beside the arrangement
+KEPT = ("history", "best", "best_weights")  # in a checkpoint, beside the memory layout
 
 
 class Diverged(UserError):
@@ -37,7 +37,7 @@ class Fit:
     best: dict = field(default_factory=dict)  # of the epoch that is best by validation
     stopped: str | None = None  # why it stopped early
     limits: dict = field(default_factory=dict)  # in force: `time_budget`, `patience`, and `estimated_epochs` that fit it
-    arrangement: Arrangement = field(default_factory=Arrangement)
+    channels_last: bool = True  # the memory layout, as chosen for the device that the run began on
     best_weights: dict | None = field(default=None, repr=False)
 
 
@@ -94,14 +94,14 @@ def fit(model: nn.Module, train: data.Split, validation: data.Split, recipe: Rec
         model.to(memory_format=torch.channels_last)
     learner = Learner(model, recipe)
     done = _resumed(learner, identity, options)
-    done = done or Fit(arrangement=processes.agreed(choose_arrangement(model, train, recipe)))
-    learner.called = processes.wrap(prepare(model, recipe, done.arrangement))
+    done = done or Fit(channels_last=processes.agreed(choose_channels_last(model, train, recipe)))
+    learner.called = processes.wrap(prepare(model, recipe, done.channels_last))
     mirrored, stopped = True, None
     try:
         while len(done.history) < recipe.epochs and not (stopped := _reason_to_stop(done, options)):
             _advance(learner, done, _epoch(learner, train, validation, options, len(done.history)), options)
             if options.checkpoint and processes.rank() == 0:
-                kept = {name: getattr(done, name) for name in KEPT} | {"arrangement": asdict(done.arrangement)}
+                kept = {name: getattr(done, name) for name in KEPT} | {"arrangement": {"channels_last": done.channels_last}}
                 save_checkpoint({"identity": identity, **learner.state_dict(), **kept}, options.checkpoint)
                 mirrored = _mirror(options, mirrored)
                 if options.tensorboard:
@@ -131,7 +131,7 @@ def _resumed(learner: Learner, identity: dict, options: Options) -> Fit | None:
             raise ValueError("the best weights are another network's")
         learner.load_state_dict(state)
         if not isinstance(state["history"], list) or not isinstance(state.get("arrangement", {}), dict):
-            raise TypeError("its history is no list, or its arrangement no table")
+            raise TypeError("its history is no list, or its memory layout no table")
         _ = state["history"][-1]["seconds"], state["best"]["epoch"]
 
     first = processes.rank() == 0
@@ -140,8 +140,8 @@ def _resumed(learner: Learner, identity: dict, options: Options) -> Fit | None:
         return None
     if not first:
         accept(state)
-    measured = Arrangement(state.get("arrangement", {}).get("channels_last", True))  # not measured again
-    done = Fit(**{name: state[name] for name in KEPT}, arrangement=measured)
+    measured = state.get("arrangement", {}).get("channels_last", True)  # not again
+    done = Fit(**{name: state[name] for name in KEPT}, channels_last=measured)
     print(f"Resumed after epoch {len(done.history)} of {learner.recipe.epochs}.")
     before, here = done.history[-1], platform(learner.device)
     if any(name in before and before[name] != here[name] for name in here):

@@ -11,9 +11,7 @@ from torch import nn
 from helpers import data, models, training
 from helpers.runtime import UserError, seed_epoch
 from helpers.training import layout, loop
-from helpers.training.layout import Arrangement
 
-PLAIN = Arrangement(channels_last=False)
 RECIPE = training.Recipe(3, 8, 32, (0.5,) * 3, (0.5,) * 3, learning_rate=0.01, mixed_precision=False)
 SPLITS = data.sample("cifar10", counts=(20, 10, 10))
 
@@ -46,12 +44,12 @@ def test_parameters_scores_and_gradients_stay(name):
         return torch.cat([scores.detach().flatten(), first.flatten()])
 
     before, parameters = scores_and_gradient(), dict(model.named_parameters())
-    assert layout.prepare(model, RECIPE, Arrangement()) is model and list(model.state_dict()) == names
+    assert layout.prepare(model, RECIPE) is model and list(model.state_dict()) == names
     assert all(parameters[key] is value for key, value in model.named_parameters())
     assert model.layer1[0].conv2.weight.is_contiguous(memory_format=torch.channels_last)
     after = scores_and_gradient()
     assert (after - before).norm() < 1e-9 * before.norm()
-    layout.prepare(model, RECIPE, PLAIN)
+    layout.prepare(model, RECIPE, channels_last=False)
     assert scores_and_gradient().equal(before)
     seen = []
     model.layer1[0].conv2.register_forward_hook(lambda _, inputs, output: seen.extend((*inputs, output)))
@@ -60,17 +58,17 @@ def test_parameters_scores_and_gradients_stay(name):
 
 
 def test_on_a_cpu_the_recipe_decides():
-    assert training.choose_arrangement(small(), SPLITS.train, RECIPE) == Arrangement()
-    assert training.choose_arrangement(small(), SPLITS.train, replace(RECIPE, channels_last=False)) == PLAIN
+    assert training.choose_channels_last(small(), SPLITS.train, RECIPE)
+    assert not training.choose_channels_last(small(), SPLITS.train, replace(RECIPE, channels_last=False))
 
 
 @pytest.mark.parametrize(
     ("seconds", "expected"),
-    [((1.0, 0.95), Arrangement()), ((1.0, 0.5), PLAIN), ((0.5, 1.0), Arrangement()), ((math.inf, 1.0), PLAIN)]
-    + [((1.0, math.inf), Arrangement()), ((math.inf, math.inf), Arrangement())],
+    [((1.0, 0.95), True), ((1.0, 0.5), False), ((0.5, 1.0), True), ((math.inf, 1.0), False)]
+    + [((1.0, math.inf), True), ((math.inf, math.inf), True)],
 )
 def test_only_what_is_clearly_faster_is_chosen(seconds, expected):
-    assert layout.fastest(dict(zip((Arrangement(), PLAIN), seconds, strict=True))) == expected
+    assert layout.fastest(dict(zip((True, False), seconds, strict=True))) == expected
 
 
 def test_candidates_are_timed_in_turns_after_a_warm_up_of_a_second_and_a_failure_is_no_choice():
@@ -90,20 +88,20 @@ def test_candidates_are_timed_in_turns_after_a_warm_up_of_a_second_and_a_failure
     assert "".join(calls) == "a" + "bbb" + "c" + "abc" * layout.ROUNDS
 
 
-def test_a_resumed_run_keeps_its_arrangement_and_equals_an_uninterrupted_one(tmp_path, monkeypatch):
+def test_a_resumed_run_keeps_its_layout_and_equals_an_uninterrupted_one(tmp_path, monkeypatch):
     def fit(**more):
         model = small()
         fitted = training.fit(model, SPLITS.train, SPLITS.validation, RECIPE, **more)
         return fitted, torch.cat([value.double().flatten() for value in model.state_dict().values()])
 
     _, default = fit()
-    monkeypatch.setattr(loop, "choose_arrangement", lambda *_: PLAIN)
+    monkeypatch.setattr(loop, "choose_channels_last", lambda *_: False)
     whole, weights = fit()
-    assert whole.arrangement == PLAIN and (weights - default).norm() < 1e-3 * default.norm()
+    assert not whole.channels_last and (weights - default).norm() < 1e-3 * default.norm()
     fit(checkpoint=tmp_path / "a.ckpt", until=1)
-    monkeypatch.setattr(loop, "choose_arrangement", lambda *_: pytest.fail("it was measured again"))
+    monkeypatch.setattr(loop, "choose_channels_last", lambda *_: pytest.fail("it was measured again"))
     resumed, again = fit(checkpoint=tmp_path / "a.ckpt")
-    assert resumed.arrangement == whole.arrangement and len(resumed.history) == 3 and torch.equal(again, weights)
+    assert not resumed.channels_last and len(resumed.history) == 3 and torch.equal(again, weights)
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler")
