@@ -14,6 +14,7 @@ import torch
 
 from helpers import experiments, runtime, training
 from helpers.experiments import records as results
+from helpers.experiments.queue import Queue
 from helpers.runtime import ROOT, UserError
 
 
@@ -194,6 +195,7 @@ def test_obtain_loads_before_it_trains(tmp_path, monkeypatch):
 
 def test_all_runs_of_several_experiments_leave_out_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(experiments, "run", lambda name, seed, profile, **_: make_run(name, seed, profile))
+    monkeypatch.setattr(Queue, "minutes", lambda *_: 1.0)
     names, cpu = ("pikachu/resnext50_ours", "pikachu/resnet18_torchvision"), torch.device("cpu")
     results.save(*make_run(names[1], 1), tmp_path)
     [found] = results.obtain_all(names, (0, 1), "full", tmp_path, device=cpu)
