@@ -143,6 +143,10 @@ def run_experiments(options) -> None:
 def run_experiment(options, common: dict) -> None:
     """Run one experiment, write its record and print its result."""
     declared = experiments.recipe_for(experiments.find(options.experiment), options.profile)
+    path = results.record_path(options.experiment, options.profile, options.seed, options.results_dir)
+    is_kept = options.results_dir or (options.profile != "smoke" and options.epochs in (None, declared.epochs))
+    if is_kept and path.exists():
+        print(f"There is a record of it already, {path.name}, which this run replaces; another --results-dir keeps both.")
     places = {"checkpoint_dir": options.checkpoint_dir, "epochs": options.epochs}
     record, predictions = experiments.run(options.experiment, options.seed, options.profile, **common, **places)
     if processes.rank():
@@ -153,10 +157,10 @@ def run_experiment(options, common: dict) -> None:
         f"{options.experiment}, seed {options.seed}, {options.profile}: test accuracy {test['accuracy']:.2%} "
         f"({low:.2%} to {high:.2%}) on {test['n']} images of {source}."
     )
-    if options.results_dir is None and (options.profile == "smoke" or options.epochs not in (None, declared.epochs)):
-        print("No record was written: a smoke run, or one with other epochs, writes it only into a --results-dir.")
-    else:
+    if is_kept:
         print(f"Record: {results.save(record, predictions, options.results_dir).name}")
+    else:
+        print("No record was written: a smoke run, or one with other epochs, writes it only into a --results-dir.")
 
 
 def make_tables(options) -> None:

@@ -73,11 +73,6 @@ def torchsummary_table(model: nn.Module, image_size: int) -> str:
     return text.getvalue()
 
 
-def majority_class(labels: Tensor) -> int:
-    """The most frequent label (the smallest of equals): the baseline that every trained model must pass."""
-    return int(torch.bincount(torch.as_tensor(labels)).argmax())
-
-
 @cache
 def network(name: str, num_classes: int) -> nn.Module:
     """A named network on the meta device, in eval mode: its layers and shapes at no cost. Shared; do not change it."""

@@ -52,9 +52,9 @@ def _save(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG of 256 colours, for a third of the size: it has few, and the rest are shades at edges."""
     content = io.BytesIO()
     figure.savefig(content, dpi=DPI)
-    with Image.open(content) as image:
+    with Image.open(content) as image, runtime.whole(path) as file:
         few = image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-        few.save(path, optimize=True, dpi=(DPI, DPI))
+        few.save(file, "PNG", optimize=True, dpi=(DPI, DPI))
 
 
 def drawn(records: list[dict]) -> Iterator[tuple[str, Figure, str]]:

@@ -54,12 +54,6 @@ def test_torchsummary_agrees_and_touches_nothing():
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_majority_class():
-    assert models.majority_class(torch.tensor([2, 0, 2, 1, 2])) == 2
-    assert models.majority_class(torch.tensor([1, 0, 1, 0])) == 0
-    assert models.majority_class([0, 1, 1]) == 1
-
-
 def test_drawing_shows_every_stage():
     figure = draw_network(models.build("resnext50_32x4d", 1000))
     texts = [text.get_text() for text in figure.axes[0].texts]
