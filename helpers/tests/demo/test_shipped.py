@@ -1,7 +1,7 @@
 """Shipped models: half precision answers as full precision does, cards tell the records' numbers, evaluate checks both."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -199,3 +199,6 @@ def test_a_model_without_a_card_goes_onto_the_page_with_the_images_that_it_is_gi
     exhibit = demo.prepare(file, searched=4, dataset=dataset)
     assert len(exhibit.known) == 4 and len(exhibit.examples) == 8 and exhibit.measured == exhibit.card == ""
     assert exhibit.dataset.fingerprint == dataset.fingerprint
+    seen = replace(dataset.test, digests=[dataset.train.digests[0]] * 112 + dataset.test.digests[112:])
+    others = demo.prepare(file, searched=4, dataset=replace(dataset, test=seen)).examples
+    assert others.names == dataset.test.names[112:], "the others are copies of a training image"

@@ -85,6 +85,30 @@ def test_the_rate_is_measured(monkeypatch):
     queue.rate.cache_clear()
 
 
+def test_list_says_what_is_there_and_how_long_the_rest_takes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Queue, "minutes", lambda self, row, seed, device: 90.0 + seed)
+    there = Queue(tmp_path).record(experiments.find("pikachu/resnext50_ours"), 1)
+    there.parent.mkdir(parents=True)
+    there.touch()
+    assert main(["list", "--report", "pikachu", "--dataset", "pikachu", *folders(tmp_path)]) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("pikachu/resnext50_ours ")]
+    assert line.endswith("    20  have seed 1; need seed 0 (90 min), 2 (92 min)")
+
+
+def test_the_rate_by_hand(monkeypatch):
+    now = [0.0]
+
+    def step(learner, images, labels):  # half a second, and a hundredth for each image
+        now[0] += 0.5 + 0.01 * len(images)
+        return None, torch.zeros(())
+
+    monkeypatch.setattr(queue, "step", step)
+    monkeypatch.setattr(queue.time, "perf_counter", lambda: now[0])
+    queue.rate.cache_clear()
+    assert queue.rate(CPU, True) == pytest.approx((6 * 759_801_856 / 0.01, 0.5 / 4_761_770))
+    queue.rate.cache_clear()
+
+
 def test_list_as_json(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(queue, "rate", lambda device, grouped: (1e12, 0.0))
     assert main(["list", "--json", "--report", "speed", *folders(tmp_path)]) == 0

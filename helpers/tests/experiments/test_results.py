@@ -168,6 +168,13 @@ def test_a_kill_while_a_record_is_replaced_leaves_a_pair_that_agrees(tmp_path, m
     assert results.predictions(results.load(path), tmp_path)["predicted"].tolist() == [1, 1, 1, 0, 0]
 
 
+def test_what_belongs_to_a_replaced_run_goes_with_it(tmp_path):
+    path = results.save(*make_run(), tmp_path)
+    path.with_name("seed0.landscape.npz").touch()
+    results.save(*make_run(predicted=(0, 0, 0, 1, 1)), tmp_path)
+    assert sorted(file.name for file in path.parent.iterdir()) == ["seed0.json", "seed0.predictions.2.npz"]
+
+
 def test_a_results_folder_whose_name_is_too_long_is_one_sentence():
     with pytest.raises(UserError, match="results folder cannot be read .File name too long.; choose another --results-dir"):
         results.load_all("a" * 300)

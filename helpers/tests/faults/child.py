@@ -148,6 +148,14 @@ def complaint(ended: Ended, *statuses: int) -> str | None:
     return None
 
 
+def broken(read: Callable[[], object], allowed: Callable[[object], bool]) -> str | None:
+    """What is wrong with reading what must be whole: a refusal is wrong too."""
+    try:
+        return None if allowed(read()) else "it is not as it must be"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
 def refusal(read: Callable[[], object], allowed: Callable[[object], bool]) -> str | None:
     """What is wrong with reading damaged state here: it must give what is allowed, or one sentence."""
     try:

@@ -11,11 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from PIL import Image
+
 from helpers import data, experiments
 from helpers.experiments import queue, records, search
 from helpers.runtime import ROOT
 from helpers.tests.faults import child
-from helpers.tests.faults.child import EXPERIMENT, Cases, Child, Effort, command, complaint, refusal, strike_at
+from helpers.tests.faults.child import EXPERIMENT, Cases, Child, Effort, broken, command, complaint, strike_at
 from helpers.training.checkpoints import load_checkpoint, save_checkpoint
 
 START = "import sys; from helpers.tests.faults import child\nwith child.smallest(): sys.exit(child.main())"
@@ -49,10 +51,18 @@ def epoch_in(folder: Path) -> int:
     return load_checkpoint(folder / "seed0.ckpt")["epoch"]
 
 
-def texts_in(folder: Path) -> dict[str, str]:
-    """The tables in a folder."""
-    tables = [path for path in sorted(folder.rglob("*")) if path.suffix in (".csv", ".md")]
-    return {path.name: path.read_text().replace(str(folder), "") for path in tables}
+def tables_in(folder: Path) -> dict[str, bytes]:
+    """The tables and figures in a folder."""
+    tables = [path for path in sorted(folder.rglob("*")) if path.suffix in (".csv", ".md", ".png")]
+    return {path.name: path.read_bytes().replace(str(folder).encode(), b"") for path in tables}
+
+
+def figures_whole(folder: Path) -> bool:
+    """Whether each figure is a whole image; Pillow says so if not."""
+    for path in folder.rglob("*.png"):
+        with Image.open(path) as figure:
+            figure.load()
+    return pairs_agree(folder)
 
 
 def search_in(folder: Path) -> list:
@@ -86,6 +96,9 @@ def subjects(whole: Path) -> list[Subject]:
     def copied(folder: Path) -> None:
         shutil.copytree(whole, folder, dirs_exist_ok=True)
 
+    def searching(folder: Path) -> Callable[[], int]:
+        return lambda: bool(search_in(folder)) - 1
+
     def third(folder: Path) -> Callable[[], None]:
         return lambda: save_checkpoint({"epoch": 3}, folder / "seed0.ckpt")
 
@@ -98,9 +111,9 @@ def subjects(whole: Path) -> list[Subject]:
     return [
         Subject("run", run_in, outcome),
         Subject("run --missing", lambda folder: lambda: missing_in(folder), outcome),
-        Subject("search", lambda folder: lambda: bool(search_in(folder)) - 1, search_in),
+        Subject("search", searching, search_in, always=lambda folder: pairs_agree(folder / "search")),
         Subject("run --fresh", lambda folder: run_in(folder, "--fresh"), outcome, copied),
-        Subject("table", lambda folder: command("table", "--results-dir", folder), texts_in, copied),
+        Subject("table", lambda folder: command("table", "--results-dir", folder), tables_in, copied, figures_whole),
         Subject("checkpoint", third, epoch_in, two, lambda folder: epoch_in(folder) in (2, 3)),
         Subject("damaged", third, epoch_in, lambda folder: two(folder, True), lambda folder: epoch_in(folder) in (1, 3)),
     ]
@@ -130,11 +143,11 @@ def disturbed(subject: Subject, effort: Effort, fault: Callable[[Path], object])
     folder = effort.fresh()
     subject.prepare(folder)
     ended = Child(lambda: (fault(folder), subject.work(folder)())[1]).wait()
-    if wrong := complaint(ended, -signal.SIGKILL, -signal.SIGXFSZ) or refusal(lambda: folder, subject.always):
+    if wrong := complaint(ended, -signal.SIGKILL, -signal.SIGXFSZ) or broken(lambda: folder, subject.always):
         return wrong
     again = Child(subject.work(folder)).wait()
     left = [path.name for path in folder.rglob("tmp*")]
-    same = refusal(lambda: subject.outcome(folder), lambda found: found == undisturbed(subject, effort)[0])
+    same = broken(lambda: subject.outcome(folder), lambda found: found == undisturbed(subject, effort)[0])
     shutil.rmtree(folder)
     return f"it does not go on to the same end: {again.err.strip()} {same} {left}" if again.status or same or left else None
 
@@ -164,7 +177,7 @@ def full_disks(effort: Effort, whole: Path) -> Cases:
         wrong = wrong or ("nothing was said" if tenth == "read-only" and ended.status != 1 else None)
         mount(folder, "remount,rw,size=64m")
         wrong = wrong or complaint(Child(run_in(folder)).wait())
-        yield f"run: a disk of size {size}", wrong or refusal(lambda at=folder: outcome(at), lambda end: end == outcome(whole))
+        yield f"run: a disk of size {size}", wrong or broken(lambda at=folder: outcome(at), lambda end: end == outcome(whole))
         subprocess.run(["umount", "-l", str(folder)], capture_output=True)
 
 
@@ -194,7 +207,7 @@ def random_kills(effort: Effort, whole: Path) -> Cases:
             status, err = new_process(folder, limit) if is_new else Child(run_in(folder), cpu=limit).wait()[::2]
             if status == -signal.SIGPROF:
                 rounds += 1
-                yield f"kill {rounds}", refusal(lambda at=folder: at, pairs_agree)
+                yield f"kill {rounds}", broken(lambda at=folder: at, pairs_agree)
             elif limit == 0:
                 lengths[is_new] = processor_time() - before
         yield "the end after kills", None if status == 0 and outcome(folder) == outcome(whole) else f"it ends otherwise: {err}"
@@ -221,7 +234,7 @@ def two_at_once(effort: Effort, whole: Path) -> Cases:
         subject.prepare(folder)
         pair = [Child(subject.work(folder)) for _ in range(2)]
         wrong = [complaint(one.wait()) for one in pair] + [complaint(Child(subject.work(folder)).wait(), -1)]
-        wrong += [refusal(lambda at=folder, one=subject: one.outcome(at) == undisturbed(one, effort)[0], bool)]
+        wrong += [broken(lambda at=folder, one=subject: one.outcome(at) == undisturbed(one, effort)[0], bool)]
         yield f"{subject.name} twice, {number + 1}", next(filter(None, wrong), None)
 
 
@@ -252,6 +265,6 @@ def vanishing_mirrors(effort: Effort, whole: Path) -> Cases:
             records.save(*experiments.run(EXPERIMENT, 0, "smoke", **places), folder)
 
         wrong = complaint(ended := Child(work).wait())
-        wrong = wrong or refusal(lambda at=folder: outcome(at), lambda end: end == outcome(whole))
+        wrong = wrong or broken(lambda at=folder: outcome(at), lambda end: end == outcome(whole))
         yield f"the mirror {name}", wrong or (None if "cop" in ended.out + ended.err else "nothing was said")
         subprocess.run(["umount", "-l", str(mirror)], capture_output=True)

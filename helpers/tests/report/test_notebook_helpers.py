@@ -60,7 +60,7 @@ def test_the_first_steps_begin_alike_and_are_read_where_they_were_measured(tmp_p
 def run(name: str, seed: int, accuracy: float) -> dict:
     return {
         **{"experiment": name, "seed": seed, "history": [{}] * 3, "seconds": 120.0},
-        **{"test": {"accuracy": accuracy, "n": 100}, "best": {"val_accuracy": accuracy}},
+        **{"test": {"accuracy": accuracy, "n": 100}, "best": {"val_accuracy": 1 - accuracy}},
     }
 
 
@@ -71,16 +71,24 @@ def test_outcomes_name_what_is_not_run_yet():
     assert (ours["epochs"], ours["seeds"], ours["test accuracy"], ours["report"]) == (3, 2, 0.55, "91.00%")
     assert ours["low"] <= 0.5 and ours["high"] >= 0.6 and ours["minutes"] == 2
     assert (another["epochs"], another["seeds"], another["test accuracy"]) == (320, 0, "not yet run")
-    assert report.best_by_validation(names.values(), [*records, run(names["another"], 0, 0.9)]) == names["another"]
+    assert report.best_by_validation(names.values(), [*records, run(names["another"], 0, 0.1)]) == names["another"]
     assert report.best_by_validation(names.values(), []) == names["ours"]
 
 
 def test_a_sentence_says_which_is_better_only_where_it_can_be_told(monkeypatch, tmp_path):
-    rows = [("a/x", "a/y", 2, 5, 9, 4.0, 1.0, 7.0, 0.01), ("a/x", "a/z", 1, 5, 6, 1.0, -3.0, 5.0, 0.6), ("a/y", "a/z")]
+    rows = [
+        ("a/x", "a/y", 2, 5, 9, 4.0, 1.0, 7.0, 0.01),
+        ("a/x", "a/w", 2, 9, 5, -4.0, -7.0, -1.0, 0.01),
+        ("a/x", "a/v", 2, 5, 9, 4.0, -1.0, 9.0, 0.01),
+        ("a/x", "a/z", 1, 5, 6, 1.0, -3.0, 5.0, 0.6),
+        ("a/y", "a/z"),
+    ]
     rows = [(*row, *[None] * (len(PAIRED_COLUMNS) - len(row))) for row in rows]
     monkeypatch.setattr(tables, "paired_table", lambda *_: pd.DataFrame(rows, columns=PAIRED_COLUMNS))
     assert report.pair_sentences([], [], tmp_path, {"a/x": "the first"}) == [
         "y is better than the first (+4.0 points, 95 % interval +1.0 to +7.0, 2 seeds).",
+        "w is worse than the first (-4.0 points, 95 % interval -7.0 to -1.0, 2 seeds).",
+        "v and the first cannot be told apart (+4.0 points, 95 % interval -1.0 to +9.0, 2 seeds).",
         "z and the first cannot be told apart (+1.0 points, 95 % interval -3.0 to +5.0, 1 seed).",
         "Not run yet: z against y.",
     ]

@@ -22,6 +22,7 @@ def test_comparison_over_seeds_in_closed_form(tmp_path):
     assert row["test accuracy"] == pytest.approx(0.8)
     assert row["sd"] == pytest.approx(0.2), "sample standard deviation of 0.8, 1.0, 0.6"
     assert row["report"] == 0.7946
+    assert row["val loss"] == pytest.approx(0.6)
     assert (row["Wilson low"], row["Wilson high"]) == statistics.wilson(4, 5)
     assert len(table.columns) == 9
 
@@ -112,9 +113,15 @@ def test_what_time_has_bought_in_a_table():
     assert text == ["simplenet", "5,521,508", "652.2", *[""] * 6], "not run, and nothing made up"
 
 
-def test_the_committed_table_is_that_of_the_committed_records():
+def test_the_committed_tables_are_those_of_the_committed_records():
     written = (results.RESULTS / "tables" / "runs.md").read_text(encoding="utf-8")
-    assert written == formats.markdown(tables.runs_table(results.load_all())), "run python -m helpers table"
+    records = results.load_all()
+    assert written == formats.markdown(tables.runs_table(records)), "run python -m helpers table"
+    for report in {record["report"] for record in records}:
+        own = [record for record in records if (record["report"], record["profile"]) == (report, "full")]
+        for kind, table in (("comparison", tables.comparison_table(own)), ("paired", tables.paired_table(own))):
+            path = results.RESULTS / "tables" / f"{report}_{kind}.md"
+            assert not len(table) or path.read_text(encoding="utf-8") == formats.markdown(table), path.name
 
 
 def test_pairs_of_experiments_image_by_image_over_their_common_seeds(tmp_path):

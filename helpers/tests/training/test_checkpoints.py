@@ -176,6 +176,14 @@ def test_a_run_goes_on_in_another_arithmetic(path, monkeypatch, capsys, halves):
     assert line in capsys.readouterr().out
 
 
+def test_the_scale_and_the_parts_are_taken_up_again():
+    scalers = [torch.amp.GradScaler("cpu", init_scale=scale) for scale in (8.0, 4.0)]
+    first, second = (training.Learner(make_model(), RECIPE, scaler=scaler) for scaler in scalers)
+    first.parts = 4
+    second.load_state_dict(first.state_dict())
+    assert (second.scaler.get_scale(), second.parts) == (8.0, 4)
+
+
 def test_a_checkpoint_of_a_gpus_fused_optimiser_goes_on_with_this_devices_own(path):
     recipe = replace(RECIPE, optimizer="adam")
     training.fit(make_model(), TRAIN, VALIDATION, recipe, checkpoint=path, until=2)

@@ -188,8 +188,9 @@ def test_the_average_is_what_is_validated_and_kept(monkeypatch):
     assert [row["val_loss"] for row in done.history] != [row["val_loss"] for row in done_plain.history]
 
 
-def test_alternating_flips_mirror_each_image_in_every_other_epoch():
-    recipe = replace(RECIPE, augment="flip", padding=0, flip="alternating", batch_size=7)
+@pytest.mark.parametrize("augment", ["flip", "resized_crop_flip"])
+def test_alternating_flips_mirror_each_image_in_every_other_epoch(augment):
+    recipe = replace(RECIPE, augment=augment, padding=0, flip="alternating", batch_size=7)
     split = data.Split(torch.arange(400).view(100, 1, 1, 4).expand(-1, 3, 4, -1).to(torch.uint8), torch.arange(100), [])
     recipe = replace(recipe, image_size=4, mean=(0,) * 3, std=(1 / 255,) * 3)
 

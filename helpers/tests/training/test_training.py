@@ -100,6 +100,24 @@ class Narrow(nn.Module):
         return self.linear(images.flatten(1))
 
 
+def test_nesterov_smoothing_and_inner_steps_are_the_recipes():
+    model = nn.Linear(2, 1, bias=False)
+    model.weight.data = torch.tensor([[1.0, 2.0]])
+    optimizer = training.make_optimizer(model, replace(RECIPE, learning_rate=0.1, momentum=0.9, nesterov=True))
+    for _ in range(2):  # the gradient is (3, 4): a step of 1.9 times it, then of 2.71 times
+        optimizer.zero_grad()
+        model(torch.tensor([3.0, 4.0])).sum().backward()
+        optimizer.step()
+    assert torch.allclose(model.weight, torch.tensor([[1 - 0.57 - 0.813, 2 - 0.76 - 1.084]]))
+    images, labels, model = torch.randn(6, 3, 4, 4), torch.arange(6) % 3, Frozen()
+    still, scores = torch.optim.SGD(model.parameters(), lr=0.0), images.mean((2, 3))
+    learner = training.Learner(model, replace(RECIPE, label_smoothing=0.3, mixed_precision=False), still)
+    smoothed = 0.7 * F.cross_entropy(scores, labels) - 0.3 * scores.log_softmax(1).mean()
+    assert training.train_epoch(learner, [(images, labels)])[0] == pytest.approx(smoothed.item(), abs=1e-6)
+    inner = training.make_optimizer(make_model(), replace(RECIPE, perturbation=0.3, inner_steps=2, inner_learning_rate=0.7))
+    assert (inner.inner_steps, inner.param_groups[0]["inner_lr"]) == (2, 0.7)
+
+
 @pytest.mark.parametrize("perturbation", [None, 0.5])
 def test_a_batch_that_does_not_fit_is_taken_in_parts_and_steps_the_same(perturbation, capsys):
     recipe = replace(RECIPE, perturbation=perturbation, mixed_precision=False, label_smoothing=0.1)
