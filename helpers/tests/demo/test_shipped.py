@@ -122,7 +122,9 @@ def test_evaluate_notices_other_weights_and_other_images(place, tmp_path):
     weights = {name: -value if name.startswith("fc") else value for name, value in network.state_dict().items()}
     model = demo.load_model(folder / "models" / "pikachu-resnet18_torchvision.safetensors")
     demo.save_model(folder / "models" / "other.safetensors", weights, model.about, model.card)
-    with pytest.raises(UserError, match="That should be 99.9% or more"):
+    right = record["test"]["accuracy"]
+    told = f"other: {1 - right:.2%} of 120 test images; its card says {right:.2%}.* That should be 99.9% or more"
+    with pytest.raises(UserError, match=told):  # the other of two labels, for each image
         evaluated(folder, "other")
     card = model.card | {"dataset": model.card["dataset"] | {"fingerprint": "another"}}
     demo.save_model(folder / "models" / "other.safetensors", weights, model.about, card)

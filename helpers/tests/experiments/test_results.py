@@ -200,13 +200,18 @@ def test_obtain_loads_before_it_trains(tmp_path, monkeypatch):
     assert (trained["test"]["accuracy"], again["test"]["accuracy"]) == (0.8, 1.0)
 
 
-def test_all_runs_of_several_experiments_leave_out_what_is_missing(tmp_path, monkeypatch):
+def test_all_runs_of_several_experiments_name_what_is_missing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(experiments, "run", lambda name, seed, profile, **_: make_run(name, seed, profile))
-    monkeypatch.setattr(Queue, "minutes", lambda *_: 1.0)
+    monkeypatch.setattr(Queue, "minutes", lambda *_: 90.0)
     names, cpu = ("pikachu/resnext50_ours", "pikachu/resnet18_torchvision"), torch.device("cpu")
     results.save(*make_run(names[1], 1), tmp_path)
     [found] = results.obtain_all(names, (0, 1), "full", tmp_path, device=cpu)
     assert (found["experiment"], found["seed"]) == (names[1], 1), "hours of training are not begun on a CPU"
+    assert capsys.readouterr().out.splitlines() == [
+        "1 full run is here; not run yet: 3",
+        f"  90 minutes here: python -m helpers run {names[0]} --seed 0 (and 1)",
+        f"  90 minutes here: python -m helpers run {names[1]} --seed 0",
+    ]
     assert len(results.obtain_all(names, (0, 1), "quick", tmp_path, device=cpu)) == 4
     assert len(results.obtain_all(names[:1], (0,), "full", tmp_path, device=torch.device("cuda"))) == 1
 
