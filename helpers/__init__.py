@@ -1,1 +1,1 @@
-"""What two notebooks share: the data, the models, the training, the results."""
+"""What the notebooks share: the data, the models, the training, the results."""

@@ -70,11 +70,11 @@ ARGUMENTS = {
         "--resume": {"action": argparse.BooleanOptionalAction, "default": True, "help": "go on from a checkpoint"},
         "--fresh": {"dest": "resume", "action": "store_false", "help": "the same as --no-resume"},
     }),
-    "table": ("rebuild the tables and figures from the run records", {"--results-dir": FOLDER}),
+    "table": ("rebuild tables, figures, claims and README's tables from the run records", {"--results-dir": FOLDER}),
     "bench": ("images a second: a textbook loop against ours, and what dense work reaches", {
         "models": {"nargs": "*", "metavar": "MODEL", "help": " · ".join(bench.MODELS)},
         "--device": {}, "--batch": {"type": int}, "--data-dir": FOLDER | {"help": "with --to"},
-        "--to": {"type": float, "metavar": "ACCURACY", "help": "train the EXPERIMENT named until validation has it"},
+        "--to": {"type": float, "metavar": "ACCURACY", "help": "train the named EXPERIMENT to this validation accuracy"},
         "--compile": {"action": "store_true", "help": "our loop through torch.compile too"},
         "--json": FOLDER | {"metavar": "FILE", "help": "write what was measured, such as results/bench/t4.json"},
     }),
@@ -164,7 +164,7 @@ def run_experiment(options, common: dict) -> None:
 
 
 def make_tables(options) -> None:
-    """Rebuild tables and figures; README's table too, when the records are the repository's own."""
+    """Rebuild tables, figures and claims; README's tables too, when the records are the repository's own."""
     records = results.load_all(options.results_dir)
     written = tables.write(records, options.results_dir) + figures.write(records, options.results_dir)
     written += claims.write(options.results_dir, records)

@@ -32,7 +32,7 @@ from helpers.experiments.recipes import AMP_SGD, PIKACHU
 from helpers.experiments.runner import make_model, peak_memory
 from helpers.runtime import UserError, autocast_dtype, choose_device, environment, keep_freed_memory_in_process, require
 
-# Batch and image size of the comparison; the reports' own, but for the batches of photographs.
+# Batch and image size of the comparison: the reports' own, `pikachu` as coded.
 MODELS = {"resnext29_32x4d": (64, 32), "resnext29_under5m": (64, 32), "resnext50_32x4d": (8, 224), "resnet18": (8, 224)}
 IMAGES = {32: ("cifar10", 5120), 224: ("pikachu", 64)}  # CIFAR in memory, photographs as JPEG files of 500×375 pixels
 ROUNDS, ROUND_SECONDS, WORKERS = 5, 3, 2
@@ -192,7 +192,7 @@ def compare(name: str, device: torch.device, batch_size: int | None = None, comp
                 row[f"{side}_input_images_per_second"] = 4 * steps[side] * batch_size / ask(side, "input", 4 * steps[side])
             row["layers"] = ask("ours", "layers", steps["ours"])
         except RuntimeError as error:  # such as a process that was killed, or a GPU's memory that was full
-            raise UserError(f"The benchmark of {name} did not end: its process was stopped; try a smaller --batch.") from error
+            raise UserError(f"The benchmark of {name} failed, most likely out of memory; try a smaller --batch.") from error
     for ratio, what in (("ratio", "images_per_second"), ("input_ratio", "input_images_per_second")):
         row[ratio] = row[f"ours_{what}"] / row[f"textbook_{what}"]
     macs = models.count_macs(models.inspect.network(name, 10), (1, 3, image_size, image_size))
@@ -276,7 +276,7 @@ def time_to(accuracy: float, names: list[str], data_dir: str | Path | None = Non
     An accuracy that is no fraction, or not exactly one experiment, is a UserError.
     """
     require(0 < accuracy <= 1, f"The accuracy after --to is {accuracy}; it is a fraction, such as 0.90.")
-    one = f"--to takes one experiment, and {len(names)} are named; choose one of those that list shows."
+    one = f"--to takes one experiment, not {len(names)}; choose one from python -m helpers list."
     require(len(names) == 1, one)
     experiment, device = experiments.find(names[0]), choose_device(device)
     recipe, around = experiments.recipe_for(experiment, "full"), environment(device) | hardware(device)

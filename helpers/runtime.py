@@ -38,7 +38,7 @@ def in_colab() -> bool:
 
 
 def install_missing() -> None:
-    """Install what a notebook needs beside torch and numpy, as far as it is not there: never torch or numpy themselves."""
+    """Install the packages that a notebook needs and that are missing, but never torch or numpy."""
     needed = {"sklearn": "scikit-learn"} | {name: name for name in "torchsummary seaborn pandas scipy kagglehub".split()}
     if missing := [package for name, package in needed.items() if find_spec(name) is None]:
         subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing], check=True)

@@ -85,7 +85,7 @@ def cifar100_superclasses() -> Tensor:
 
 
 def read_pool(name: str, base: Path, image_size: int) -> tuple[str, Pool]:
-    """The images, at 32 pixels, and the name they go by, which ends in '-jpeg' where they came as JPEG files.
+    """The name the images go by, which ends in '-jpeg' where they came as JPEG files, and the images, at 32 pixels.
 
     A size above 32, a source that is not whole or not the published one, or no download that succeeds, is a UserError.
     """

@@ -22,7 +22,7 @@ class Split:
     """The images of one split.
 
     images: uint8 (N, 3, H, W); labels: int64 (N,); names: paths relative to the folder of the data, with '/';
-    digests: SHA-256 of each file's content, in hex; sizes: int64 (N, 2), each file's width and height in pixels.
+    digests: hex SHA-256 of a photograph's file, else of pixels; sizes: int64 (N, 2), each file's width and height in pixels.
     """
 
     images: Tensor
@@ -127,7 +127,7 @@ def load(
     if image_size is None:
         image_size = cifar.PIXELS if is_cifar else 224
     possible = image_size >= 1 and seed >= 0
-    require(possible, f"Image size {image_size} with seed {seed} cannot be; the size starts at 1 and the seed at 0.")
+    require(possible, f"The image size is {image_size} and the seed {seed}; choose a size from 1 and a seed from 0.")
     known = ", ".join(photographs.RESIZES)
     require(resize in photographs.RESIZES, f"There is no resize '{resize}'; choose from {known}.")
     require(base.is_dir(), f"There is no data folder '{base}'; create it, or set DATA_DIR to the right one.")
@@ -154,7 +154,7 @@ def _divide(pool: Pool, held_out: float, seed: int) -> tuple[list[str], dict[str
     folders = [dirname(path) for path in pool.names]
     if empty := sorted({dirname(file) for file, _ in pool.skipped} - set(folders)):
         lost = listed_files([pair for pair in pool.skipped if dirname(pair[0]) == empty[0]], most=3)
-        raise UserError(f"No image of class '{place(empty[0])[1]}' of the {pool.source} can be read: {lost}.")
+        raise UserError(f"No image of class '{place(empty[0])[1]}' of the {pool.source} can be read: {lost}; replace them.")
     places = {folder: place(folder) for folder in folders}
     own, classes = (sorted(set(items)) for items in zip(*places.values(), strict=True))
     missing = [split for split in SPLITS if split not in own]

@@ -89,7 +89,7 @@ def list_files(root: Path, source: str) -> list[File]:
         classes[group.name] = {folder.name for folder in folders}
         for folder in folders:
             found = [stamp(path, root) for path in _visible(folder) if path.is_file()]
-            require(found, f"The class folder '{folder.relative_to(root).as_posix()}' of the {source} is empty.")
+            require(found, f"The class folder '{folder.relative_to(root).as_posix()}' of the {source} is empty; add images.")
             files += found
     every = sorted(set().union(*classes.values()))
     require(every, f"The {source} is empty; put a folder for each class into it, with the images inside.")

@@ -44,7 +44,7 @@ class Exhibit:
     dataset: Dataset  # its training images are searched for those most like the image
     known: Tensor  # their `features` (N, D)
     measured: str = ""  # a sentence on how accurate the model is
-    examples: Split | None = None  # images to click on, best such as it was not trained on
+    examples: Split | None = None  # images to click on, preferably none that it was trained on
     card: str = ""  # its model card, in Markdown
 
 
@@ -65,7 +65,7 @@ def prepare(path: Path, data_dir: str | Path | None = None, searched: int = 1000
         train = stratified(dataset.train, searched)
         known = features(model, train.images)
     except UserError as error:
-        print(f"{error} The page of {path.stem} goes without similar images, with examples of scikit-learn's.")
+        print(f"{error} The page of {path.stem} shows examples from scikit-learn and no similar images.")
         photographs = [files("sklearn.datasets.images") / name for name in UNLABELLED]
         shown = torch.stack([read_image(str(photograph), about.stored_size, resize=about.resize) for photograph in photographs])
         examples = Split(shown, torch.full((len(shown),), -1), UNLABELLED)

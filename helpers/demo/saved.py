@@ -75,7 +75,7 @@ def save_model(path: str | Path, state_dict: dict[str, Tensor], about: Preproces
 
 
 def best_weights(record: dict, checkpoint_dir: str | Path | None = None) -> tuple[dict[str, Tensor], Preprocessing]:
-    """The weights of a recorded run's best epoch, if its checkpoint is still there (else a UserError), and their metadata."""
+    """The weights that a recorded run kept, if its checkpoint is still there (else a UserError), and their metadata."""
     name, profile, seed = record["experiment"], record["profile"], record["seed"]
     checkpoint = experiments.checkpoint_path(name, profile, seed, checkpoint_dir)
     state = checkpoints.load_checkpoint(checkpoint)
@@ -150,7 +150,7 @@ def build_network(tensors: dict[str, Tensor], about: Preprocessing, name: str) -
     kinds = [{key: (value.shape, value.dtype) for key, value in state.items()} for state in (network.state_dict(), tensors)]
     if kinds[0] != kinds[1]:
         wanted = f"'{about.model}' with {len(about.classes)} classes"
-        raise UserError(f"The weights of {name} are not those of {wanted}; save the model under its own name.")
+        raise UserError(f"The weights of {name} are not those of {wanted}; save the model again from its run.")
     if not all(value.isfinite().all() for value in tensors.values()):
         raise UserError(f"The weights of {name} are not all finite numbers, so it cannot classify; save another run's model.")
     network.load_state_dict(tensors, assign=True)

@@ -95,7 +95,7 @@ def evaluate(name: str, data_dir: str | Path | None = None, device: str | None =
         f"{agreement:.2%} of its answers are those in full precision."
     )
     if agreement < AGREEMENT:
-        raise UserError(f"{told} That should be {AGREEMENT:.1%} or more: ship it again.")
+        raise UserError(f"{told} That should be {AGREEMENT:.1%} or more: save the model again.")
     return told
 
 

@@ -177,4 +177,4 @@ def run_missing(queue: Queue, minutes: float | None = None, **options) -> None:
     left = [f"{row.name}, seed {seed}" for row, seed in queue.missing()]
     print("\n".join([f"{len(left)} runs are left:", *left]) if left else "Nothing is missing.")
     if failed:
-        raise UserError(f"{len(failed)} runs failed: {listed(failed)}; what they lacked is said above.")
+        raise UserError(f"{len(failed)} runs failed: {listed(failed)}; see the reasons above, then run it again.")

@@ -30,7 +30,7 @@ PIKACHU_CODED = replace(
 # epochs, as for the photographs. Not rebuilt: its early stop, which ends a call, without its last epoch, when the running
 # training loss has not improved three times.
 CIFAR10_5K_CODED = replace(PIKACHU_CODED, image_size=32, batch_size=64, resize="crop")
-# Ours: a gentler rate for weights that already know ImageNet, its own pixel statistics, and a flip.
+# Ours: a gentler rate for weights that already know ImageNet, ImageNet's pixel statistics, random crops and flips.
 PIKACHU_FINETUNED = replace(PIKACHU, epochs=10, learning_rate=0.005, step_epochs=4, augment="crop_flip", **IMAGENET)
 
 # Report `amp`, section "Model" and "Data Augmentation": its pixel statistics are the widely copied ones, whose deviations are
@@ -47,7 +47,7 @@ AMP_SAME = replace(AMP_PERTURBED, perturbation=None)
 AMP = {"sgd": AMP_SGD, "amp": AMP_PERTURBED, "sgd_same": AMP_SAME, "sgd_twice": replace(AMP_SAME, epochs=200)}
 # Ours: the fair pair once more, with a rate that rises over the first epochs.
 AMP |= {"amp_warm": replace(AMP_PERTURBED, warmup_epochs=3), "sgd_warm": replace(AMP_SAME, warmup_epochs=3)}
-SPEED = replace(AMP_TEXT, epochs=4, learning_rate=0.1)  # as the perturbed run was before its sources were read
+SPEED = replace(AMP_TEXT, epochs=4, learning_rate=0.1)  # at the perturbed run's rate, without perturbation
 AMP_REPORTED = {"sgd": (0.89, 0.90), "amp": (0.90, 0.91)}
 
 # Report `slim`, figure 1 names optimiser, rate and batch; the pixel statistics are its code's, the epochs its search's.

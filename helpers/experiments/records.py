@@ -28,7 +28,7 @@ NAMED = 5  # missing experiments that a notebook names one by one
 
 @cache
 def _temporary_folder() -> Path:
-    """One folder for all smoke runs of this process. It goes with the process, or with the next one's where that was killed."""
+    """One folder for all smoke runs of this process, deleted at its end, or by the next process if this one is killed."""
     left = [path for path in Path(tempfile.gettempdir()).glob(f"{SMOKE}*") if _locked(path)]
     folder = Path(tempfile.mkdtemp(prefix=SMOKE))
     _locked(folder)
@@ -83,7 +83,7 @@ def save(record: dict, predictions: dict[str, np.ndarray], results_dir: str | Pa
             mend = "remove it and run the same again, which takes up the checkpoint, or choose another --results-dir"
             raise UserError(f"{where} is a run on other images; it was not replaced: {mend}.")
         if record["stopped_early"] and not there["stopped_early"]:
-            raise UserError(f"{where} is a whole run and this one stopped early; it was not replaced.")
+            raise UserError(f"{where} is a whole run, this one stopped early; it was not replaced: use another --results-dir.")
     first, second = f"{path.stem}.predictions.npz", f"{path.stem}.predictions.2.npz"
     record = record | {"predictions": second if there and there["predictions"] == first else first}
     try:
@@ -144,7 +144,7 @@ def load(path: Path) -> dict:
         raise no_record
     if not whole:
         raise UserError(
-            f"{path.name} of {record['experiment']} contradicts itself: its confusion matrix gives another accuracy."
+            f"{path.name} of {record['experiment']} contradicts itself in its confusion matrix; remove it and run it again."
         )
     return record
 

@@ -49,7 +49,7 @@ def recipe_for(experiment: Experiment, profile: str) -> Recipe:
     """The experiment's recipe at a profile: `full` as declared, `quick` for ten minutes of a T4, `smoke` two tiny epochs.
 
     At `quick` it is that of the network's `…_fast` row (`short_form`), or where there is none, the row's own for fewer epochs
-    and at most ten minutes. Either way cuDNN chooses its algorithms by speed: two runs on a GPU differ in their last bits.
+    and any time budget cut to ten minutes. Either way cuDNN chooses by speed: two runs on a GPU differ in their last bits.
 
     Raises:
         UserError: the profile is unknown.

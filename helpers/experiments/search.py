@@ -24,7 +24,7 @@ class Search:
 
     Attributes:
         folder: the results folder. Another data set, or another recipe to vary, needs another one.
-        checkpoint_dir: where a trial that is not finished lies; by default under `data/checkpoints`, which git ignores.
+        checkpoint_dir: where unfinished trials lie; by default `data/checkpoints`, for sample data `folder`/checkpoints.
     """
 
     model: str
@@ -141,7 +141,7 @@ def halving(search: Search, factor: int = 2) -> dict:
     No epoch is trained twice. Over a finished exhaustive search it trains nothing, and tells what it would have chosen.
 
     Returns:
-        `chosen`, the last survivor's name; `epochs`, how many it takes in all; `rungs`, each with its `epochs` and its
+        `factor`; `chosen`, the last survivor; `epochs`, how many it takes in all; `rungs`, each with its `epochs` and its
         `trials`, the best first.
     """
     alive, told, spent, before = list(search.trials), [], 0, 0

@@ -157,12 +157,12 @@ SLIM["slim_resnet_max_pool"] = replace(SLIM["slim_resnet"], stem=replace(SLIM_ST
 _moved = (replace(stage, block_arguments=stage.block_arguments | {"strided": "second"}) for stage in SLIM["slim_resnet"].stages)
 SLIM["slim_resnet_stride_second"] = replace(SLIM["slim_resnet"], stages=tuple(_moved))
 
-CIFAR_STEM = Stem(64, 3, 1, max_pool=False)  # Xie et al. 2017, section 5.2
+CIFAR_STEM = Stem(64, 3, 1, max_pool=False)  # Xie et al. 2017, section 5.3
 NETWORKS = {
     "resnext50_32x4d": bottlenecks((3, 4, 6, 3), Stem(), 4, cardinality=32),
     "resnet18": RESNET18,
     "resnet50": bottlenecks((3, 4, 6, 3), Stem(), 64, cardinality=1),  # He et al. 2016, table 1
-    # The paper's template for CIFAR, section 5.2; its own networks are the last two.
+    # The paper's template for CIFAR, section 5.3; the paper's own networks are the last two.
     "resnext29_32x4d": bottlenecks((3, 3, 3), CIFAR_STEM, 4, cardinality=32),
     "resnext29_8x64d": bottlenecks((3, 3, 3), CIFAR_STEM, 64, cardinality=8),
     "resnext29_16x64d": bottlenecks((3, 3, 3), CIFAR_STEM, 64, cardinality=16),

@@ -87,7 +87,7 @@ class ZooResNeXt(nn.Sequential):
     has no padding; before "a Dense layer" the maps are averaged, as in the paper.
 
     Args:
-        stages: for each stage its channels and those after it; the stem has those of the first.
+        stages: for each stage, its channels and those after its transition; the stem has the first stage's.
         rectify: put a ReLU on the scores, as section 3.4 does and section 5.2, with the results, does not.
     """
 

@@ -14,7 +14,7 @@ from helpers.training.loop import batches_of_epoch
 from helpers.training.recipe import Recipe, is_perturbed
 
 PERTURBED = "cifar10/resnext29_under5m_amp"
-# What the optimiser that report `amp` names does, and the report does not say; each taken away, and then all of it.
+# What the sources that report `amp` names do, and the report does not say; each left out, and then all three.
 WITHOUT = {
     "torch's weights": {"initialisation": None},  # the network's own are He-normal
     "clipping": {"clip_norm": None},

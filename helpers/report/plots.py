@@ -168,7 +168,7 @@ def accuracy_against_cost(
     """Accuracy against parameters and against multiply–adds, each on a logarithmic axis, with a label on each point.
 
     `table` has the labels as its index, and the columns `model`, `parameters`, `million MACs` and `accuracy` (a fraction). A
-    grey line joins the points of each list of `joined` labels, as far as the table has them; those of `hollow` ones are so.
+    grey line joins the points of each list of `joined` labels that are in the table; those in `hollow` are drawn hollow.
     """
     figure, axes = plt.subplots(1, 2, figsize=(12, max(4, 0.28 * len(table) + 1.5)), sharey=True, layout="constrained")
     costs = {"parameters": table["parameters"] / 1e6, "multiply–adds per image": table["million MACs"]}

@@ -67,7 +67,7 @@ def mean_accuracy(runs: list[dict]) -> float:
 
 
 def validation_accuracy(runs: list[dict]) -> float:
-    """The mean validation accuracy over seeds, each at its best epoch: what is chosen by; 0 without a run."""
+    """The mean validation accuracy over seeds, each at the epoch whose weights were kept, for choosing; 0 without a run."""
     return float(np.mean([run["best"]["val_accuracy"] for run in runs] or [0]))
 
 

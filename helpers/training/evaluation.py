@@ -18,7 +18,7 @@ EVALUATION_BATCH = 64
 def predict(
     model: nn.Module, split: data.Split, recipe: Recipe, batch_size: int | None = None, mirrored: bool = False
 ) -> torch.Tensor:
-    """The model's logits for a split, in its order, un-augmented and in eval mode: float32 (N, num_classes) on the CPU.
+    """The model's logits for a split, in its order, eval mode: float32 (N, num_classes) on the CPU. Only `flip_test` augments.
 
     With `mirrored` they are the mean of those of an image and of its mirror image. Several processes share the batches.
     """

@@ -34,7 +34,7 @@ class Fit:
     """What `fit` leaves."""
 
     history: list[dict] = field(default_factory=list)  # one row per epoch
-    best: dict = field(default_factory=dict)  # of the epoch that is best by validation
+    best: dict = field(default_factory=dict)  # of the epoch whose weights are kept: the best by validation, or the last
     stopped: str | None = None  # why it stopped early
     limits: dict = field(default_factory=dict)  # in force: `time_budget`, `patience`, and `estimated_epochs` that fit it
     channels_last: bool = True  # the memory layout, as chosen for the device that the run began on
@@ -81,7 +81,7 @@ def fit(model: nn.Module, train: data.Split, validation: data.Split, recipe: Rec
     budget = recipe.time_budget if options.time_budget is None else options.time_budget
     own_clock, patience = options.clock, options.patience or recipe.patience
     options = replace(options, time_budget=budget, patience=patience, clock=lambda: processes.agreed(own_clock()))
-    fewer = f"The batch size is {recipe.batch_size}, for {processes.count()} processes; start as many processes at most."
+    fewer = f"The batch size is {recipe.batch_size}, for {processes.count()} processes; start at most {recipe.batch_size}."
     require(recipe.batch_size >= processes.count(), fewer)
     device = next(model.parameters()).device
     if device.type == "cpu":
@@ -146,7 +146,7 @@ def _resumed(learner: Learner, identity: dict, options: Options) -> Fit | None:
     before, here = done.history[-1], platform(learner.device)
     if any(name in before and before[name] != here[name] for name in here):
         old, new = (", ".join(place[name] for name in here) for place in (before, here))
-        print(f"It began on {old} and goes on on {new}: from here on its bits differ from those of a run that stayed.")
+        print(f"It began on {old} and continues on {new}: from here on its bits differ from an uninterrupted run's.")
     return done
 
 

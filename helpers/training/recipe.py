@@ -33,7 +33,7 @@ RULES = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every number that shapes a training run; raises a `UserError` where a value cannot be, or two of them not together."""
+    """Every number that shapes a training run; raises a `UserError` for an impossible value or combination."""
 
     epochs: int
     batch_size: int

@@ -198,7 +198,7 @@ def _rehearse(learner: Learner, images: Tensor, labels: Tensor) -> None:
 
 
 def step(learner: Learner, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """One step of the optimiser; returns the logits of this process's share and its part of the loss, at the weights before.
+    """One step of the optimiser; returns the logits of this process's share and its part of the loss, from the first pass.
 
     Parts, and the shares of several processes, give the gradient of the whole batch, but for BatchNorm, which sees each by
     itself. A perturbation, too, grows along the gradient of the whole batch: as every gradient, it is reduced before use.

@@ -172,7 +172,7 @@ def test_a_run_goes_on_in_another_arithmetic(path, monkeypatch, capsys, halves):
         monkeypatch.setattr(loop, "_check_identity", lambda *_: None)
         done = training.fit(make_model(), TRAIN, VALIDATION, recipe, checkpoint=path, until=2 if half == halves[0] else None)
     assert [row["device"] for row in done.history] == ["NVIDIA A100"] * 2 + ["Tesla T4"] * 2
-    line = "It began on NVIDIA A100, torch 2 and goes on on Tesla T4, torch 2: from here on its bits differ"
+    line = "It began on NVIDIA A100, torch 2 and continues on Tesla T4, torch 2: from here on its bits differ"
     assert line in capsys.readouterr().out
 
 

@@ -221,7 +221,7 @@ def test_the_first_process_alone_writes(found):
 
 
 def test_more_processes_than_images_in_a_batch_are_refused(found):
-    assert found[3][1]["refused"] == "The batch size is 1, for 3 processes; start as many processes at most."
+    assert found[3][1]["refused"] == "The batch size is 1, for 3 processes; start at most 1."
 
 
 NAME = "cifar10/wrn16_2_short"
