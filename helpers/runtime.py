@@ -58,6 +58,13 @@ def progress(iterable, description: str, total: int | None = None):
     return tqdm(iterable, desc=description, total=total, leave=False, file=sys.stderr, disable=under_test())
 
 
+def parse_seeds(text: str) -> list[int]:
+    """The seeds of a notebook's form field, such as `0, 1`, each once, or a UserError."""
+    parts = text.replace(",", " ").split()
+    require(parts and all(part.isdecimal() for part in parts), f"SEEDS is '{text}'; write whole numbers, such as 0, 1.")
+    return list(dict.fromkeys(map(int, parts)))
+
+
 def data_dir(folder: str | Path | None = None) -> Path:
     """The data folder: the argument, else `$DATA_DIR`, else `data/` of the repository."""
     return Path(folder or os.environ.get("DATA_DIR") or ROOT / "data").expanduser()

@@ -20,6 +20,7 @@ CACHE_VERSION = 1
 SPLITS = ("train", "validation", "test")
 SPLIT_FOLDERS = {split: split for split in SPLITS} | {"val": "validation", "valid": "validation"}
 EXTENSIONS = {".jpg", ".jpeg", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif"}
+OURS = {"cache", "results", "cifar10", "cifar100", "cifar-10-batches-py", "cifar-100-python"}
 IGNORED = {"__macosx", "thumbs.db", "desktop.ini"}
 
 File = tuple[str, int, int]  # path in the folder of the data, with '/'; bytes; nanoseconds of the last change
@@ -83,8 +84,8 @@ def list_files(root: Path, source: str) -> list[File]:
         require(number == 1, f"The {source} has two folders for the {split} split; keep one of them.")
     files, classes = [], {}
     for split, group in groups or [("", root)]:
-        # Where the data folder itself is the image folder, `cache` is ours and no class.
-        folders = [folder for folder in subfolders(group) if groups or folder.name != "cache"]
+        # Where the data folder itself is the image folder, some of its folders are ours and no classes.
+        folders = [folder for folder in subfolders(group) if groups or folder.name not in OURS]
         require(folders or not groups, f"The {split} split of the {source} is empty; put a folder for each class into it.")
         classes[group.name] = {folder.name for folder in folders}
         for folder in folders:

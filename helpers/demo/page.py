@@ -19,7 +19,7 @@ from helpers.demo.images import LARGEST_DOWNLOAD, is_address, read_image
 from helpers.demo.labels import features, grad_cam, nearest, probabilities
 from helpers.demo.saved import Preprocessing, SavedModel, load_model
 from helpers.report.pictures import middle, overlay
-from helpers.runtime import UserError
+from helpers.runtime import UserError, require
 
 MOST_LIKELY = 5  # classes shown
 NEAREST = 8  # training images shown
@@ -52,14 +52,15 @@ def prepare(path: Path, data_dir: str | Path | None = None, searched: int = 1000
     """A saved model with the data at hand: some training images to search, and eight test images that are not among them.
 
     Where the data cannot be had, a line says why, and the examples are two photographs that come with scikit-learn. `dataset`
-    holds the images that it was trained on, by default those that its card names; a UserError where neither is there.
+    holds the images that it was trained on, by default those that its card names.
     """
     model = load_model(path)
-    if not (model.card or dataset):
-        raise UserError(f"{path.name} has no model card, so its data are not known.")
     card, about, examples = model.card, model.about, None
     try:
+        require(card or dataset, f"{path.name} has no model card, so its data are not known.")
         dataset = dataset or load(card["dataset"]["name"], data_dir, image_size=about.image_size, resize=about.resize)
+        same = dataset.classes == about.classes
+        require(same, f"The {dataset.source} has other classes than {path.name} knows.")
         twice = set(leaked(dataset, near=False).tolist())
         examples = stratified(dataset.test.subset([i for i in range(len(dataset.test)) if i not in twice]), 8)
         train = stratified(dataset.train, searched)
@@ -70,7 +71,7 @@ def prepare(path: Path, data_dir: str | Path | None = None, searched: int = 1000
         shown = torch.stack([read_image(str(photograph), about.stored_size, resize=about.resize) for photograph in photographs])
         examples = Split(shown, torch.full((len(shown),), -1), UNLABELLED)
         train, known = examples.subset([]), features(model, shown)[:0]
-        dataset = Dataset(card["dataset"]["name"], "nowhere", "", about.classes, train, train, train)
+        dataset = Dataset(path.stem, "nowhere", "", about.classes, train, train, train)
     text = path.with_suffix(".md").read_text(encoding="utf-8") if path.with_suffix(".md").exists() else ""
     measured = f"It gets {card['test']['accuracy']:.1%} of {card['test']['n']:,} test images right." if card else ""
     return Exhibit(model, replace(dataset, train=train), known, measured, examples, text)

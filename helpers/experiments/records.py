@@ -21,7 +21,7 @@ import torch
 from helpers import experiments, runtime
 from helpers.runtime import PROFILES, ROOT, UserError
 
-RESULTS = ROOT / "results"
+RESULTS, OWN = ROOT / "results", ROOT / "data" / "results"
 SMOKE = "resnext-smoke-"
 NAMED = 5  # missing experiments that a notebook names one by one
 
@@ -48,19 +48,20 @@ def _locked(folder: Path) -> bool:
 
 
 def folder_for(profile: str, fingerprint: str | None = None, name: str | None = None) -> Path:
-    """The results folder of a profile: the repository's, a temporary one for `smoke`, and `data/results` for other images.
+    """The results folder of a profile: the repository's, a temporary one for `smoke`, and one of their own for other images.
 
     Other images are those of a data set whose fingerprint is not that of the repository's records of that name.
     """
     if profile == "smoke":
         return _temporary_folder()
+    name = name and name.removesuffix("-jpeg")  # whose images are others
     known = {record["dataset"]["fingerprint"] for record in load_all() if record["dataset"]["name"] == name}
-    return RESULTS if fingerprint is None or not known or fingerprint in known else ROOT / "data" / "results"
+    return RESULTS if fingerprint is None or not known or fingerprint in known else OWN / fingerprint
 
 
 def checkpoint_folder(profile: str, results_dir: str | Path) -> Path | None:
-    """Where `obtain` leaves checkpoints: a smoke run's beside its record, as no other program resumes it; None: as usual."""
-    return Path(results_dir) / "checkpoints" if profile == "smoke" else None
+    """Where `obtain_all` leaves checkpoints: those of smoke runs and of other images beside their records; None: as usual."""
+    return Path(results_dir) / "checkpoints" if profile == "smoke" or Path(results_dir).parent == OWN else None
 
 
 def record_path(name: str, profile: str, seed: int, results_dir: str | Path | None = None) -> Path:
@@ -189,29 +190,6 @@ def predictions(record: dict, results_dir: str | Path | None = None) -> dict[str
     return arrays
 
 
-def obtain(
-    name: str,
-    seed: int,
-    profile: str,
-    results_dir: str | Path | None = None,
-    *,
-    retrain: bool = False,
-    **arguments,
-) -> dict:
-    """The record of a run: loaded from the folder, by default that of its profile, else trained now and saved.
-
-    With `retrain` the record that is there is replaced when a new run has ended. The `arguments` are those of `run`.
-    """
-    results_dir = results_dir or folder_for(profile)
-    arguments.setdefault("checkpoint_dir", checkpoint_folder(profile, results_dir))
-    path = record_path(name, profile, seed, results_dir)
-    if path.exists() and not retrain:
-        print(f"{name}, seed {seed}: loaded the record of a {profile} run.")
-        return load(path)
-    save(*experiments.run(name, seed, profile, resume=not retrain, **arguments), results_dir)
-    return load(path)
-
-
 def obtain_all(
     names: Iterable[str],
     seeds: Iterable[int],
@@ -225,32 +203,60 @@ def obtain_all(
 ) -> list[dict]:
     """The records of several experiments at several seeds; those that are missing are trained, or named with their minutes.
 
-    A `full` run is trained only where there is a GPU, as it takes hours elsewhere, and else named if the plan wants it.
+    `full` runs are trained only where there is a GPU, as they take hours elsewhere, and only those that the plan wants. A run
+    that a shorter time budget cut goes on from its checkpoint.
 
     Args:
         save_to_drive: whether checkpoints are copied to Google Drive, in Colab.
         minutes: the time budget of each run; 0 leaves it to the recipe.
     """
-    results_dir, drive = results_dir or folder_for(profile), runtime.mount_drive() if save_to_drive else None
-    arguments |= {"device": device, "time_budget": minutes * 60 or None}
-    found, missing = [], {}
-    for name, seed in itertools.product(names, seeds):
-        path = record_path(name, profile, seed, results_dir)
-        if path.exists():
-            found.append(load(path))
-        elif profile != "full" or device.type == "cuda":
-            mirror = drive / "checkpoints" / name / profile if drive else None
-            found.append(obtain(name, seed, profile, results_dir, mirror=mirror, **arguments))
-        elif seed < experiments.find(name).seeds:
-            missing.setdefault(name, []).append(seed)
-    lacking = f"; not run yet: {sum(map(len, missing.values()))}" if missing else "."
-    print(f"{len(found)} {profile} {'run is' if len(found) == 1 else 'runs are'} here{lacking}")
-    for name, seeds in itertools.islice(missing.items(), NAMED):
-        from helpers.experiments.queue import Queue  # which itself reads the records
+    from helpers.experiments.queue import Queue  # which itself reads the records
 
-        expected = Queue(results_dir, profile=profile).minutes(experiments.find(name), seeds[0], runtime.choose_device())
-        print(f"  {expected:,.0f} minutes here: python -m helpers run {name} --seed {seeds[0]}", end="")
-        print(*(f" (and {seed})" for seed in seeds[1:]), f" --profile {profile}" if profile != "full" else "", sep="")
+    results_dir, drive = Path(results_dir or folder_for(profile)), runtime.mount_drive() if save_to_drive else None
+    checkpoint_dir = arguments.setdefault("checkpoint_dir", checkpoint_folder(profile, results_dir))
+    arguments |= {"device": device, "time_budget": minutes * 60 or None}
+    own = results_dir.name if results_dir.parent == OWN else ""
+    trains, queue = profile != "full" or device.type == "cuda", Queue(results_dir, checkpoint_dir, profile)
+    found, missing = {}, {}
+    for name, seed in dict.fromkeys(itertools.product(names, seeds)):
+        path = record_path(name, profile, seed, results_dir)
+        checkpoint = experiments.checkpoint_path(name, profile, seed, checkpoint_dir)
+        found[name, seed] = load(path) if path.exists() else None
+        if not found[name, seed] or (trains and checkpoint.exists() and _is_cut(found[name, seed], minutes * 60)):
+            if profile != "full" or seed < experiments.find(name).seeds:
+                missing.setdefault(name, []).append(seed)
+    if trains and profile == "full" and missing:
+        expected = sum(queue.minutes(experiments.find(name), seed, device) for name in missing for seed in missing[name])
+        print(f"{sum(map(len, missing.values()))} runs are trained now, in about {expected:,.0f} minutes; interrupt to stop.")
+    for name in missing if trains else ():
+        for seed in missing[name]:
+            mirror = drive / "checkpoints" / own / name / profile if drive else None
+            path = save(*experiments.run(name, seed, profile, mirror=mirror, **arguments), results_dir)
+            found[name, seed] = load(path)
+    there = [record for record in found.values() if record]
+    lacking = f"; not run yet: {sum(map(len, missing.values()))}" if missing and not trains else "."
+    print(f"{len(there)} {profile} {'run is' if len(there) == 1 else 'runs are'} here{lacking}")
+    if not trains:
+        given = {
+            "--data-dir": arguments.get("data_dir"),
+            "--results-dir": results_dir != RESULTS and results_dir,
+            "--checkpoint-dir": checkpoint_dir,
+        }
+        _name_missing(missing, queue, device, "".join(f" {option} '{value}'" for option, value in given.items() if value))
+    return there
+
+
+def _is_cut(record: dict, seconds: float) -> bool:
+    """Whether a time budget stopped a run that is shorter than the one wanted now; 0: the recipe's own, if any."""
+    wanted = seconds or record["recipe"].get("time_budget") or math.inf
+    return "time budget" in (record["stopped_early"] or "") and record["limits"]["time_budget"] < wanted
+
+
+def _name_missing(missing: dict[str, list[int]], queue, device: torch.device, more: str) -> None:
+    """A line for each of the first missing experiments: its minutes here, and the command that runs it."""
+    for name, seeds in itertools.islice(missing.items(), NAMED):
+        expected = queue.minutes(experiments.find(name), seeds[0], device)
+        print(f"  {expected:,.0f} minutes here: python -m helpers run {name} --seed {seeds[0]}{more}", end="")
+        print(*(f" (and {seed})" for seed in seeds[1:]), sep="")
     if len(missing) > NAMED:
         print("  and so on; python -m helpers list names them all.")
-    return found

@@ -13,6 +13,13 @@ from helpers import runtime
 from helpers.runtime import ROOT, UserError
 
 
+def test_seeds_are_whole_numbers_each_once():
+    assert runtime.parse_seeds("0, 1,2 ") == runtime.parse_seeds("0 1 2 1") == [0, 1, 2]
+    for text in ("", "a", "-1", "0.5", "0, x"):
+        with pytest.raises(UserError, match=f"SEEDS is '{text}'; write whole numbers, such as 0, 1."):
+            runtime.parse_seeds(text)
+
+
 def test_the_profile_is_the_argument_then_the_environment_then_the_device(monkeypatch, capsys):
     monkeypatch.setenv("PROFILE", "full")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

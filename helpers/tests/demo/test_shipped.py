@@ -192,12 +192,15 @@ def test_without_the_data_the_page_still_classifies(place, tmp_path, capsys):
     assert sum(shares.values()) == pytest.approx(1) and nearest == [] and exhibit.card.startswith("# pikachu")
 
 
-def test_a_model_without_a_card_goes_onto_the_page_with_the_images_that_it_is_given(place, tmp_path):
+def test_a_model_without_a_card_goes_onto_the_page_with_the_images_that_it_is_given(place, tmp_path, capsys):
     folder, _, dataset, _ = place
     model = demo.load_model(folder / "models" / "pikachu-resnet18_torchvision.safetensors")
     file = demo.save_model(tmp_path / "mine.safetensors", model.network.state_dict(), model.about)
-    with pytest.raises(UserError, match="mine.safetensors has no model card, so its data are not known"):
-        demo.prepare(file, folder)
+    assert demo.prepare(file, folder).examples.names == ["flower.jpg", "china.jpg"]
+    assert "mine.safetensors has no model card, so its data are not known" in capsys.readouterr().out
+    others = replace(dataset, classes=["cat", "dog"])
+    assert len(demo.prepare(file, dataset=others).known) == 0
+    assert "has other classes than mine.safetensors knows" in capsys.readouterr().out
     exhibit = demo.prepare(file, searched=4, dataset=dataset)
     assert len(exhibit.known) == 4 and len(exhibit.examples) == 8 and exhibit.measured == exhibit.card == ""
     assert exhibit.dataset.fingerprint == dataset.fingerprint

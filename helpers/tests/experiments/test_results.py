@@ -79,8 +79,14 @@ def test_a_run_on_other_images_does_not_replace_a_record(tmp_path, monkeypatch):
         results.save(other, predictions, tmp_path)
     monkeypatch.setattr(results, "RESULTS", tmp_path)
     assert results.folder_for("full", "ab", "pikachu") == results.folder_for("full", "zz", "cifar10") == tmp_path
-    assert results.folder_for("full", "cd", "pikachu") == results.ROOT / "data" / "results"
-    assert results.folder_for("smoke", "ab", "pikachu") not in (tmp_path, results.ROOT / "data" / "results")
+    assert (
+        results.folder_for("full", "ab", "pikachu-jpeg") == tmp_path
+        and results.folder_for("full", "cd", "pikachu-jpeg") != tmp_path
+    )
+    own = results.folder_for("full", "cd", "pikachu")
+    assert own == results.ROOT / "data" / "results" / "cd" and results.checkpoint_folder("quick", own) == own / "checkpoints"
+    assert results.checkpoint_folder("quick", tmp_path) is None
+    assert results.folder_for("smoke", "ab", "pikachu") not in (tmp_path, own)
 
 
 def test_a_record_that_contradicts_itself_is_refused(tmp_path):
@@ -190,16 +196,6 @@ def test_a_full_disk_leaves_no_half_written_record(tmp_path, monkeypatch):
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_obtain_loads_before_it_trains(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "run", lambda name, seed, profile, **_: make_run(name, seed, profile))
-    trained = results.obtain("pikachu/resnext50_ours", 1, "quick", tmp_path)
-    other = lambda name, seed, profile, **_: make_run(name, seed, profile, predicted=(0, 0, 0, 1, 1))  # noqa: E731
-    monkeypatch.setattr(experiments, "run", other)
-    assert results.obtain("pikachu/resnext50_ours", 1, "quick", tmp_path) == trained
-    again = results.obtain("pikachu/resnext50_ours", 1, "quick", tmp_path, retrain=True)
-    assert (trained["test"]["accuracy"], again["test"]["accuracy"]) == (0.8, 1.0)
-
-
 def test_all_runs_of_several_experiments_name_what_is_missing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(experiments, "run", lambda name, seed, profile, **_: make_run(name, seed, profile))
     monkeypatch.setattr(Queue, "minutes", lambda *_: 90.0)
@@ -209,11 +205,29 @@ def test_all_runs_of_several_experiments_name_what_is_missing(tmp_path, monkeypa
     assert (found["experiment"], found["seed"]) == (names[1], 1), "hours of training are not begun on a CPU"
     assert capsys.readouterr().out.splitlines() == [
         "1 full run is here; not run yet: 3",
-        f"  90 minutes here: python -m helpers run {names[0]} --seed 0 (and 1)",
-        f"  90 minutes here: python -m helpers run {names[1]} --seed 0",
+        f"  90 minutes here: python -m helpers run {names[0]} --seed 0 --results-dir '{tmp_path}' (and 1)",
+        f"  90 minutes here: python -m helpers run {names[1]} --seed 0 --results-dir '{tmp_path}'",
     ]
     assert len(results.obtain_all(names, (0, 1), "quick", tmp_path, device=cpu)) == 4
-    assert len(results.obtain_all(names[:1], (0,), "full", tmp_path, device=torch.device("cuda"))) == 1
+    assert len(results.obtain_all(names[:1], (0, 0, 9), "full", tmp_path, device=torch.device("cuda"))) == 1
+    assert "1 runs are trained now, in about 90 minutes" in capsys.readouterr().out, "those that the plan wants, once each"
+
+
+def test_a_run_that_a_time_budget_cut_goes_on_when_more_is_given(tmp_path, monkeypatch):
+    name, cpu, given = "pikachu/resnet18_torchvision", torch.device("cpu"), []
+    record, predictions = make_run(name, 0, "quick")
+    record |= {"stopped_early": "time budget of 60 s: …", "limits": {"time_budget": 60.0}}
+    results.save(record, predictions, tmp_path)
+    checkpoint = tmp_path / "seed0.ckpt"
+    monkeypatch.setattr(experiments, "checkpoint_path", lambda *_: checkpoint)
+    monkeypatch.setattr(experiments, "run", lambda *run, **how: given.append(how["time_budget"]) or make_run(*run))
+    [there] = results.obtain_all([name], (0,), "quick", tmp_path, device=cpu)
+    assert there["stopped_early"] and not given, "without its checkpoint it would begin again"
+    checkpoint.touch()
+    [there] = results.obtain_all([name], (0,), "quick", tmp_path, device=cpu, minutes=1)
+    assert there["stopped_early"] and not given
+    [there] = results.obtain_all([name], (0,), "quick", tmp_path, device=cpu, minutes=2)
+    assert not there["stopped_early"] and given == [120]
 
 
 def test_all_runs_are_on_the_chosen_device_within_the_chosen_minutes_and_copied_to_drive(tmp_path, monkeypatch):
