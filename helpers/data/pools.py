@@ -20,7 +20,7 @@ CACHE_VERSION = 1
 SPLITS = ("train", "validation", "test")
 SPLIT_FOLDERS = {split: split for split in SPLITS} | {"val": "validation", "valid": "validation"}
 EXTENSIONS = {".jpg", ".jpeg", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif"}
-OURS = {"cache", "results", "cifar10", "cifar100", "cifar-10-batches-py", "cifar-100-python"}
+OURS = {"cache", "checkpoints", "classify", "results", "cifar10", "cifar100", "cifar-10-batches-py", "cifar-100-python"}
 IGNORED = {"__macosx", "thumbs.db", "desktop.ini"}
 
 File = tuple[str, int, int]  # path in the folder of the data, with '/'; bytes; nanoseconds of the last change
