@@ -227,7 +227,7 @@ def obtain_all(
                 missing.setdefault(name, []).append(seed)
     if trains and profile == "full" and missing:
         expected = sum(queue.minutes(experiments.find(name), seed, device) for name in missing for seed in missing[name])
-        print(f"{sum(map(len, missing.values()))} runs are trained now, in about {expected:,.0f} minutes; interrupt to stop.")
+        print(f"What is missing is trained now, in about {expected:,.0f} minutes; interrupt to stop.")
     for name in missing if trains else ():
         for seed in missing[name]:
             mirror = drive / "checkpoints" / own / name / profile if drive else None
@@ -247,7 +247,7 @@ def obtain_all(
 
 
 def _is_cut(record: dict, seconds: float) -> bool:
-    """Whether a time budget stopped a run that is shorter than the one wanted now; 0: the recipe's own, if any."""
+    """Whether a run was stopped by a shorter time budget than the one wanted now, in seconds; 0: the recipe's own, if any."""
     wanted = seconds or record["recipe"].get("time_budget") or math.inf
     return "time budget" in (record["stopped_early"] or "") and record["limits"]["time_budget"] < wanted
 
