@@ -247,7 +247,7 @@ def obtain_all(
 
 
 def _is_cut(record: dict, seconds: float) -> bool:
-    """Whether a run was stopped by a shorter time budget than the one wanted now, in seconds; 0: the recipe's own, if any."""
+    """Whether a shorter time budget than is wanted now stopped a run; seconds, 0 for the recipe's own, if any."""
     wanted = seconds or record["recipe"].get("time_budget") or math.inf
     return "time budget" in (record["stopped_early"] or "") and record["limits"]["time_budget"] < wanted
 

@@ -210,7 +210,9 @@ def test_all_runs_of_several_experiments_name_what_is_missing(tmp_path, monkeypa
     ]
     assert len(results.obtain_all(names, (0, 1), "quick", tmp_path, device=cpu)) == 4
     assert len(results.obtain_all(names[:1], (0, 0, 9), "full", tmp_path, device=torch.device("cuda"))) == 1
-    assert "What is missing is trained now, in about 90 minutes" in capsys.readouterr().out, "those that the plan wants, once each"
+    assert "What is missing is trained now, in about 90 minutes" in capsys.readouterr().out, (
+        "those that the plan wants, once each"
+    )
 
 
 def test_a_run_that_a_time_budget_cut_goes_on_when_more_is_given(tmp_path, monkeypatch):
