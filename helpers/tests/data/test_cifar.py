@@ -136,13 +136,19 @@ def put_parquet(root, name, splits, folder=None, **options):
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder, and of each file at most `limit` bytes, though it promises them all; keeps the paths asked for."""
+    """Serves a folder, and of each file at most `limit` bytes, though it promises them all; keeps the paths asked for.
 
-    limit, asked = None, []
+    The first `refusals` requests are answered by the next of these codes each.
+    """
+
+    limit, asked, refusals = None, [], []
 
     def do_GET(self):
         self.asked.append(self.path)
-        super().do_GET()
+        if self.refusals:
+            self.send_error(self.refusals.pop(0))
+        else:
+            super().do_GET()
 
     def copyfile(self, source, outputfile):
         outputfile.write(source.read()[: self.limit])
@@ -616,7 +622,7 @@ def test_no_network_is_one_sentence(tmp_path, capsys, offline, name):
     )
     assert list(tmp_path.iterdir()) == []
     line = capsys.readouterr().out
-    assert line.count("\n") == 1 and "40 to 57 minutes (pytorch/vision issue 9536)" in line
+    assert line.count("\n") == 1 and "36 to 57 minutes (pytorch/vision issue 9536)" in line
 
 
 def test_without_the_package_hugging_face_is_left_out_with_a_line(tmp_path, monkeypatch, capsys, offline):
@@ -662,11 +668,32 @@ def test_the_original_server_is_the_last_resort(tmp_path, monkeypatch, capsys, a
     (tmp_path / published.filename).write_bytes(archive[: len(archive) // 2])  # what torchvision elsewhere may have left
     first = data.load(name, tmp_path)
     assert first.source == "pickle folder cifar-10-batches-py"
-    assert "which has sent 60 to 80 kB a second since June 2026" in capsys.readouterr().out
+    assert "which has sent 50 to 80 kB a second since June 2026" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", published.base_folder, published.filename]
     monkeypatch.setattr(published, "url", "http://127.0.0.1:9/")
     assert equal(first, data.load(name, tmp_path))
     assert socket.getdefaulttimeout() is None
+
+
+@only_cifar10
+def test_a_busy_hugging_face_is_asked_again(tmp_path, monkeypatch, hugging_face, name, splits):
+    hugging_face(name, splits)
+    monkeypatch.setattr(downloads, "LATER", (0, 0))
+    monkeypatch.setattr(Handler, "refusals", [429, 503])
+    assert data.load(name, tmp_path).source == "Parquet folder cifar10"
+    first = f"/datasets/{downloads.PARQUET[name]}/train-00000-of-00001.parquet"
+    assert Handler.asked == [first] * 3 + [first.replace("train", "test")]
+
+
+@only_cifar10
+@pytest.mark.parametrize(("refusals", "asked"), [([429] * 3, 3), ([404], 1)])
+def test_a_hugging_face_that_stays_busy_is_given_up(tmp_path, monkeypatch, offline, server, name, refusals, asked):
+    monkeypatch.setenv("HF_ENDPOINT", server[0])
+    monkeypatch.setattr(downloads, "LATER", (0, 0))
+    monkeypatch.setattr(Handler, "refusals", refusals)
+    with pytest.raises(UserError, match=r"Hugging Face uoft-cs/cifar10 was not sent \(HTTPError\), and the original server"):
+        data.load("cifar10", tmp_path)
+    assert len(Handler.asked) == asked
 
 
 @only_cifar10
