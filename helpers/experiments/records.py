@@ -20,6 +20,7 @@ import torch
 
 from helpers import experiments, runtime
 from helpers.runtime import PROFILES, ROOT, UserError
+from helpers.training import Diverged
 
 RESULTS, OWN = ROOT / "results", ROOT / "data" / "results"
 SMOKE = "resnext-smoke-"
@@ -204,7 +205,7 @@ def obtain_all(
     """The records of several experiments at several seeds; those that are missing are trained, or named with their minutes.
 
     `full` runs are trained only where there is a GPU, as they take hours elsewhere, and only those that the plan wants. A run
-    that a shorter time budget cut goes on from its checkpoint.
+    that a shorter time budget cut goes on from its checkpoint; one whose loss is no longer finite is left out, with a line.
 
     Args:
         save_to_drive: whether checkpoints are copied to Google Drive, in Colab.
@@ -231,7 +232,11 @@ def obtain_all(
     for name in missing if trains else ():
         for seed in missing[name]:
             mirror = drive / "checkpoints" / own / name / profile if drive else None
-            path = save(*experiments.run(name, seed, profile, mirror=mirror, **arguments), results_dir)
+            try:
+                path = save(*experiments.run(name, seed, profile, mirror=mirror, **arguments), results_dir)
+            except Diverged as error:  # the other runs are worth having
+                print(f"{name}, seed {seed}: {error}")
+                continue
             found[name, seed] = load(path)
     there = [record for record in found.values() if record]
     lacking = f"; not run yet: {sum(map(len, missing.values()))}" if missing and not trains else "."

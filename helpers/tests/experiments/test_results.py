@@ -215,6 +215,21 @@ def test_all_runs_of_several_experiments_name_what_is_missing(tmp_path, monkeypa
     )
 
 
+def test_a_run_that_diverges_does_not_keep_the_others_from_a_notebook(tmp_path, monkeypatch, capsys):
+    def run(name, seed, profile, **_):
+        if seed == 0:
+            raise training.Diverged("The loss was not finite in epoch 1; lower the learning rate.")
+        return make_run(name, seed, profile)
+
+    monkeypatch.setattr(experiments, "run", run)
+    name = "pikachu/resnet18_torchvision"
+    [there] = results.obtain_all([name], (0, 1), "quick", tmp_path, device=torch.device("cpu"))
+    assert there["seed"] == 1
+    assert capsys.readouterr().out.splitlines() == [
+        f"{name}, seed 0: The loss was not finite in epoch 1; lower the learning rate.", "1 quick run is here."
+    ]  # fmt: skip
+
+
 def test_a_run_that_a_time_budget_cut_goes_on_when_more_is_given(tmp_path, monkeypatch):
     name, cpu, given = "pikachu/resnet18_torchvision", torch.device("cpu"), []
     record, predictions = make_run(name, 0, "quick")
