@@ -15,7 +15,7 @@ class Average:
     """
 
     def __init__(self, model: nn.Module, decay: float):
-        self.model, self.decay, self.updates = model, decay, 0
+        self.model, self.decay, self.updates, self.pairs = model, decay, 0, None
         self.values = {name: value.clone() for name, value in model.state_dict().items()}
 
     @torch.no_grad()
@@ -23,11 +23,21 @@ class Average:
         """Take in the model's present state."""
         self.updates += 1
         kept = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        present = self.model.state_dict()
-        floating = [name for name, value in present.items() if value.is_floating_point()]
-        torch._foreach_lerp_([self.values[name] for name in floating], [present[name] for name in floating], 1 - kept)
-        if others := sorted(set(present) - set(floating)):
-            torch._foreach_copy_([self.values[name] for name in others], [present[name] for name in others])
+        self.pairs = self.pairs or self._paired()
+        floating, others = self.pairs
+        torch._foreach_lerp_(*floating, 1 - kept)
+        if others[0]:
+            torch._foreach_copy_(*others)
+
+    def _paired(self) -> list[tuple[list[Tensor], list[Tensor]]]:
+        """The average's tensors and the model's own, floating-point ones and others, arranged alike: a launch takes all.
+
+        They are looked up once, when the first step is done and nothing moves the model any more: that takes milliseconds.
+        """
+        present = self.model.state_dict(keep_vars=True)
+        self.values = {name: torch.empty_like(value).copy_(self.values[name]) for name, value in present.items()}
+        kinds = ([name for name, value in present.items() if value.is_floating_point() == kind] for kind in (True, False))
+        return [([self.values[name] for name in names], [present[name] for name in names]) for names in kinds]
 
     @contextmanager
     def applied(self) -> Iterator[None]:

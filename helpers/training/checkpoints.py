@@ -15,6 +15,7 @@ import torch
 from helpers.runtime import UserError
 
 DIGEST = 64  # hexadecimal digits of a SHA-256, in front of what `torch.save` writes
+_left: dict[Path, tuple] = {}  # the checkpoints that this process wrote, as it left them: no need to read those again
 MISFITS = (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError, pickle.UnpicklingError)
 
 
@@ -42,9 +43,10 @@ def save_checkpoint(state: dict, checkpoint: Path) -> None:
             file.write(buffer.getbuffer())
             file.flush()
             os.fsync(file.fileno())
-        if _read(checkpoint):
+        if _left.get(checkpoint) == _stamp(checkpoint) or _read(checkpoint):
             os.replace(checkpoint, previous(checkpoint))
         os.replace(new, checkpoint)
+        _left[checkpoint] = _stamp(checkpoint)
     except OSError as error:
         new.unlink(missing_ok=True)
         failed = f"The checkpoint {checkpoint.name} could not be written ({error.strerror})"
@@ -55,11 +57,11 @@ def save_checkpoint(state: dict, checkpoint: Path) -> None:
 def copy_checkpoint(checkpoint: Path, mirror: Path) -> str | None:
     """Copy a checkpoint into another folder, whole or not at all; returns why it could not be, or None.
 
-    Four folders are made at most: a Drive that is no longer mounted is not replaced by a folder of its name.
+    Five folders are made at most: a Drive that is no longer mounted is not replaced by a folder of its name.
     """
     copy = mirror / temporary(checkpoint).name
     try:
-        if not any(parent.is_dir() for parent in list(mirror.parents)[:4]):
+        if not any(parent.is_dir() for parent in list(mirror.parents)[:5]):
             return "its folder is gone"
         mirror.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(checkpoint, copy)
@@ -101,6 +103,14 @@ def load_checkpoint(
     if found and found != [temporary(checkpoint)]:  # the first one of a run was being written when it was killed
         raise UserError(f"No checkpoint beside {checkpoint.name} is whole and fits; start over with --fresh (resume=False).")
     return None
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written again; empty where there is none."""
+    with suppress(OSError):
+        found = path.stat()
+        return found.st_ino, found.st_size, found.st_mtime_ns
+    return ()
 
 
 def _read(path: Path) -> memoryview | None:

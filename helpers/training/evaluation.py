@@ -11,7 +11,7 @@ from helpers.training import processes
 from helpers.training.recipe import Recipe
 from helpers.training.step import autocast
 
-EVALUATION_BATCH = 64
+EVALUATION_BATCH, ON_GPU = 64, 2**18  # images; pixels of a batch of small images on a GPU, where launches take longer than work
 
 
 @torch.inference_mode()
@@ -25,7 +25,8 @@ def predict(
     device = next(model.parameters()).device
     model.eval()
     mirror = data.sample_mirrors(len(split), torch.Generator().manual_seed(0)) if recipe.flip_test else None
-    batches = enumerate(data.batches(split.to(device), batch_size or EVALUATION_BATCH, mirror=mirror, **recipe.view))
+    usual = max(EVALUATION_BATCH, ON_GPU // recipe.image_size**2) if device.type == "cuda" else EVALUATION_BATCH
+    batches = enumerate(data.batches(split.to(device), batch_size or usual, mirror=mirror, **recipe.view))
     logits = {}
     with autocast(device, recipe):
         for number, (images, _) in islice(batches, processes.rank(), None, processes.count()):

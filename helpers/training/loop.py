@@ -21,6 +21,7 @@ from helpers.training.recipe import Recipe, check_time_budget, completed, is_per
 from helpers.training.step import Learner, train_epoch
 
 FIRST_EPOCHS = 3
+BETWEEN_COPIES = 300  # seconds between two copies of the checkpoint; the last one is copied in any case
 OUT_OF_TIME = "the deadline has passed"
 KEPT = ("history", "best", "best_weights")  # in a checkpoint, beside the memory layout
 
@@ -36,7 +37,7 @@ class Fit:
     history: list[dict] = field(default_factory=list)  # one row per epoch
     best: dict = field(default_factory=dict)  # of the epoch whose weights are kept: the best by validation, or the last
     stopped: str | None = None  # why it stopped early
-    limits: dict = field(default_factory=dict)  # in force: `time_budget`, `patience`, and `estimated_epochs` that fit it
+    limits: dict = field(default_factory=dict)  # in force: `time_budget` and `patience`
     channels_last: bool = True  # the memory layout, as chosen for the device that the run began on
     best_weights: dict | None = field(default=None, repr=False)
 
@@ -96,16 +97,17 @@ def fit(model: nn.Module, train: data.Split, validation: data.Split, recipe: Rec
     done = _resumed(learner, identity, options)
     done = done or Fit(channels_last=processes.agreed(choose_channels_last(model, train, recipe)))
     learner.called = processes.wrap(prepare(model, recipe, done.channels_last))
-    mirrored, stopped = True, None
+    mirror, stopped = _Mirror(options), None
     try:
         while len(done.history) < recipe.epochs and not (stopped := _reason_to_stop(done, options)):
             _advance(learner, done, _epoch(learner, train, validation, options, len(done.history)), options)
             if options.checkpoint and processes.rank() == 0:
                 kept = {name: getattr(done, name) for name in KEPT} | {"arrangement": {"channels_last": done.channels_last}}
                 save_checkpoint({"identity": identity, **learner.state_dict(), **kept}, options.checkpoint)
-                mirrored = _mirror(options, mirrored)
+                mirror.copy()
                 if options.tensorboard:
                     _log(done.history[-1], options.checkpoint)
+        mirror.copy(last=True)
     except KeyboardInterrupt:
         end = "nothing of this run was kept, since none of its epochs had been checkpointed."
         if options.checkpoint and done.history:  # without history, a checkpoint that lies there is an earlier run's
@@ -114,9 +116,7 @@ def fit(model: nn.Module, train: data.Split, validation: data.Split, recipe: Rec
         raise
     if done.best_weights is not None:
         model.load_state_dict(done.best_weights)
-    estimated = None if budget is None else estimate_epochs(done.history, budget)
-    limits = {"time_budget": budget, "patience": options.patience, "estimated_epochs": estimated}
-    return replace(done, stopped=stopped, limits=limits, best_weights=None)
+    return replace(done, stopped=stopped, limits={"time_budget": budget, "patience": options.patience}, best_weights=None)
 
 
 def _resumed(learner: Learner, identity: dict, options: Options) -> Fit | None:
@@ -170,13 +170,25 @@ def platform(device: torch.device) -> dict[str, str]:
     return {"device": runtime.device_name(device), "software": software}
 
 
-def _mirror(options: Options, worked: bool) -> bool:
-    """Copy the checkpoint into the mirror, if there is one; whether it worked, and a line where it no longer does."""
-    reason = copy_checkpoint(options.checkpoint, options.mirror) if options.mirror else None
-    if reason and worked:
-        lost = f"The checkpoint could not be copied to {options.mirror} ({reason})"
-        print(f"{lost}; training goes on with the one here, and the copy is tried again after each epoch.")
-    return not reason
+class _Mirror:
+    """Copies of a run's checkpoint in another folder, if one is wanted: some on the way, and the last.
+
+    Drive uploads a file some time after it was written; copies that follow one another faster never get there.
+    """
+
+    def __init__(self, options: Options):
+        self.options, self.made, self.works = options, -math.inf, True
+
+    def copy(self, last: bool = False) -> None:
+        """Copy it, if it is time and something is new; a line says where that no longer works."""
+        due = self.made > -math.inf if last else time.monotonic() - self.made > BETWEEN_COPIES
+        if not self.options.mirror or not due:
+            return
+        reason, self.made = copy_checkpoint(self.options.checkpoint, self.options.mirror), time.monotonic()
+        if reason and self.works:
+            lost = f"The checkpoint could not be copied to {self.options.mirror} ({reason})"
+            print(f"{lost}; training goes on with the one here, and the copy is tried again.")
+        self.works = not reason
 
 
 def _advance(learner: Learner, done: Fit, row: dict, options: Options) -> None:

@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from helpers.runtime import choose_device, require
+
+PATIENCE = timedelta(hours=4)  # while the first process downloads the data; torchrun ends those that wait for a dead one
 
 
 def count() -> int:
@@ -39,7 +42,7 @@ def join(name: str | torch.device | None = None) -> torch.device:
         require(started <= gpus, f"torchrun started {started} processes for {gpus} GPUs; say --nproc-per-node={gpus}.")
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend)
+    dist.init_process_group(backend, timeout=PATIENCE)
     return device
 
 

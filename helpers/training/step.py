@@ -18,7 +18,8 @@ from helpers.training.convolutions import convolutions
 from helpers.training.perturbation import AdversarialModelPerturbation, along_momentum, step_clipped
 from helpers.training.recipe import Recipe
 
-OUT_OF_MEMORY = re.compile(r"out of memory|ALLOC(ATION)?_FAILED", re.IGNORECASE)  # torch's words, cuDNN's and cuBLAS's
+# Torch's words, cuDNN's and cuBLAS's; and torch's where none of cuDNN's engines got the memory that it wants.
+OUT_OF_MEMORY = re.compile(r"out of memory|ALLOC(ATION)?_FAILED|unable to find an engine", re.IGNORECASE)
 ONE_VALUE = "Expected more than 1 value per channel"  # torch's words
 
 

@@ -240,7 +240,7 @@ def test_a_run_keeps_to_the_time_declared_in_its_row_without_being_told(tmp_path
     monkeypatch.setitem(experiments.EXPERIMENTS, name, replace(row, recipe=replace(row.recipe, time_budget=1e-6)))
     record, predictions = experiments.run(name, profile="smoke", checkpoint_dir=tmp_path)
     assert len(record["history"]) == 1 and record["stopped_early"].startswith("time budget of 1e-06 s: ")
-    assert record["limits"] == {"time_budget": 1e-6, "patience": 10, "estimated_epochs": 1}
+    assert record["limits"] == {"time_budget": 1e-6, "patience": 10}
     assert record["recipe"]["time_budget"] == 1e-6
     assert record["test"]["accuracy"] <= record["test"]["accuracy_at_5"] < 1
     synchronised = []
@@ -266,7 +266,7 @@ def test_a_smoke_run_writes_a_record_with_every_field(smoke):
     }
     assert set(record["dataset"]) >= {"name", "source", "fingerprint", "num_classes", "n_train", "n_val", "n_test"}
     assert set(record["test"]) == {"loss", "accuracy", "n", "confusion"}, "two classes have no five best"
-    assert record["limits"] == {"time_budget": None, "patience": None, "estimated_epochs": None}
+    assert record["limits"] == {"time_budget": None, "patience": None}
     assert record["arrangement"] == {"channels_last": True}
     assert record["dataset"]["source"] == "sample"
     assert record["model"]["params"] == 11_177_538

@@ -31,7 +31,13 @@ def test_they_are_torchs():
 
 
 @pytest.mark.parametrize(
-    "words", ["CUDA out of memory.", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED"]
+    "words",
+    [
+        "CUDA out of memory.",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+        "FIND was unable to find an engine to execute this computation",
+    ],
 )
 def test_an_attempt_that_does_not_fit_is_not_counted_and_its_parts_are_remembered(words, monkeypatch, capsys):
     """The device's libraries have errors of their own. The second batch is taken in parts at once."""

@@ -103,6 +103,34 @@ def test_a_mirror_that_is_not_mounted_is_not_made(path):
     assert not drive.exists()
     drive.write_bytes(b"a file")
     assert copy_checkpoint(path, drive) is not None and drive.read_bytes() == b"a file"
+    own = path.parent / "MyDrive/resnext-notebooks/checkpoints/fingerprint/pikachu/resnet18_fast/quick"
+    own.parents[4].mkdir(parents=True)
+    assert copy_checkpoint(path, own) is None and load_checkpoint(own / path.name), "a fresh Drive, photographs of one's own"
+
+
+def test_a_checkpoint_that_another_hand_changed_is_not_kept_as_the_one_before(path, monkeypatch):
+    """What this process left is not read again; what has changed since is."""
+    read, reads = checkpoints._read, []
+    monkeypatch.setattr(checkpoints, "_read", lambda file: reads.append(file) or read(file))
+    for epoch in (1, 2):
+        save_checkpoint({"history": [epoch]}, path)
+    assert reads == [path] and load_checkpoint(previous(path)) == {"history": [1]}, "asked once, when nothing was there"
+    damage(path)
+    save_checkpoint({"history": [3]}, path)
+    assert load_checkpoint(path) == {"history": [3]} and load_checkpoint(previous(path)) == {"history": [1]}
+
+
+def test_the_mirror_gets_the_first_and_the_last_checkpoint_and_few_between(path, monkeypatch):
+    copies, copy = [], loop.copy_checkpoint
+    monkeypatch.setattr(
+        loop, "copy_checkpoint", lambda *places: copies.append(load_checkpoint(path)["history"]) or copy(*places)
+    )
+    recipe = replace(RECIPE, epochs=3)
+    training.fit(make_model(), TRAIN, VALIDATION, recipe, checkpoint=path, mirror=path.parent / "drive")
+    assert [len(history) for history in copies] == [1, 3]
+    monkeypatch.setattr(loop, "BETWEEN_COPIES", -1)
+    training.fit(make_model(), TRAIN, VALIDATION, recipe, checkpoint=path, mirror=path.parent / "drive", resume=False)
+    assert [len(history) for history in copies[2:]] == [1, 2, 3, 3]
 
 
 def test_a_mirror_that_fails_warns_once_leaves_nothing_and_does_not_end_training(path, monkeypatch, capsys):
@@ -111,10 +139,11 @@ def test_a_mirror_that_fails_warns_once_leaves_nothing_and_does_not_end_training
     def copy(source, target):
         calls.append(None)
         copyfile(source, target)
-        if len(calls) in (2, 3):
+        if len(calls) in (2, 3, 4):
             raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(checkpoints.shutil, "copyfile", copy)
+    monkeypatch.setattr(loop, "BETWEEN_COPIES", -1)
     mirror = path.parent / "drive"
     plain, whole = make_model(), make_model()
     expected = training.fit(plain, TRAIN, VALIDATION, RECIPE)
