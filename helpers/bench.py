@@ -134,7 +134,7 @@ def layer_shares(device: torch.device, work: Callable[[], object]) -> dict[str, 
         if event.device_type == DeviceType.CPU:  # an operation; on a GPU, a kernel's time is also its operation's
             whole += getattr(event, f"self_{time_of}")
             spent[layer_kind(event.key, event.input_shapes)] += getattr(event, time_of)
-    return {kind: share / whole for kind, share in spent.most_common() if kind}
+    return {kind: share / whole for kind, share in spent.most_common() if kind and whole}  # a shared GPU may not be traced
 
 
 TASKS = {
@@ -236,10 +236,11 @@ def ceiling(device: torch.device, batch: int = 64, size: int = 4096) -> dict[str
 
 def hardware(device: torch.device) -> dict[str, str]:
     """Driver and clocks of a GPU, or name and clock of a CPU, where the system tells them."""
-    with suppress(OSError, subprocess.SubprocessError):
+    with suppress(OSError, ValueError, subprocess.SubprocessError):
         if device.type == "cuda":
             names = ("driver_version", "clocks.sm", "clocks.max.sm")
-            query = ["nvidia-smi", f"--id={torch.cuda.current_device()}", f"--query-gpu={','.join(names)}"]
+            gpu = torch.cuda.get_device_properties(device).uuid  # its number here need not be nvidia-smi's
+            query = ["nvidia-smi", f"--id=GPU-{gpu}", f"--query-gpu={','.join(names)}"]
             answer = subprocess.run([*query, "--format=csv,noheader"], capture_output=True, text=True, check=True, timeout=10)
             return dict(zip(names, answer.stdout.strip().split(", "), strict=True))
         facts = Path("/proc/cpuinfo").read_text(encoding="utf-8")

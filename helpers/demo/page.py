@@ -185,6 +185,8 @@ def _gradio():
             import gradio
     except ImportError as error:
         raise UserError("The page needs a package: run 'pip install gradio'.") from error
+    old = f"The page needs gradio 6, and {gradio.__version__} is here: run 'pip install -U gradio', and restart the notebook."
+    require(int(gradio.__version__.partition(".")[0]) >= 6, old)
     return gradio
 
 

@@ -1,6 +1,7 @@
 """The loss around a trained network: how fast it rises along random directions of the weights."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,9 @@ def obtain(
     model = models.build(record["model"]["name"], record["dataset"]["num_classes"])
     model.load_state_dict(state["best_weights"])
     model.to(runtime.choose_device(device))
-    images, recipe = subset(split).to(next(model.parameters()).device), experiments.recipe_for(experiments.find(name), profile)
+    images = subset(split).to(next(model.parameters()).device)
+    # In fp32: far from the weights that were trained, scores may be too large for the 16 bits of an older GPU.
+    recipe = replace(experiments.recipe_for(experiments.find(name), profile), mixed_precision=False)
     generator = torch.Generator().manual_seed(0)
     directions = [filter_normalised_direction(model, generator) for _ in range(DIRECTIONS)]
     losses = np.stack([loss_along(model, direction, RADII, images, recipe) for direction in directions])

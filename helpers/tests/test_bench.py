@@ -1,6 +1,7 @@
 """The benchmark counts what it claims to, and its two loops are the same training."""
 
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -90,11 +91,18 @@ def test_the_two_sides_run_in_turns_and_their_numbers_agree(monkeypatch):
 
 def test_the_hardware_is_told_where_the_system_tells_it(monkeypatch):
     assert set(bench.hardware(CPU)) <= {"model name", "cpu MHz"}
-    answer = subprocess.CompletedProcess([], 0, "550.54.15, 1980 MHz, 1980 MHz\n")
-    monkeypatch.setattr(bench.subprocess, "run", lambda *arguments, **keywords: answer)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    asked, answers = [], ["550.54.15, 1980 MHz, 1980 MHz\n", "[N/A]\n"]
+
+    def run(command, **keywords):
+        asked.append(command)
+        return subprocess.CompletedProcess([], 0, answers[len(asked) - 1])
+
+    monkeypatch.setattr(bench.subprocess, "run", run)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1-2"))
     found = bench.hardware(torch.device("cuda"))
     assert found == {"driver_version": "550.54.15", "clocks.sm": "1980 MHz", "clocks.max.sm": "1980 MHz"}
+    assert "--id=GPU-1-2" in asked[0]
+    assert bench.hardware(torch.device("cuda")) == {}, "an answer of another form"
 
 
 def test_the_record_has_the_ceiling_and_ours_as_a_part_of_it(monkeypatch, capsys):

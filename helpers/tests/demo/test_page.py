@@ -109,6 +109,12 @@ def test_without_gradio_one_sentence_says_what_to_install(dataset, monkeypatch):
         page.build_page({"by hand": page.Exhibit(by_hand(), dataset, torch.zeros(3, 2))})
 
 
+def test_with_an_older_gradio_one_sentence_says_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", SimpleNamespace(__version__="5.50.0"))
+    with pytest.raises(UserError, match="needs gradio 6, and 5.50.0 is here: run 'pip install -U gradio', and restart"):
+        page._gradio()
+
+
 @pytest.mark.parametrize("name", ["<b>cat</b>", "$x^$", "[a](javascript:b)", "**bold**", "a\nb", "x" * 5000])
 def test_class_names_are_no_markup(dataset, name):
     model = by_hand()
