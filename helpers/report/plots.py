@@ -120,11 +120,12 @@ HOLLOW = {"marker": "D", "fillstyle": "none", "markeredgecolor": "black", "marke
 TICK = {"marker": "|", "color": "0.5", "markersize": 12, "markeredgewidth": 1, "linestyle": ""}
 
 
-def accuracy_chart(groups: Mapping[str, Mapping[str, str]], records: Iterable[dict]) -> Figure:
+def accuracy_chart(groups: Mapping[str, Mapping[str, str]], records: Iterable[dict], reported: bool = True) -> Figure:
     """Test accuracies as dots: under each title, on one scale, a row for each label and experiment, run or not.
 
-    A dot is a seed, a coloured line their mean, a hollow diamond the report's value (two and a line: a range), a grey tick the
-    best that is known elsewhere for the network on this data set.
+    A dot is a seed, a coloured line their mean, a hollow diamond the report's value (two and a line: a range), a grey tick an
+    accuracy known from elsewhere for the network on this data set. `reported` False: the runs are not of the report's recipe
+    and images, and its value is left out.
     """
     runs_of, ticks = tables.by_experiment(records), 0
     tall = [len(rows) + 0.2 for rows in groups.values()]
@@ -137,9 +138,9 @@ def accuracy_chart(groups: Mapping[str, Mapping[str, str]], records: Iterable[di
             if accuracies := [run["test"]["accuracy"] for run in runs_of.get(name, [])]:
                 axis.plot(accuracies, [place] * len(accuracies), linestyle="", markersize=5, alpha=0.6, **style)
                 axis.plot(np.mean(accuracies), place, "|", markersize=12, markeredgewidth=2.4, color=style["color"])
-            if printed := tables.printed_accuracy(name):
+            if reported and (printed := tables.printed_accuracy(name)):
                 axis.plot(np.broadcast_to(printed, 2), [place] * 2, color="black", linewidth=0.8, **HOLLOW)
-            if known := tables.best_elsewhere(name):
+            if known := tables.known_elsewhere(name):
                 axis.plot(known, place, **TICK)
                 ticks += 1
         axis.set_yticks(range(len(rows)), list(rows), fontsize=8)
@@ -153,10 +154,11 @@ def accuracy_chart(groups: Mapping[str, Mapping[str, str]], records: Iterable[di
     marks = {
         "one seed": {"marker": "o", "color": "#0072B2", "linestyle": "", "alpha": 0.6},
         "mean over seeds": TICK | {"color": "#0072B2", "markeredgewidth": 2.4},
-        "the report's value": HOLLOW | {"linestyle": ""},
     }
+    if reported:
+        marks["the report's value"] = HOLLOW | {"linestyle": ""}
     if ticks:
-        marks["best known elsewhere"] = TICK
+        marks["known from elsewhere"] = TICK
     handles = [plt.Line2D([], [], label=name, **mark) for name, mark in marks.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=4, fontsize=8, frameon=False)
     return figure

@@ -14,6 +14,7 @@ from helpers.models import inspect as anatomy
 from helpers.report import statistics
 from helpers.report.formats import NOT_YET, markdown, percent
 from helpers.runtime import UserError
+from helpers.training.loop import estimate_epochs
 
 REPORTS = {
     "pikachu": "Pikachu photographs",
@@ -21,7 +22,7 @@ REPORTS = {
     "zoo": "CIFAR-100, a zoo of networks",
     "slim": "CIFAR-10, a pruned ResNet",
 }
-# The best accuracy known elsewhere for a network on a data set, without images from anywhere else, and where it is printed.
+# An accuracy known from elsewhere for a network on a data set, without images from anywhere else, and where it is printed.
 ELSEWHERE = {
     ("cifar10", "resnext29_32x4d"): (0.9685, "https://github.com/osmr/imgclsmob"),
     ("cifar10", "resnext29_under5m"): (0.9473, "https://github.com/kuangliu/pytorch-cifar"),  # its 32×4d, 350 epochs
@@ -101,8 +102,8 @@ def printed_accuracy(name: str) -> float | tuple[float, float] | None:
     return row.reported.get("test_accuracy") if row else None
 
 
-def best_elsewhere(name: str) -> float | None:
-    """The best test accuracy known elsewhere for the network of an experiment on its data set, if any."""
+def known_elsewhere(name: str) -> float | None:
+    """The test accuracy known from elsewhere for the network of an experiment on its data set, if any."""
     row = experiments.find(name)
     return ELSEWHERE.get((row.dataset, row.model), (None,))[0]
 
@@ -127,7 +128,7 @@ def time_table(names: Iterable[str], records: Iterable[dict], num_classes: int) 
     """One row per experiment with a time budget, run or not: what its network costs, and what its time bought.
 
     The costs are those of one image, with `num_classes` outputs. The rest is a mean over seeds, empty where there is no record;
-    `estimated` is how many epochs its first ones let expect within the budget, `at 1` and `at 5` are test accuracies.
+    `estimated` is how many epochs fit the recipe's budget at the pace of its first ones, `at 1` and `at 5` are test accuracies.
     """
     runs_of, rows = by_experiment(records), []
     for name in names:
@@ -135,7 +136,7 @@ def time_table(names: Iterable[str], records: Iterable[dict], num_classes: int) 
         network, size = anatomy.network(experiment.model, num_classes), experiment.recipe.image_size
         cost = models.count_parameters(network), models.count_macs(network, (1, 3, size, size)) / 1e6
         bought = [
-            (run["images_per_second"], len(run["history"]), run["limits"]["estimated_epochs"])
+            (run["images_per_second"], len(run["history"]), estimate_epochs(run["history"], run["recipe"]["time_budget"]))
             + (run["test"]["accuracy"], run["test"]["accuracy_at_5"])
             for run in runs
         ]
@@ -183,8 +184,9 @@ def most_confused(record: dict, most: int = 10) -> pd.DataFrame:
 def outcome_table(rows: Mapping[str, str], records: Iterable[dict]) -> pd.DataFrame:
     """One row per label and experiment, run or not: epochs, seeds, the mean test accuracy, what the report prints, minutes.
 
-    `low` to `high` is the 95 % interval of another run: Wilson's for one seed, the prediction interval of two or more.
-    Without a run, the epochs are those declared. `elsewhere` is the best known of the networks, if of any.
+    `low` to `high`, both at 95 %: for one seed Wilson's interval, of other test images under the same weights; for two or more
+    the prediction interval of the next seed. Without a run, the epochs are those declared. `elsewhere` is an accuracy of the
+    network that is known from elsewhere, if any.
     """
     runs_of, table = by_experiment(records), []
     for label, name in rows.items():
@@ -200,7 +202,7 @@ def outcome_table(rows: Mapping[str, str], records: Iterable[dict]) -> pd.DataFr
                 "low": low,
                 "high": high,
                 "report": percent(printed_accuracy(name)),
-                "elsewhere": best_elsewhere(name),
+                "elsewhere": known_elsewhere(name),
                 "minutes": np.mean([run["seconds"] for run in runs]) / 60 if runs else None,
             }
         )

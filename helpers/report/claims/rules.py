@@ -45,8 +45,8 @@ def similar(quoted: str, sizes: tuple[float, float]) -> str:
 
 
 def each(quoted: str, times_of: tuple[int, int]) -> str:
-    """What is so of "every layer". *Holds* when it is so each time, *approximately* 95 times in a hundred; else it *does not
-    hold*.
+    """What is so of "every layer". *Holds* when it is so each time, *approximately* at least 95 times in a hundred; else it
+    *does not hold*.
     """
     times, of = times_of
     return HOLDS if times == of else APPROXIMATELY if times >= 0.95 * of else DOES_NOT
@@ -129,8 +129,8 @@ def lower(differences: Sequence[float]) -> str:
 
 
 def each_epoch(times: int, of: int, seeds: int) -> str:
-    """What is so "at each epoch". With two seeds or more it *holds* when it is so each time, *approximately* 95 times in a
-    hundred, and else *does not hold*; with one it *cannot be told*.
+    """What is so "at each epoch". With two seeds or more it *holds* when it is so each time, *approximately* at least 95 times
+    in a hundred, and else *does not hold*; with one it *cannot be told*.
     """
     return CANNOT_TELL if seeds < 2 else each("", (times, of))
 
@@ -149,7 +149,8 @@ def chance(p: float, difference: float) -> str:
     """One model that is better than another by the accuracies that the report itself prints, as if each had been tested on
     images of its own, for its predictions are not published. *Holds* when p is below 0.05, *contradicts itself* when so for the
     reverse, else it *cannot be told*; the interval column says how many images for each would tell (Chow, Shao and Wang 2008).
-    Two models that were not trained alike do not tell either.
+    Such a verdict is about the printed numbers: what another seed would give is not in them, for they are of one run each. Two
+    models that were not trained alike do not tell either.
     """
     if p >= LEVEL:
         return CANNOT_TELL

@@ -44,6 +44,9 @@ def test_the_accuracy_chart_has_a_dot_a_seed_a_mean_a_reported_mark_and_a_tick()
     assert [label.get_text() for label in axis.get_yticklabels()] == ["one", "not run"]
     assert (axis.get_title("left"), other.get_title("left")) == ("CIFAR-100", "CIFAR-10")
     assert axis.get_xlim() == other.get_xlim()
+    [apart] = (figure := plots.accuracy_chart({"own photographs": {"one": name}}, records, reported=False)).axes
+    assert not [line for line in apart.lines if line.get_marker() == "D"]
+    assert "the report's value" not in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def test_costs_stand_at_their_true_values_on_one_scale_of_accuracy():

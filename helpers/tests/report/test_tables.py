@@ -102,7 +102,8 @@ def test_what_time_has_bought_in_a_table():
     records = []
     for seed, epochs, predicted in ((0, 3, (0, 0, 1, 1, 1)), (1, 2, (0, 0, 0, 1, 1))):
         record, _ = make_run("cifar10/wrn16_2", seed, predicted=predicted)
-        record |= {"images_per_second": 100.0 + seed, "limits": {"estimated_epochs": 4}, "seconds": 60.0 * (1 + seed)}
+        record |= {"images_per_second": 100.0 + seed, "seconds": 60.0 * (1 + seed)}
+        record["recipe"]["time_budget"] = 4.5 * record["history"][0]["seconds"]  # the recipe's, not that run's own
         record["history"] *= epochs
         record["test"]["accuracy_at_5"] = 1.0
         records.append(record)
