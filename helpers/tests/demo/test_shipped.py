@@ -179,6 +179,15 @@ def test_a_shipped_model_goes_onto_the_page_with_its_card_and_examples(place):
     assert exhibit.card.startswith("# pikachu-resnet18_torchvision") and " of 120 test images right" in exhibit.measured
 
 
+def test_a_model_of_jpeg_copies_goes_onto_the_page_with_the_images_of_that_name(place, tmp_path):
+    folder, *_ = place
+    model = demo.load_model(folder / "models" / "pikachu-resnet18_torchvision.safetensors")
+    card = model.card | {"dataset": model.card["dataset"] | {"name": "pikachu-jpeg"}}
+    file = demo.save_model(tmp_path / "copies.safetensors", model.network.state_dict(), model.about, card)
+    exhibit = demo.prepare(file, folder, searched=4)
+    assert len(exhibit.known) == 4 and len(exhibit.examples) == 8
+
+
 def test_without_the_data_the_page_still_classifies(place, tmp_path, capsys):
     folder, _, dataset, _ = place
     (tmp_path / "pikachu").mkdir()

@@ -1,12 +1,12 @@
 """The plan and the command line: the report's recipe to the letter, real smoke runs, and a sentence for each bad input."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
-from functools import partial
 
 import pytest
 import torch
@@ -15,8 +15,11 @@ from helpers import bench, data, experiments, models, runtime, training
 from helpers.__main__ import main
 from helpers.experiments import queue, recipes, runner
 from helpers.experiments import records as results
+from helpers.report import claims
 from helpers.report.perturbed import gradients
 from helpers.runtime import ROOT
+from helpers.tests import programs
+from helpers.training import loop
 
 RUN = ["run", "pikachu/resnet18_torchvision", "--profile", "smoke"]
 
@@ -333,7 +336,8 @@ def test_list_names_every_experiment_and_what_is_there(smoke, capsys, monkeypatc
     assert not any("have seed" in line for line in lines), "a smoke run is not a full one"
 
 
-def test_table_of_a_folder_with_a_smoke_run(smoke, capsys):
+def test_table_of_a_folder_with_a_smoke_run(smoke, capsys, monkeypatch):
+    monkeypatch.setattr(claims.table, "statements", lambda: [])  # whose command is tested with them
     assert main(["table", "--results-dir", str(smoke)]) == 0
     assert "runs.md" in capsys.readouterr().out
 
@@ -395,18 +399,21 @@ def test_a_folder_that_cannot_be_written_is_noticed_before_the_training(tmp_path
     assert f"choose another folder with {option}" in capsys.readouterr().err
 
 
+def hold_at_the_first_checkpoint() -> None:
+    save = loop.save_checkpoint
+    loop.save_checkpoint = lambda *arguments: (save(*arguments), signal.pause())
+
+
 def test_a_process_stopped_in_the_middle_goes_on_to_the_same_record(smoke, tmp_path):
     """Ctrl-C as a shell sends it, once a checkpoint is there; the second run ends as one that was let be (`faults` kills)."""
     folders = ["--results-dir", str(tmp_path), "--checkpoint-dir", str(tmp_path / "checkpoints")]
     checkpoint = experiments.checkpoint_path(RUN[1], "smoke", 0, tmp_path / "checkpoints")
-    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell has jobs in the background ignore Ctrl-C
-    command = [sys.executable, "-m", "helpers", *RUN, *folders]
-    process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, preexec_fn=heed)
-    while not checkpoint.exists() and process.poll() is None:
+    process = programs.start([*RUN, *folders], said := tmp_path / "said.txt", hold_at_the_first_checkpoint)
+    while not checkpoint.exists() and process.is_alive():
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    printed, _ = process.communicate()
-    assert process.returncode == 130 and "is kept in seed0.ckpt; run the same again to go on" in printed
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
+    assert process.exitcode == 130 and "is kept in seed0.ckpt; run the same again to go on" in said.read_text()
     assert main([*RUN, *folders]) == 0
     record, whole = (results.load(results.record_path(RUN[1], "smoke", 0, folder)) for folder in (tmp_path, smoke))
     assert record["test"] == whole["test"]
@@ -442,6 +449,7 @@ def test_the_module_runs_as_a_program_without_the_notebook_packages():
     block = "import sys\n"
     block += "for name in ('IPython', 'torchsummary', 'seaborn', 'kagglehub', 'pyarrow', 'nbformat', 'safetensors', 'tqdm'):\n"
     block += "    sys.modules[name] = None\n"
+    block += "from helpers.experiments import queue\nqueue.rate = lambda *_: (1e12, 0.0)\n"  # which is measured elsewhere
     block += "from helpers.__main__ import main\nsys.exit(main(['list', '--report', 'amp']))"
     done = subprocess.run([sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -460,12 +468,15 @@ def test_ctrl_c_while_torch_is_imported_ends_with_status_130():
     assert (done.returncode, done.stderr) == (130, "")
 
 
-def test_a_reader_that_has_had_enough_is_no_error():
-    done = subprocess.run(
-        f"{sys.executable} -m helpers list --report speed | head -n 1; echo ${{PIPESTATUS[0]}}",
-        **{"cwd": ROOT, "capture_output": True, "text": True, "shell": True, "executable": "/bin/bash"},
-    )
-    assert done.stdout.splitlines()[1:] == ["0"] and not done.stderr
+def test_a_reader_that_has_had_enough_is_no_error(monkeypatch, capsys):
+    """As in `list | head`, whose pipe is closed: nothing is raised, and what is flushed last goes nowhere."""
+    monkeypatch.setattr(queue.Queue, "minutes", lambda *_: 1.0)
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert main(["list", "--report", "speed"]) == 0
+    assert not capsys.readouterr().err
 
 
 def test_a_home_folder_is_meant_by_a_tilde_after_an_equals_sign(tmp_path, monkeypatch, capsys):

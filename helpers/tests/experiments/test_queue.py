@@ -5,10 +5,9 @@ import math
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -18,12 +17,31 @@ from helpers.__main__ import main
 from helpers.experiments import claim, queue, records, runner
 from helpers.experiments.claim import Taken
 from helpers.experiments.queue import Queue
-from helpers.runtime import ROOT, UserError
+from helpers.runtime import UserError
+from helpers.tests import programs
 from helpers.training import loop
 
 NAMES = ["cifar10_tenth/speed_fast", "cifar10_tenth/speed_plain"]
 COMMAND = ["run", "--missing", "--profile", "smoke", "--report", "speed"]
 CPU = torch.device("cpu")
+
+
+SMALLEST = models.Model(models.Description(models.Stem(8, 3, 2), (models.Stage(1, 8),)).build)
+
+
+def with_the_smallest_network() -> None:
+    """The two rows with a network of one block: a run takes a second, and none of these tests is about the network."""
+    models.MODELS["smallest"] = SMALLEST
+    experiments.EXPERIMENTS.update({name: replace(experiments.find(name), model="smallest") for name in NAMES})
+
+
+@pytest.fixture(autouse=True)
+def smallest():
+    rows = {name: experiments.find(name) for name in NAMES}
+    with_the_smallest_network()
+    yield
+    del models.MODELS["smallest"]
+    experiments.EXPERIMENTS.update(rows)
 
 
 def folders(folder) -> list[str]:
@@ -78,11 +96,16 @@ def test_epochs_that_are_done_cost_nothing(tmp_path, monkeypatch):
 
 
 def test_the_rate_is_measured(monkeypatch):
+    """On a smaller network than the command's, which `test_the_rate_by_hand` has."""
+    build = models.build
+    monkeypatch.setattr(queue.models, "build", lambda name, classes: build("zoo_resnext3", classes))
     monkeypatch.setattr(queue, "MEASURED_SECONDS", 0.0)
-    queue.rate.cache_clear()
+    for function in (queue.rate, queue._size):
+        function.cache_clear()
     operations, per_parameter = queue.rate(CPU, True)
-    assert 1e8 < operations < 1e15 and 0 <= per_parameter < 1e-4
-    queue.rate.cache_clear()
+    assert 1e8 < operations < 1e15 and 0 <= per_parameter < 1e-3
+    for function in (queue.rate, queue._size):
+        function.cache_clear()
 
 
 def test_list_says_what_is_there_and_how_long_the_rest_takes(tmp_path, monkeypatch, capsys):
@@ -154,23 +177,36 @@ def test_spent_minutes_end_it_between_two_epochs_and_it_says_what_is_left(tmp_pa
     assert "Resumed after epoch 1 of 2." in capsys.readouterr().out and done(tmp_path) == NAMES
 
 
+def together(barrier) -> None:
+    with_the_smallest_network()
+    barrier.wait()
+
+
 def test_two_programs_side_by_side_never_take_the_same_run(tmp_path):
-    command = [sys.executable, "-m", "helpers", *COMMAND, *folders(tmp_path)]
-    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    printed = [process.communicate()[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0] and done(tmp_path) == NAMES
+    barrier, said = programs.CONTEXT.Barrier(2), [tmp_path / "first.txt", tmp_path / "second.txt"]
+    both = [programs.start([*COMMAND, *folders(tmp_path)], file, partial(together, barrier)) for file in said]
+    for process in both:
+        process.join()
+    printed = [file.read_text() for file in said]
+    assert [process.exitcode for process in both] == [0, 0] and done(tmp_path) == NAMES, printed
     begun = [line for text in printed for line in text.splitlines() if line.endswith("seed 0:")]
     assert sorted(begun) == [f"{name}, seed 0:" for name in NAMES]
 
 
+def stopping_at_the_first_checkpoint() -> None:
+    with_the_smallest_network()
+    save = loop.save_checkpoint
+    loop.save_checkpoint = lambda *arguments: (save(*arguments), signal.pause())
+
+
 def test_a_killed_queue_blocks_nothing_and_loses_nothing(tmp_path):
-    command = [sys.executable, "-m", "helpers", *COMMAND, *folders(tmp_path)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    process = programs.start([*COMMAND, *folders(tmp_path)], tmp_path / "said.txt", stopping_at_the_first_checkpoint)
     checkpoint = experiments.checkpoint_path(NAMES[0], "smoke", 0, tmp_path / "checkpoints")
-    while not checkpoint.exists() and process.poll() is None:
+    while not checkpoint.exists() and process.is_alive():
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL and list(tmp_path.rglob("*.lock")), "it was killed while it held them"
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and list(tmp_path.rglob("*.lock")), "it was killed while it held them"
     assert main([*COMMAND, *folders(tmp_path)]) == 0 and done(tmp_path) == NAMES
     assert not list(tmp_path.rglob("*.lock"))
 

@@ -1,10 +1,10 @@
 """Run records: written, read back, refused, obtained; and the committed ones against the plan."""
 
+import atexit
 import copy
 import json
 import os
-import subprocess
-import sys
+import signal
 import tempfile
 from dataclasses import asdict
 
@@ -15,7 +15,8 @@ import torch
 from helpers import experiments, runtime, training
 from helpers.experiments import records as results
 from helpers.experiments.queue import Queue
-from helpers.runtime import ROOT, UserError
+from helpers.runtime import UserError
+from helpers.tests import programs
 
 
 def make_run(name="pikachu/resnext50_ours", seed=0, profile="full", predicted=(0, 0, 1, 1, 1), stopped=None):
@@ -281,23 +282,25 @@ def test_committed_records_agree_with_themselves_and_with_the_plan(path):
     assert counts.tolist() == record["test"]["confusion"]
 
 
+def use_the_smoke_folder(folder, killed: bool) -> None:
+    tempfile.tempdir = str(folder)
+    assert results.folder_for("smoke").is_dir()
+    if killed:
+        os.kill(os.getpid(), signal.SIGKILL)
+    atexit._run_exitfuncs()  # which a process of multiprocessing leaves out
+
+
 def test_the_folder_of_smoke_runs_goes_with_the_process_and_that_of_a_killed_one_with_the_next(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    live = results._temporary_folder.__wrapped__()
-    program = """if True:
-        import os, tempfile
-        from helpers.experiments import records
-        if os.fork() == 0:
-            records.folder_for("smoke")
-            os._exit(0)  # as if killed: nothing is tidied up
-        os.wait()
-        (killed,) = set(os.listdir(tempfile.gettempdir())) - {os.environ["LIVE"]}
-        assert records.folder_for("smoke").is_dir()
-        assert killed not in os.listdir(tempfile.gettempdir())
-    """
-    environment = os.environ | {"TMPDIR": str(tmp_path), "LIVE": live.name}
-    subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, check=True)
-    assert list(tmp_path.iterdir()) == [live], "its process is alive"
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path))
+        live = results._temporary_folder.__wrapped__()
+    for killed in (True, False):
+        process = programs.CONTEXT.Process(target=use_the_smoke_folder, args=(tmp_path, killed))
+        process.start()
+        process.join()
+        assert process.exitcode == (-signal.SIGKILL if killed else 0)
+        assert len(list(tmp_path.glob(f"{results.SMOKE}*"))) == 1 + killed
+    assert list(tmp_path.glob(f"{results.SMOKE}*")) == [live], "its process is alive"
 
 
 def test_two_processes_end_within_the_noise_of_one():

@@ -1,9 +1,9 @@
 """The exhaustive search and successive halving: nothing is trained twice, nothing is lost, and validation alone decides."""
 
 import json
+import os
 import shutil
-import subprocess
-import sys
+import signal
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -14,8 +14,9 @@ from helpers import data, models, runtime
 from helpers.experiments import recipes, records, search
 from helpers.experiments.search import Search
 from helpers.models import Description, Model, Stage, Stem
-from helpers.report import plots
-from helpers.runtime import ROOT, UserError
+from helpers.report import plots, tables
+from helpers.runtime import UserError
+from helpers.tests import programs
 from helpers.training import loop as training
 
 TINY = Model(Description(Stem(8, 3, 2), (Stage(1, 8),)).build)
@@ -87,7 +88,8 @@ def test_names_tell_the_trials_apart(whole):
 def test_a_trial_is_a_run_with_a_record_like_any_other(whole):
     found, trials = whole
     assert sorted(records.load_all(found.folder), key=str) == sorted(trials, key=str)
-    assert records.of_the_reports(trials) == [] and {record["dataset"]["source"] for record in trials} == {"sample"}
+    assert tables.on_whole_data([record | {"profile": "full"} for record in trials]) == []
+    assert {record["dataset"]["source"] for record in trials} == {"sample"}
     for record in trials:
         assert len(records.predictions(record, found.folder)["true"]) == record["test"]["n"] == 10
 
@@ -120,42 +122,30 @@ def test_the_best_validation_accuracy_is_chosen_and_a_tie_goes_to_the_smaller_lo
     assert search.best_epoch(tested) == {"val_accuracy": 0.4, "val_loss": 1}, "the test accuracy decides nothing"
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from helpers import models
-from helpers.experiments import search
-from helpers.training import loop as training
-from helpers.tests.experiments.test_search import TINY, make_search, written
-
-folder = Path(sys.argv[1])
-models.MODELS["tiny"] = TINY
-advance, save = search.advance, training.save_checkpoint
-
 def kill(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
-def between():
+
+def killed_between_trials(folder) -> None:
+    models.MODELS["tiny"], advance = TINY, search.advance
     search.advance = lambda found, trial: kill() if written(found) else advance(found, trial)
+    search.exhaustive(make_search(folder))
 
-def inside():
+
+def killed_inside_a_trial(folder) -> None:
+    models.MODELS["tiny"], save = TINY, training.save_checkpoint
     training.save_checkpoint = lambda *arguments: (save(*arguments), kill())
-
-for moment in (between, inside):  # a process each, forked before torch has started any thread
-    if not (child := os.fork()):
-        moment()
-        search.exhaustive(make_search(folder))
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL
-    print(list(written(make_search(folder))), len(list((folder / "checkpoints").rglob("*.ckpt"))))
-"""
+    search.exhaustive(make_search(folder))
 
 
 def test_kill_9_between_and_inside_trials_repeats_no_finished_trial_and_loses_none(tmp_path, whole, monkeypatch):
     first, second = list(whole[0].trials)[:2]
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    kept = [line for line in done.stdout.splitlines() if line.startswith("[")]
-    assert kept == [f"{[first]} 0", f"{[first]} 1"], "the first trial's record, then also one epoch of the second"
+    for killed, begun in ((killed_between_trials, 0), (killed_inside_a_trial, 1)):
+        process = programs.CONTEXT.Process(target=killed, args=(tmp_path,))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL and list(written(make_search(tmp_path))) == [first]
+        assert len(list((tmp_path / "checkpoints").rglob("*.ckpt"))) == begun, "also one epoch of the second trial"
     assert [path.parts[-3] for path in (tmp_path / "checkpoints").rglob("*.ckpt")] == [second]
     finished = written(whole[0])[first].relative_to(whole[0].folder)
     before = (tmp_path / finished).read_bytes()

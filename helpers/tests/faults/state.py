@@ -64,7 +64,7 @@ def sealed(content: object) -> bytes:
 
 def bomb() -> bytes:
     """A small zip file of a gigabyte of zeros."""
-    with zipfile.ZipFile(buffer := io.BytesIO(), "w", zipfile.ZIP_DEFLATED) as file:
+    with zipfile.ZipFile(buffer := io.BytesIO(), "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
         with file.open("archive/data.pkl", "w", force_zip64=True) as part:
             for _ in range(256):
                 part.write(bytes(2**22))
@@ -84,13 +84,14 @@ def damaged_checkpoints(effort: Effort, whole: Path) -> Cases:
     yield from damages(path, effort, lambda: load_checkpoint(path)["epoch"], lambda epoch: epoch == 1)
     yield from damages(path, effort, lambda: load_checkpoint(path), lambda _: False, lambda: previous(path).unlink(True))
     state, last = (load_checkpoint(next((whole / "checkpoints").rglob(f"seed0{kind}.ckpt"))) for kind in (".previous", ""))
-    foreign = {"a folder": None, "a bomb": sealed(bomb()), "code": sealed(pickle.dumps(Code(marker))), "a list": sealed([1])}
+    foreign = {"a folder": None, "a bomb": bomb, "code": sealed(pickle.dumps(Code(marker))), "a list": sealed([1])}
     foreign |= {f"without {key}": sealed(without(last, key)) for key in last} | {"torch's code": sealed(Code(marker))}
     foreign |= {f"with {key} of another kind": sealed({**last, key: 7}) for key in last}
     foreign["of another network"] = sealed(
         {**last, "model": {name: value.flatten()[:1] for name, value in last["model"].items()}}
     )
     for (name, content), beside in effort.some([(case, beside) for case in foreign.items() for beside in (False, True)]):
+        content = sealed(content()) if content is bomb else content  # which takes seconds to make
         yield f"checkpoint {name}{', one beside it' * beside}", _gone_on_from(content, beside, effort, whole)
     yield "no code of a checkpoint was run", "its code was run" if marker.exists() else None
     recipe = experiments.recipe_for(experiments.EXPERIMENTS[EXPERIMENT], "smoke")

@@ -81,10 +81,11 @@ def assert_equal_states(left: nn.Module, right: nn.Module) -> None:
 @pytest.mark.parametrize("name", models.MODELS)
 def test_every_model_has_a_pinned_count_and_runs(name):
     assert name in PARAMETERS, f"pin the parameter count of {name}"
-    for num_classes, parameters in PARAMETERS[name].items():
-        model = models.build(name, num_classes)
-        assert models.count_parameters(model) == parameters
-    with torch.no_grad():
+    small = max(PARAMETERS[name].values()) < 10_000_000  # the others are counted, and give their shape, without numbers
+    with torch.device("cpu" if small else "meta"), torch.no_grad():
+        for num_classes, parameters in PARAMETERS[name].items():
+            model = models.build(name, num_classes)
+            assert models.count_parameters(model) == parameters
         assert model.eval()(torch.randn(1, 3, 32, 32)).shape == (1, num_classes)
 
 
@@ -99,7 +100,7 @@ def test_parameters_are_torchvisions_published_ones():
 
 @pytest.mark.parametrize("name", OURS)
 def test_macs(name):
-    ours = models.count_macs(models.build(name, 1000))
+    ours = models.count_macs(models.inspect.network(name, 1000))
     assert ours == MACS[name]
     assert round(ours / 1e9, 3) == get_model_weights(name).IMAGENET1K_V1.meta["_ops"]
 

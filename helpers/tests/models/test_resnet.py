@@ -10,7 +10,7 @@ from torch import nn
 from helpers import models
 from helpers.models.blocks import BasicBlock
 from helpers.models.inspect import count_macs, count_parameters
-from helpers.models.resnet import NETWORKS, RESNET18, SLIM, Description, ResidualNet, Stage, Stem
+from helpers.models.resnet import NETWORKS, SLIM, Description, ResidualNet, Stage, Stem
 
 
 def test_stage_shapes_halve_from_56_to_7():
@@ -175,7 +175,7 @@ def test_the_strong_network_is_the_papers_with_its_excitation_in_every_block():
     # arXiv 2306.12100 gives 4,697,742: one excitation, after the stem of 64 channels.
     assert count_parameters(plain.build(10)) + weights(64) == 4_697_742
     every = 4 * weights(64) + 4 * weights(128) + 3 * weights(256)
-    assert count_parameters(strong.build(10, image_size=32)) == 4_697_742 - weights(64) + every == 4_733_610
+    assert count_parameters(strong.build(10)) == 4_697_742 - weights(64) + every == 4_733_610
 
 
 def test_the_stride_in_the_second_convolution_costs_no_parameters_and_three_more_first_convolutions():
@@ -224,9 +224,6 @@ def test_a_block_that_cannot_be_gets_its_sentence(arguments, sentence):
         Description(Stem(8), (Stage(1, 8, 1, arguments),)).build(10)
 
 
-def test_an_image_shrunk_to_nothing_and_half_a_channel_get_their_sentences():
-    with pytest.raises(ValueError, match="The strides divide the image by 32, and it has 31 pixels a side"):
-        RESNET18.build(10, image_size=31)
-    assert RESNET18.build(10, image_size=32)
+def test_half_a_channel_gets_its_sentence():
     with pytest.raises(ValueError, match="out_channels must be a whole number of at least 1, not 32.5"):
         Description(Stem(8), (Stage(1, 32.5),)).build(10)

@@ -2,6 +2,7 @@
 
 import re
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -67,8 +68,11 @@ def hundred_classes() -> dict:
 
 
 def test_superclass_confusion_by_hand():
-    counts = plots.by_superclass(np.array(hundred_classes()["test"]["confusion"]))
-    order = list(CIFAR100_SUPERCLASSES)
+    figure = plots.confusion_matrices({"run": hundred_classes()})
+    [axis], order = figure.axes, list(CIFAR100_SUPERCLASSES)
+    plt.close(figure)
+    counts = np.array([int(text.get_text() or 0) for text in axis.texts]).reshape(20, 20)
+    assert [label.get_text() for label in axis.get_yticklabels()] == [name.replace("_", " ") for name in order]
     fish, containers, fruit = (order.index(name) for name in ("fish", "food_containers", "fruit_and_vegetables"))
     expected = 5 * np.eye(20, dtype=int)  # five classes each, one image a class
     expected[fruit, fruit], expected[fruit, containers] = 5 + 3, 1

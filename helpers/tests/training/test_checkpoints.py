@@ -1,6 +1,7 @@
 """Checkpoints: whole or not there, damaged ones never in the way of good ones, mirrors that may vanish."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -190,10 +191,10 @@ def test_a_folder_of_that_name_is_no_checkpoint(path):
 def test_a_run_goes_on_in_another_arithmetic(path, monkeypatch, capsys, halves):
     """As on another GPU: a scaler in fp16, none in bf16. fp16 is played in fp32, with the scaler of fp16."""
     places = iter([{"device": "NVIDIA A100", "software": "torch 2"}] + [{"device": "Tesla T4", "software": "torch 2"}] * 99)
+    scaler = torch.amp.GradScaler
     for half in halves:
-        enabled = half == "fp16"
-        scaler = lambda device, recipe, enabled=enabled: torch.amp.GradScaler("cpu", enabled=enabled, init_scale=8.0)  # noqa: E731
-        monkeypatch.setattr(stepping, "make_scaler", scaler)
+        fp16 = partial(scaler, enabled=half == "fp16", init_scale=8.0)
+        monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled, fp16=fp16: fp16(device))
         place = next(places)
         monkeypatch.setattr(loop, "platform", lambda device, place=place: place)
         recipe = replace(RECIPE, mixed_precision=half == "bf16")

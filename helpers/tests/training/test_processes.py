@@ -1,7 +1,6 @@
 """Two and three processes against one: the same gradients, weights and metrics; a death, an interrupt, another number."""
 
 import json
-import multiprocessing
 import os
 import signal
 import socket
@@ -20,6 +19,7 @@ from helpers import experiments, training
 from helpers.__main__ import main
 from helpers.experiments import records
 from helpers.runtime import ROOT, UserError, seed_epoch
+from helpers.tests.programs import CONTEXT
 from helpers.tests.training.test_training import RECIPE, Narrow, make_split, without_times
 from helpers.training import processes
 from helpers.training.batchnorm import synchronise
@@ -131,10 +131,6 @@ def command(rank: int, world: int, port: int, arguments: list[str], said: Path) 
     status = main(arguments)
     assert status or not dist.is_initialized(), "it ends without parting from the others"
     sys.exit(status)
-
-
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([__name__])  # torch is imported once, for all processes
 
 
 def start(world: int, target, *arguments) -> list:

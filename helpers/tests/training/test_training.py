@@ -480,12 +480,6 @@ def test_the_recipes_limits_hold_and_an_argument_takes_their_place(monkeypatch):
     assert len(done.history) == 4 and done.stopped == "no better validation accuracy in 3 epochs after epoch 1"
 
 
-def test_accuracy_at_k_by_hand():
-    scores = torch.tensor([[5.0, 4, 3, 2, 1, 0], [5, 4, 3, 2, 1, 0], [0, 1, 2, 3, 4, 5], [1, 0, 0, 0, 0, 9]])
-    labels = torch.tensor([0, 5, 1, 0])  # ranked first, sixth, fifth and second
-    assert [training.accuracy_at(k, scores, labels) for k in (1, 2, 4, 5, 6)] == [0.25, 0.5, 0.5, 0.75, 1.0]
-
-
 def test_a_checkpoint_from_before_a_setting_is_one_with_its_default(tmp_path):
     path = tmp_path / "a.ckpt"
     fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, epochs=1), checkpoint=path)
