@@ -19,7 +19,7 @@ from helpers.experiments import records as results
 from helpers.experiments.queue import Queue, lines, run_missing
 from helpers.report import claims, colab, figures, readme, tables
 from helpers.report import statistics as intervals
-from helpers.runtime import PROFILES, UserError, require_writable
+from helpers.runtime import PROFILES, UserError, require, require_writable
 from helpers.training import processes
 
 
@@ -177,8 +177,7 @@ def run_bench(options) -> None:
     """Measure the training speed; keep what was measured if a file is named."""
     if options.json:
         require_writable(options.json.parent, "--json")
-        if options.json.is_dir():
-            raise UserError(f"{options.json} is a folder; name a file with --json.")
+        require(not options.json.is_dir(), f"{options.json} is a folder; name a file with --json.")
     if options.to is None:
         measured = bench.run(options.models, options.device, options.batch, options.compile)
     else:
@@ -197,10 +196,9 @@ def save_model(options) -> None:
     """Write the model of a recorded run."""
     experiments.recipe_for(experiments.find(options.experiment), options.profile)
     path = results.record_path(options.experiment, options.profile, options.seed, options.results_dir)
-    if not path.exists():
-        run = f"{options.experiment} --seed {options.seed} --profile {options.profile}"
-        name = f"{options.experiment}, seed {options.seed}, {options.profile}"
-        raise UserError(f"There is no record of {name}; run python -m helpers run {run} first.")
+    run = f"{options.experiment} --seed {options.seed} --profile {options.profile}"
+    name = f"{options.experiment}, seed {options.seed}, {options.profile}"
+    require(path.exists(), f"There is no record of {name}; run python -m helpers run {run} first.")
     record = results.load(path)
     if options.file:
         print(f"Model: {demo.save_run(options.file, record, options.checkpoint_dir).name}")
@@ -216,11 +214,8 @@ def classify_images(options) -> None:
     if len(table) == 1 and (reason := table["error"][0]):
         raise UserError(f"{table['image'][0]} cannot be classified: {reason}.")
     if options.csv:
-        try:
+        with runtime.writing(f"The table {options.csv}", "--csv"):
             runtime.save_text(options.csv, table.to_csv(index=False))
-        except OSError as error:
-            why = f"The table {options.csv} could not be written ({error.strerror}); choose another --csv."
-            raise UserError(why) from error
     if model.about.sample:
         print("SAMPLE: this model was trained on generated images; its labels mean nothing.")
     shown = table[["image", "label", "probability", "error"]].rename(columns={"error": ""})

@@ -191,6 +191,15 @@ def mount_drive() -> Path | None:
 
 
 @contextmanager
+def writing(what: str, instead: str = "--results-dir") -> Iterator[None]:
+    """Make an OSError of the block a UserError: that this could not be written, and what to choose another of."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{what} could not be written ({error.strerror}); choose another {instead}.") from error
+
+
+@contextmanager
 def whole(path: Path) -> Iterator[BinaryIO]:
     """A binary file that appears under its name only when everything was written."""
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
@@ -204,15 +213,10 @@ def whole(path: Path) -> Iterator[BinaryIO]:
             Path(file.name).unlink(missing_ok=True)  # still there only where something went wrong
 
 
-def save_bytes(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all."""
-    with whole(path) as file:
-        file.write(content)
-
-
 def save_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
-    save_bytes(path, text.encode())
+    with whole(path) as file:
+        file.write(text.encode())
 
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:

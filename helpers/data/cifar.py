@@ -70,11 +70,6 @@ AGAIN = "unpack or download it again"
 Found = tuple[str, list[File], Callable[[], Pool]]
 
 
-def classes_of(name: str) -> list[str]:
-    """The classes of one of `NAMES`, in the order of labels."""
-    return CLASSES[PARTS[name][0] if name in PARTS else name]
-
-
 def cifar100_superclasses() -> Tensor:
     """int64 (100,): the coarse label of each CIFAR-100 class, its position in `CIFAR100_SUPERCLASSES`.
 
@@ -91,21 +86,16 @@ def read_pool(name: str, base: Path, image_size: int) -> tuple[str, Pool]:
     """
     fits = image_size <= PIXELS
     require(fits, f"The image size is {image_size}, but the images of {name} have 32 pixels; choose 32 or less.")
-    whole, counts = PARTS.get(name, (name, None))
+    (whole, counts), path = PARTS.get(name, (name, None)), cache_path(base, name, PIXELS)
     if not (found := _find(whole, base)):
-        if carried := _carried(name, cache_path(base, name, PIXELS)):
+        if carried := _carried(name, path):
             return name, carried
         downloads.fetch(whole, PUBLISHED[whole], base)
         found = _find(whole, base)
     source, files, read = found
-
-    def read_whole() -> Pool:
-        return cached(cache_path(base, whole, PIXELS), source, files, PIXELS, lambda: _in_order(whole, read()))
-
-    def read_part() -> Pool:
-        return _choose_part(read_whole(), counts)
-
-    pool = cached(cache_path(base, name, PIXELS), source, files, PIXELS, read_part) if counts else read_whole()
+    read_whole = partial(cached, cache_path(base, whole, PIXELS), source, files, PIXELS, lambda: _in_order(whole, read()))
+    read_part = partial(cached, path, source, files, PIXELS, lambda: _choose_part(read_whole(), counts))
+    pool = read_part() if counts else read_whole()
     return (f"{name}-jpeg", pool._replace(source=f"{pool.source} (JPEG)")) if _is_jpeg(pool) else (name, pool)
 
 

@@ -190,11 +190,8 @@ def channel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ..
     quoted instead, is smaller: it leaves out how images differ from each other.
     """
     values = torch.arange(256, dtype=torch.float64) / 255
-    moments = []
-    for channel in split.images.unbind(1):
-        count = torch.bincount(channel.flatten(), minlength=256).cpu().double()
-        share = count / count.sum()
-        mean = (share * values).sum()
-        moments.append((mean.item(), (share * (values - mean) ** 2).sum().sqrt().item()))
-    means, deviations = zip(*moments, strict=True)
-    return means, deviations
+    counts = torch.stack([channel.flatten().bincount(minlength=256) for channel in split.images.unbind(1)]).cpu().double()
+    shares = counts / counts.sum(1, keepdim=True)
+    means = (shares * values).sum(1)
+    deviations = (shares * (values - means[:, None]) ** 2).sum(1).sqrt()
+    return tuple(means.tolist()), tuple(deviations.tolist())

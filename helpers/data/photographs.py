@@ -71,13 +71,9 @@ def decode_photograph(content: bytes, size: int, resize: str = "crop") -> tuple[
         if image.width * image.height > MOST_PIXELS:
             raise ValueError(f"{width}x{height} pixels are too many; make it smaller, or a JPEG")
         upright = _to_rgb(ImageOps.exif_transpose(image))
-    box = None  # the whole image
-    if resize == "crop":
-        side = min(upright.size)
-        left, top = (upright.width - side) / 2, (upright.height - side) / 2
-        box = (left, top, left + side, top + side)
-    # Cropped while resizing: an image of 1 x 10,000 pixels would otherwise grow to millions on the way.
-    square = upright.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    # `fit` crops while resizing: an image of 1 x 10,000 pixels would otherwise grow to millions on the way.
+    squared = ImageOps.fit if resize == "crop" else Image.Image.resize
+    square = squared(upright, (size, size), Image.Resampling.BILINEAR)
     return np.asarray(square).transpose(2, 0, 1), (width, height)
 
 

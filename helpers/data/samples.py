@@ -11,7 +11,8 @@ from helpers.data.datasets import Dataset, Split, fingerprint, stored_size
 from helpers.data.pools import SPLITS
 from helpers.runtime import require
 
-SAMPLE_CLASSES = {"pikachu": ["not_pikachu", "pikachu"]} | {name: cifar.classes_of(name) for name in cifar.NAMES}
+SAMPLE_CLASSES = {"pikachu": ["not_pikachu", "pikachu"]} | cifar.CLASSES
+SAMPLE_CLASSES |= {part: cifar.CLASSES[whole] for part, (whole, _) in cifar.PARTS.items()}
 SAMPLE_COUNTS = {2: (48, 16, 16), 10: (40, 20, 20), 100: (200, 100, 100)}  # by the number of classes
 
 

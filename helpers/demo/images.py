@@ -18,7 +18,7 @@ from torch import Tensor
 
 from helpers.data.photographs import decode_photograph
 from helpers.data.pools import why
-from helpers.runtime import UserError
+from helpers.runtime import require
 
 LARGEST_DOWNLOAD = 32 * 2**20  # bytes
 LARGEST_FILE = 256 * 2**20  # bytes
@@ -38,8 +38,7 @@ def read_image(source: str | Path, size: int, name: str | None = None, *, resize
     A UserError, which calls it `name`, where it is not there, cannot be reached, or is no image.
     """
     image, reason = try_image(str(source), size, resize)
-    if reason:
-        raise UserError(f"{name or printable(str(source))} cannot be classified: {reason}.")
+    require(not reason, f"{name or printable(str(source))} cannot be classified: {reason}.")
     return image
 
 

@@ -58,7 +58,8 @@ def prepare(path: Path, data_dir: str | Path | None = None, searched: int = 1000
     card, about, examples = model.card, model.about, None
     try:
         require(card or dataset, f"{path.name} has no model card, so its data are not known.")
-        dataset = dataset or load(card["dataset"]["name"], data_dir, image_size=about.image_size, resize=about.resize)
+        name = card and card["dataset"]["name"].removesuffix("-jpeg")
+        dataset = dataset or load(name, data_dir, image_size=about.image_size, resize=about.resize)
         same = dataset.classes == about.classes
         require(same, f"The {dataset.source} has other classes than {path.name} knows.")
         twice = set(leaked(dataset, near=False).tolist())
@@ -209,8 +210,7 @@ def _plain(text: str) -> str:
 
 def read_address(url: str, about: Preprocessing) -> Tensor:
     """The image at a URL, as `read_image` gives it; a UserError where it is a file of the machine that runs the page."""
-    if not is_address(url):
-        raise UserError(f"'{url}' is no address of an image; it must start with http:// or https://.")
+    require(is_address(url), f"'{url}' is no address of an image; it must start with http:// or https://.")
     return read_image(url, about.stored_size, resize=about.resize)
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from helpers import data, experiments, models, runtime, training
-from helpers.runtime import UserError, choose_device
+from helpers import data, experiments, models, training
+from helpers.runtime import UserError, choose_device, require, whole, writing
 from helpers.training import checkpoints
 
 LARGEST_SIZE = 2048  # pixels of an input's side
@@ -66,11 +66,10 @@ def save_model(path: str | Path, state_dict: dict[str, Tensor], about: Preproces
         metadata["card"] = json.dumps(card)
         tensors = {name: value.half() if value.dim() > 1 else value for name, value in tensors.items()}
     blob = _safetensors().torch.save(tensors, metadata)
-    try:
+    with writing(f"The model {path.name}", "file"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        runtime.save_bytes(path, blob)
-    except OSError as error:
-        raise UserError(f"The model {path.name} could not be written ({error.strerror}); choose another file.") from error
+        with whole(path) as file:
+            file.write(blob)
     return path
 
 
@@ -80,8 +79,7 @@ def best_weights(record: dict, checkpoint_dir: str | Path | None = None) -> tupl
     checkpoint = experiments.checkpoint_path(name, profile, seed, checkpoint_dir)
     state = checkpoints.load_checkpoint(checkpoint)
     again = f"train it again with python -m helpers run {name} --seed {seed} --profile {profile} --fresh"
-    if state is None:
-        raise UserError(f"There is no checkpoint of {name}, seed {seed}, under {checkpoint.parents[3].name}; {again}.")
+    require(state is not None, f"There is no checkpoint of {name}, seed {seed}, under {checkpoint.parents[3].name}; {again}.")
     recipe, dataset = record["recipe"], record["dataset"]
     if state["best"] != record["best"] or state["identity"]["images"] != dataset["fingerprint"]:
         raise UserError(f"The checkpoint {checkpoint.name} of {name} is not that of its record; {again}.")
@@ -99,8 +97,7 @@ def save_run(path: str | Path, record: dict, checkpoint_dir: str | Path | None =
 def load_model(path: str | Path, device: str | torch.device | None = None) -> SavedModel:
     """A model that `save_model` wrote; a UserError where the file is missing, not whole, not ours or of other weights."""
     path, device = Path(os.path.expanduser(path)), choose_device(device)
-    if not os.path.isfile(path):
-        raise UserError(f"There is no model file '{path}'; make one with python -m helpers save EXPERIMENT FILE.")
+    require(os.path.isfile(path), f"There is no model file '{path}'; make one with python -m helpers save EXPERIMENT FILE.")
     metadata, tensors = _read(path)
     try:
         about = Preprocessing(**json.loads(metadata["about"]))
@@ -148,9 +145,8 @@ def build_network(tensors: dict[str, Tensor], about: Preprocessing, name: str) -
     with torch.device("meta"):
         network = models.build(about.model, len(about.classes))
     kinds = [{key: (value.shape, value.dtype) for key, value in state.items()} for state in (network.state_dict(), tensors)]
-    if kinds[0] != kinds[1]:
-        wanted = f"'{about.model}' with {len(about.classes)} classes"
-        raise UserError(f"The weights of {name} are not those of {wanted}; save the model again from its run.")
+    wanted = f"'{about.model}' with {len(about.classes)} classes"
+    require(kinds[0] == kinds[1], f"The weights of {name} are not those of {wanted}; save the model again from its run.")
     if not all(value.isfinite().all() for value in tensors.values()):
         raise UserError(f"The weights of {name} are not all finite numbers, so it cannot classify; save another run's model.")
     network.load_state_dict(tensors, assign=True)

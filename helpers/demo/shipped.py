@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 from helpers import data, training
 from helpers.demo.saved import Preprocessing, SavedModel, best_weights, build_network, load_model, read_card, save_model
 from helpers.experiments import records
-from helpers.runtime import ROOT, UserError, save_text
+from helpers.runtime import ROOT, UserError, require, save_text
 
 MODELS = ROOT / "results" / "models"
 LARGEST = 24  # MiB of a file
@@ -24,11 +24,9 @@ def ship(record: dict, checkpoint_dir: str | Path | None, data_dir: str | Path |
     """
     name = record["experiment"].replace("/", "-")
     weights, about = best_weights(record, checkpoint_dir)
-    if about.sample:
-        raise UserError(f"{record['experiment']} was trained on generated images; ship a run on real ones.")
+    require(not about.sample, f"{record['experiment']} was trained on generated images; ship a run on real ones.")
     size = sum(value.numel() * (2 if value.dim() > 1 else 4) for value in weights.values()) / 2**20
-    if size > LARGEST:
-        raise UserError(f"{name} takes {size:.0f} MiB; at most {LARGEST} are shipped, choose a smaller network.")
+    require(size <= LARGEST, f"{name} takes {size:.0f} MiB; at most {LARGEST} are shipped, choose a smaller network.")
     facts = {key: record[key] for key in ("experiment", "profile", "seed", "dataset", "recipe", "test", "best")}
     network = build_network(weights, about, name)
     facts["predicted"], _ = _predict(SavedModel(network, about, facts), data_dir)  # the run's own may be of 16-bit arithmetic
@@ -69,8 +67,7 @@ def list_models() -> dict[str, Path]:
 def find_model(name: str | Path | None = None) -> Path:
     """A shipped model by name, or a file; without a name the first of `list_models`. A UserError where there is none."""
     known = list_models()
-    if name is None and not known:
-        raise UserError("No model comes with this copy; name one of your own with --model FILE.")
+    require(name is not None or known, "No model comes with this copy; name one of your own with --model FILE.")
     if name is None or str(name) in known:
         return known[str(name or next(iter(known)))]
     path = Path(os.path.expanduser(name))
@@ -94,8 +91,7 @@ def evaluate(name: str, data_dir: str | Path | None = None, device: str | None =
         f"{name}: {accuracy:.2%} of {len(labels):,} test images; its card says {model.card['test']['accuracy']:.2%}. "
         f"{agreement:.2%} of its answers are those in full precision."
     )
-    if agreement < AGREEMENT:
-        raise UserError(f"{told} That should be {AGREEMENT:.1%} or more: save the model again.")
+    require(agreement >= AGREEMENT, f"{told} That should be {AGREEMENT:.1%} or more: save the model again.")
     return told
 
 

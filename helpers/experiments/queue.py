@@ -9,14 +9,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from helpers import data, models
 from helpers.data.pools import listed
 from helpers.experiments import records, runner
 from helpers.experiments.claim import Taken, claim
 from helpers.experiments.plan import EXPERIMENTS, Experiment
-from helpers.runtime import UserError
+from helpers.runtime import UserError, require
 from helpers.training import checkpoints
 from helpers.training.convolutions import convolutions
 from helpers.training.recipe import Recipe, pixels_at
@@ -113,9 +112,8 @@ def passes(recipe: Recipe, epoch: int) -> tuple[float, float]:
 @cache
 def _size(model: str, classes: int, pixels: int) -> tuple[int, int, bool]:
     """Multiply–adds of a network for one image, its parameters, and whether it has grouped convolutions."""
-    with torch.device("meta"):
-        network = models.build(model, classes)
-    grouped = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in network.modules())
+    network = models.inspect.network(model, classes)
+    grouped = any(layer.groups > 1 for layer in models.inspect.convolutions(network))
     return models.count_macs(network, (1, 3, pixels, pixels)), models.count_parameters(network), grouped
 
 
@@ -176,5 +174,4 @@ def run_missing(queue: Queue, minutes: float | None = None, **options) -> None:
             failed += [] if isinstance(error, Taken) else [label]
     left = [f"{row.name}, seed {seed}" for row, seed in queue.missing()]
     print("\n".join([f"{len(left)} runs are left:", *left]) if left else "Nothing is missing.")
-    if failed:
-        raise UserError(f"{len(failed)} runs failed: {listed(failed)}; see the reasons above, then run it again.")
+    require(not failed, f"{len(failed)} runs failed: {listed(failed)}; see the reasons above, then run it again.")

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from helpers import experiments, runtime
-from helpers.runtime import PROFILES, ROOT, UserError
+from helpers.runtime import PROFILES, ROOT, UserError, require
 from helpers.training import Diverged
 
 RESULTS, OWN = ROOT / "results", ROOT / "data" / "results"
@@ -88,14 +88,10 @@ def save(record: dict, predictions: dict[str, np.ndarray], results_dir: str | Pa
             raise UserError(f"{where} is a whole run, this one stopped early; it was not replaced: use another --results-dir.")
     first, second = f"{path.stem}.predictions.npz", f"{path.stem}.predictions.2.npz"
     record = record | {"predictions": second if there and there["predictions"] == first else first}
-    try:
+    with runtime.writing(f"The record {path.name}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         runtime.save_arrays(path.with_name(record["predictions"]), **predictions)
         runtime.save_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise UserError(
-            f"The record {path.name} could not be written ({error.strerror}); choose another --results-dir."
-        ) from error
     if there:  # what belongs to the run that this one replaces
         for name in (there["predictions"], f"{path.stem}.landscape.npz"):
             path.with_name(name).unlink(missing_ok=True)
@@ -144,10 +140,8 @@ def load(path: Path) -> dict:
         raise no_record from error
     if not (formed and named):
         raise no_record
-    if not whole:
-        raise UserError(
-            f"{path.name} of {record['experiment']} contradicts itself in its confusion matrix; remove it and run it again."
-        )
+    where = f"{path.name} of {record['experiment']}"
+    require(whole, f"{where} contradicts itself in its confusion matrix; remove it and run it again.")
     return record
 
 
@@ -166,11 +160,6 @@ def load_all(results_dir: str | Path | None = None, profile: str | None = None) 
     return [record for record in records if profile in (None, record["profile"])]
 
 
-def of_the_reports(records: Iterable[dict]) -> list[dict]:
-    """Those of the four reports, without a search's trials and the two that compare the fast path with the plain one."""
-    return [record for record in records if record["report"] not in ("speed", "search")]
-
-
 def predictions(record: dict, results_dir: str | Path | None = None) -> dict[str, np.ndarray]:
     """The predictions that lie beside a record: `true` and `predicted` (N,), and `confidence` (N,).
 
@@ -186,8 +175,7 @@ def predictions(record: dict, results_dir: str | Path | None = None) -> dict[str
         same = (counts == record["test"]["confusion"]).all() and len(arrays["confidence"]) == record["test"]["n"]
     except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, BadZipFile, zlib.error) as error:
         raise UserError(f"{path.name} of {record['experiment']} is missing or damaged; run it again.") from error
-    if not same:
-        raise UserError(f"{path.name} of {record['experiment']} is of another run than its record; run it again.")
+    require(same, f"{path.name} of {record['experiment']} is of another run than its record; run it again.")
     return arrays
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from helpers import data, models, training
 from helpers.experiments.claim import claim
 from helpers.experiments.plan import EXPERIMENTS, Experiment
-from helpers.runtime import PROFILES, ROOT, UserError, choose_device, environment, require_writable, seed_epoch
+from helpers.runtime import PROFILES, ROOT, UserError, choose_device, environment, require, require_writable, seed_epoch
 from helpers.training import loop, processes
 from helpers.training.batchnorm import synchronise
 from helpers.training.recipe import Recipe
@@ -54,8 +54,7 @@ def recipe_for(experiment: Experiment, profile: str) -> Recipe:
     Raises:
         UserError: the profile is unknown.
     """
-    if profile not in PROFILES:
-        raise UserError(f"There is no profile '{profile}'; choose one of {', '.join(PROFILES)}.")
+    require(profile in PROFILES, f"There is no profile '{profile}'; choose one of {', '.join(PROFILES)}.")
     recipe = experiment.recipe
     if profile == "full":
         return recipe
@@ -117,8 +116,7 @@ def run(name: str, seed: int = 0, profile: str = "full", **options) -> tuple[dic
         Unfinished: the deadline, or the epoch to stop at, came before the run's end.
     """
     options, experiment = Options(**options), find(name)
-    if seed < 0:
-        raise UserError(f"The seed is {seed}; it must be 0 or greater.")
+    require(seed >= 0, f"The seed is {seed}; it must be 0 or greater.")
     recipe = recipe_for(experiment, profile)
     epochs = recipe.epochs if options.epochs is None else options.epochs
     recipe = replace(recipe, epochs=epochs, compiled=options.compiled or recipe.compiled)
@@ -181,7 +179,7 @@ def measure(model: nn.Module, split: data.Split, recipe: Recipe, mirrored: bool)
     counts = confusion_matrix(true, predicted, labels=range(logits.shape[1]))
     test = {"loss": loss, "accuracy": accuracy, "n": len(split), "confusion": counts.tolist()}
     if logits.shape[1] > 5:  # of fewer, the label is always among the five highest scores
-        test["accuracy_at_5"] = training.accuracy_at(5, logits, split.labels)
+        test["accuracy_at_5"] = (logits.topk(5, dim=1).indices == split.labels[:, None]).any(1).double().mean().item()
     if mirrored:
         test["accuracy_mirrored"] = training.score(training.predict(model, split, recipe, mirrored=True), split.labels)[1]
     return test, {"true": true, "predicted": predicted, "confidence": confidence.numpy()}

@@ -11,7 +11,7 @@ from sklearn.model_selection import ParameterGrid
 from helpers import data, training
 from helpers.experiments import records, runner
 from helpers.experiments.plan import Experiment
-from helpers.runtime import UserError
+from helpers.runtime import UserError, require
 from helpers.training import checkpoints
 from helpers.training.recipe import Recipe
 
@@ -33,7 +33,6 @@ class Search:
     folder: Path
     grid: Mapping[str, Iterable] = field(default_factory=lambda: GRID)
     seed: int = 0
-    device: str | None = None
     checkpoint_dir: Path | None = None
 
     @property
@@ -64,7 +63,7 @@ def advance(search: Search, trial: str, until: int | None = None) -> dict:
     print(f"Trial {trial}:")
     folder = search.checkpoint_dir or records.checkpoint_folder(profile, search.folder)
     checkpoint = runner.checkpoint_path(row.name, profile, seed, folder)
-    options = runner.Options(device=search.device, checkpoint_dir=folder, until=until)
+    options = runner.Options(checkpoint_dir=folder, until=until)
     try:
         records.save(*runner.run_row(row, search.dataset, seed, profile, options), search.folder)
     except (runner.Unfinished, training.Diverged):
@@ -127,8 +126,7 @@ def rungs(trials: int, epochs: int, factor: int = 2) -> list[tuple[int, int]]:
 
     Source: Jamieson and Talwalkar 2016, algorithm 1, as Li et al. 2018 write it, rounded down and up.
     """
-    if factor < 2:
-        raise UserError(f"The factor of successive halving is {factor}; choose 2 or more.")
+    require(factor >= 2, f"The factor of successive halving is {factor}; choose 2 or more.")
     last = 0
     while factor ** (last + 1) <= min(trials, epochs):
         last += 1

@@ -85,8 +85,7 @@ def build(name: str, num_classes: int, *, pretrained: bool = False, initialisati
 def imagenet_weights(name: str) -> dict[str, Tensor]:
     """The state dict of torchvision's weights, from torch's cache or downloaded, checked by its hash; or a UserError."""
     weights = MODELS[name].weights
-    if weights is None:
-        raise UserError(f"There are no ImageNet weights for '{name}'; train it from scratch.")
+    require(weights is not None, f"There are no ImageNet weights for '{name}'; train it from scratch.")
     cache = Path(torch.hub.get_dir()) / "checkpoints"
     try:
         require_published(cache / weights.url.rpartition("/")[2])

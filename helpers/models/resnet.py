@@ -1,6 +1,5 @@
 """The residual skeleton (stem, stages, head), and the networks that are made of it."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -54,7 +53,9 @@ class ResidualNet(nn.Module):
             self.add_module(name, nn.Sequential(first, *rest))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels, num_classes)
-        initialise_fan_out(self)
+        for module in self.modules():  # the other layers keep torch's default. Source: He et al. 2015; torchvision's ResNet
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) to class scores (N, num_classes), before any softmax."""
@@ -62,13 +63,6 @@ class ResidualNet(nn.Module):
         for name in self.stage_names:
             x = self.get_submodule(name)(x)
         return self.fc(self.avgpool(x).flatten(1))
-
-
-def initialise_fan_out(model: nn.Module) -> None:
-    """He-normal convolutions (fan-out); other layers keep torch's default. Source: He et al. 2015; torchvision's ResNet."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 def initialise_he(model: nn.Module, zero_biases: bool = True) -> None:
@@ -108,12 +102,8 @@ class Description:
     stages: tuple[Stage, ...]
     block: type[ResidualBlock] = BasicBlock
 
-    def build(self, num_classes: int, *, image_size: int | None = None) -> ResidualNet:
-        """The network with `num_classes` outputs; a ValueError if its strides shrink `image_size` pixels a side to nothing."""
-        shrink = self.stem.stride * (2 if self.stem.max_pool else 1) * math.prod(stage.stride for stage in self.stages)
-        if image_size is not None and shrink > image_size:
-            small = f"it has {image_size} pixels a side; take smaller strides."
-            raise ValueError(f"The strides divide the image by {shrink}, and {small}")
+    def build(self, num_classes: int) -> ResidualNet:
+        """The network with `num_classes` outputs."""
         return ResidualNet(self.block, self.stem, self.stages, num_classes)
 
 

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from helpers import runtime
-from helpers.runtime import ROOT, UserError
+from helpers.runtime import ROOT, UserError, require
 
 BADGE = re.compile(r"(https://colab\.research\.google\.com/github/)[^)]*(/notebooks/[^)/]+\.ipynb\))")
 # In a notebook's file, where quotes are escaped.
@@ -18,16 +18,14 @@ def write(repository: str, ref: str = "main", root: Path = ROOT) -> list[Path]:
     """
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repository):
         raise UserError(f"'{repository}' is not a GitHub repository; write it as OWNER/REPO.")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", ref):
-        raise UserError(f"'{ref}' is not a branch or tag name.")
+    require(re.fullmatch(r"[\w.-]+(/[\w.-]+)*", ref), f"'{ref}' is not a branch or tag name.")
     new_texts = {}
     for path in [root / "README.md", *sorted((root / "notebooks").glob("*.ipynb"))]:
         text = BADGE.sub(rf"\g<1>{repository}/blob/{ref}\g<2>", path.read_text(encoding="utf-8"))
         if path.suffix == ".ipynb":
             text, count = REPO_URL.subn(rf"\g<1>{repository}", text)
             text = REF.sub(rf"\g<1>{ref}", text)
-            if count != 1:
-                raise UserError(f"{path.name} has {count} setup cells where one is expected; nothing was written.")
+            require(count == 1, f"{path.name} has {count} setup cells where one is expected; nothing was written.")
         new_texts[path] = text
     changed = [path for path, text in new_texts.items() if path.read_text(encoding="utf-8") != text]
     for path in changed:

@@ -13,7 +13,6 @@ from helpers import runtime
 from helpers.experiments import EXPERIMENTS
 from helpers.experiments import records as results
 from helpers.report import plots, tables
-from helpers.runtime import UserError
 
 DPI = 200
 DATA = {"pikachu": "Pikachu photographs", "cifar10": "CIFAR-10", "cifar10_5k": "5,000 images of CIFAR-10"}
@@ -32,7 +31,7 @@ def write(records: list[dict], results_dir: str | Path | None = None) -> list[Pa
     """
     folder = Path(results_dir or results.RESULTS).expanduser() / "figures"
     captions, written = {}, []
-    try:
+    with runtime.writing("The figures"):
         folder.mkdir(exist_ok=True)
         for name, figure, caption in drawn(records):
             captions[name] = caption
@@ -43,8 +42,6 @@ def write(records: list[dict], results_dir: str | Path | None = None) -> list[Pa
             stale.unlink()
         written.append(folder / "README.md")
         runtime.save_text(written[-1], readme(captions))
-    except OSError as error:
-        raise UserError(f"The figures could not be written ({error.strerror}); choose another --results-dir.") from error
     return written
 
 

@@ -53,10 +53,10 @@ def loss_along(model: nn.Module, direction: dict[str, Tensor], radii: Sequence[f
     return np.array(losses)
 
 
-def subset(split: data.Split) -> data.Split:
-    """`IMAGES` images with every class in its share: the same ones in whatever order the split has them."""
+def subset(split: data.Split, images: int = IMAGES) -> data.Split:
+    """So many images with every class in its share: the same ones in whatever order the split has them."""
     keys = list(zip(split.digests or split.names, split.labels.tolist(), strict=True))
-    return data.stratified(split.subset(sorted(range(len(split)), key=keys.__getitem__)), IMAGES)
+    return data.stratified(split.subset(sorted(range(len(split)), key=keys.__getitem__)), images)
 
 
 def obtain(
@@ -80,7 +80,7 @@ def obtain(
     model = models.build(record["model"]["name"], record["dataset"]["num_classes"])
     model.load_state_dict(state["best_weights"])
     model.to(runtime.choose_device(device))
-    images = subset(split).to(next(model.parameters()).device)
+    images = subset(split, 10 if profile == "smoke" else IMAGES).to(next(model.parameters()).device)
     # In fp32: far from the weights that were trained, scores may be too large for the 16 bits of an older GPU.
     recipe = replace(experiments.recipe_for(experiments.find(name), profile), mixed_precision=False)
     generator = torch.Generator().manual_seed(0)

@@ -56,7 +56,7 @@ def measure_first_steps(steps: int = 300, data_dir: str | None = None) -> None:
 def obtain_first_steps(train: data.Split, device: torch.device, profile: str) -> dict[str, list[float]]:
     """`first_steps`: two for `smoke`, 300 on a GPU, elsewhere those that `measure_first_steps` wrote, if it ever ran."""
     if profile == "smoke":
-        return first_steps(train, device, 2, batch_size=8, image_size=16)
+        return first_steps(train, device, 2, batch_size=8, image_size=8)
     if device.type == "cuda":
         return first_steps(train, device, 300)
     return json.loads(FILE.read_text(encoding="utf-8"))["losses"] if FILE.exists() else {}

@@ -219,12 +219,6 @@ def _cells(axis, shares: np.ndarray, texts: np.ndarray, limits: tuple[float, flo
         axis.text(*place[::-1], text, ha="center", va="center", color=ink, fontsize=fontsize)
 
 
-def by_superclass(confusion: np.ndarray) -> np.ndarray:
-    """CIFAR-100's confusion matrix (100, 100) by superclass, int64 (20, 20), in the order of `CIFAR100_SUPERCLASSES`."""
-    belongs = np.eye(len(CIFAR100_SUPERCLASSES), dtype=int)[cifar100_superclasses().numpy()]
-    return belongs.T @ confusion @ belongs
-
-
 def confusion_matrices(runs: Mapping[str, Mapping], sample: bool = False) -> Figure:
     """The confusion matrices of runs by label, at most four side by side: rows are the true class, columns the predicted one.
 
@@ -235,7 +229,8 @@ def confusion_matrices(runs: Mapping[str, Mapping], sample: bool = False) -> Fig
     classes = next(iter(runs.values()))["dataset"]["classes"]
     if list(classes) == list(CIFAR100_CLASSES):
         classes, what = list(CIFAR100_SUPERCLASSES), " by superclass"
-        matrices = {label: by_superclass(matrix) for label, matrix in matrices.items()}
+        belongs = np.eye(len(classes), dtype=int)[cifar100_superclasses().numpy()]
+        matrices = {label: belongs.T @ matrix @ belongs for label, matrix in matrices.items()}
     counted, few = len(classes) <= 10 or len(matrices) <= 4, len(classes) < 4
     side = max(2.0, (0.3 if counted else 0.16) * len(classes))  # inches
     bands = math.ceil(len(matrices) / min(4, max(1, int(13 / side))))

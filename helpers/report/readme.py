@@ -14,7 +14,7 @@ from helpers.experiments import records as results
 from helpers.report import claims, figures, tables
 from helpers.report.formats import NOT_YET, markdown, percent
 from helpers.report.tables import CODED, ELSEWHERE, REPORTS
-from helpers.runtime import ROOT, UserError
+from helpers.runtime import ROOT, require
 
 # Where the network of a row is not, or not surely, the report's own.
 NETWORKS = {
@@ -113,10 +113,8 @@ def write(records: list[dict], readme: Path = ROOT / "README.md") -> Path:
     text = readme.read_text(encoding="utf-8")
     for name, part in parts(records).items():
         pieces = re.split(rf"(<!-- {name} -->\n|<!-- /{name} -->)", text)
-        if len(pieces) != 5:
-            raise UserError(f"{readme.name} has no <!-- {name} --> … <!-- /{name} --> to write the table between.")
-        pieces[2] = part
-        text = "".join(pieces)
+        require(len(pieces) == 5, f"{readme.name} has no <!-- {name} --> … <!-- /{name} --> to write the table between.")
+        text = "".join([*pieces[:2], part, *pieces[3:]])
     runtime.save_text(readme, text)
     return readme
 

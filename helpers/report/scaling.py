@@ -43,8 +43,7 @@ def modelled() -> list[dict]:
     """One row for each network, batch and link: what is counted, the speeds by the number of GPUs, and how many pay."""
     rows = []
     for name, (classes, pixels, batches) in BATCHES.items():
-        with torch.device("meta"):
-            network = models.build(name, classes)
+        network = models.inspect.network(name, classes)
         layers = sum(isinstance(layer, nn.Conv2d | nn.BatchNorm2d | nn.Linear) for layer in network.modules())
         parts = {"macs": models.count_macs(network, (1, 3, pixels, pixels)), "layers": layers}
         parts["gradient_bytes"] = 4 * models.count_parameters(network)

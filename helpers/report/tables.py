@@ -13,7 +13,7 @@ from helpers.experiments import records as results
 from helpers.models import inspect as anatomy
 from helpers.report import statistics
 from helpers.report.formats import NOT_YET, markdown, percent
-from helpers.runtime import UserError
+from helpers.runtime import require
 from helpers.training.loop import estimate_epochs
 
 REPORTS = {
@@ -49,8 +49,8 @@ PAIRED_COLUMNS = "first,second,seeds,only first right,only second right,points,f
 
 
 def on_whole_data(records: Iterable[dict]) -> list[dict]:
-    """The full runs of the reports' experiments on images without loss: not on JPEG copies."""
-    own = results.of_the_reports(records)
+    """The full runs of the reports' experiments, not of a search or a comparison of speed, on images without loss: no JPEG."""
+    own = (record for record in records if record["report"] not in ("speed", "search"))
     return [record for record in own if record["profile"] == "full" and "JPEG" not in record["dataset"]["source"]]
 
 
@@ -238,30 +238,22 @@ def pair_sentences(
 def write(records: list[dict], results_dir: str | Path | None = None) -> list[Path]:
     """Rebuild `R/tables` from all records of `R/runs`: every run, each report's comparison over seeds, and its paired tests.
 
-    Those of no record go. A UserError where there is no record, or the folder cannot be written.
+    Each is CSV and Markdown, if it has a row; those of no record go. A UserError where there is no record, or the folder
+    cannot be written.
     """
     folder = Path(results_dir or results.RESULTS).expanduser()
-    if not records:
-        raise UserError(f"There is no run record under {folder.name}/runs; make one with python -m helpers run EXPERIMENT.")
+    require(records, f"There is no run record under {folder.name}/runs; make one with python -m helpers run EXPERIMENT.")
     tables = {"runs": runs_table(records)}
     for report in dict.fromkeys(record["report"] for record in records):
         own = [record for record in records if record["report"] == report and record["profile"] == "full"]
         tables |= {f"{report}_comparison": comparison_table(own), f"{report}_paired": paired_table(own, results_dir=folder)}
-    written = save(tables, folder)
-    for stale in {*folder.glob("tables/*_comparison.*"), *folder.glob("tables/*_paired.*")} - {*written}:
-        stale.unlink()
-    return written
-
-
-def save(tables: dict[str, pd.DataFrame], results_dir: str | Path | None = None) -> list[Path]:
-    """Write each table that has a row into `R/tables`, as CSV and Markdown; a UserError where the folder cannot be written."""
-    folder, written = Path(results_dir or results.RESULTS).expanduser() / "tables", []
-    try:
-        folder.mkdir(exist_ok=True)
+    written = []
+    with runtime.writing("The tables"):
+        (folder / "tables").mkdir(exist_ok=True)
         for name, table in tables.items():
             for suffix, text in ((".csv", table.to_csv(index=False)), (".md", markdown(table))) if len(table) else ():
-                written.append(folder / f"{name}{suffix}")
+                written.append(folder / "tables" / f"{name}{suffix}")
                 runtime.save_text(written[-1], text)
-    except OSError as error:
-        raise UserError(f"The tables could not be written ({error.strerror}); choose another --results-dir.") from error
+    for stale in {*folder.glob("tables/*_comparison.*"), *folder.glob("tables/*_paired.*")} - {*written}:
+        stale.unlink()
     return written

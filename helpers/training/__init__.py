@@ -1,7 +1,7 @@
 """How it is trained: recipes, the loop, the perturbed step, checkpoints."""
 # ruff: noqa: F401 (the names that notebooks and other rooms use)
 
-from helpers.training.evaluation import accuracy_at, evaluate, predict, score
+from helpers.training.evaluation import evaluate, predict, score
 from helpers.training.layout import choose_channels_last, prepare
 from helpers.training.loop import OUT_OF_TIME, Diverged, Fit, fit, training_batches
 from helpers.training.perturbation import AdversarialModelPerturbation

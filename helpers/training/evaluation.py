@@ -43,11 +43,6 @@ def evaluate(model: nn.Module, split: data.Split, recipe: Recipe) -> tuple[float
     return score(predict(model, split, recipe), split.labels.cpu())
 
 
-def accuracy_at(k: int, logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """The part of the images whose label is among the `k` highest of their scores: logits (N, C), labels (N,)."""
-    return (logits.topk(k, dim=1).indices == labels[:, None]).any(1).double().mean().item()
-
-
 def score(logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
     """Mean cross-entropy (nats) and accuracy over images: logits (N, C), labels (N,)."""
     loss = F.cross_entropy(logits.double(), labels).item()

@@ -6,6 +6,7 @@ from itertools import islice
 
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm as total_norm
 from torch.optim.optimizer import ParamsT
 
 
@@ -80,7 +81,7 @@ class AdversarialModelPerturbation(torch.optim.Optimizer):
                 gradients = [parameter.grad for parameter in parameters]
                 if scale is not None:
                     gradients = torch._foreach_div(gradients, scale)
-                    if not total_norm(gradients).isfinite():
+                    if not total_norm(gradients, foreach=True).isfinite():
                         break  # the scaler finds the overflow in these very gradients and skips the step
                 clip(gradients, self.clip_norm)
                 torch._foreach_copy_(parameters, weights)
@@ -116,15 +117,10 @@ class _Perturbation:
         torch._foreach_add_(self.members, self.deltas)
 
 
-def total_norm(tensors: list[Tensor]) -> Tensor:
-    """The L2 norm of all tensors together, on their device."""
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
-
-
 def clip(gradients: list[Tensor], clip_norm: float | None) -> None:
     """Cut the L2 norm of all gradients together, as `torch.nn.utils.clip_grad_norm_` does; None leaves them."""
     if clip_norm is not None:
-        torch._foreach_mul_(gradients, (clip_norm / (total_norm(gradients) + 1e-6)).clamp(max=1))
+        torch._foreach_mul_(gradients, (clip_norm / (total_norm(gradients, foreach=True) + 1e-6)).clamp(max=1))
 
 
 def step_clipped(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None, clip_norm: float | None) -> None:
@@ -153,7 +149,7 @@ def along_momentum(optimizer: torch.optim.Optimizer, length: float | None) -> It
     parameters, momenta = list(buffers), list(buffers.values())
     with torch.no_grad():
         weights = torch._foreach_mul(parameters, 1.0)
-        torch._foreach_add_(parameters, torch._foreach_mul(momenta, -length / (total_norm(momenta) + 1e-12)))
+        torch._foreach_add_(parameters, torch._foreach_mul(momenta, -length / (total_norm(momenta, foreach=True) + 1e-12)))
     try:
         yield
     finally:

@@ -39,7 +39,8 @@ class Learner:
 
     def __post_init__(self):
         self.optimizer = self.optimizer or make_optimizer(self.model, self.recipe)
-        self.scaler = self.scaler or make_scaler(self.device, self.recipe)
+        half = self.recipe.mixed_precision and autocast_dtype(self.device) == torch.float16  # elsewhere a scaler does nothing
+        self.scaler = self.scaler or torch.amp.GradScaler(self.device.type, enabled=half)
         self.called = self.model if self.called is None else self.called  # a compiled one has no truth value
         if self.recipe.ema is not None:
             self.average = self.average or Average(self.model, self.recipe.ema)
@@ -107,12 +108,6 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         return base(groups, **arguments)
     inner = {"inner_lr": recipe.inner_learning_rate, "inner_steps": recipe.inner_steps, "clip_norm": recipe.clip_norm}
     return AdversarialModelPerturbation(groups, epsilon=recipe.perturbation, base=base, **inner, **arguments)
-
-
-def make_scaler(device: torch.device, recipe: Recipe) -> torch.amp.GradScaler:
-    """A gradient scaler: at work in fp16, and one that does nothing elsewhere."""
-    half = recipe.mixed_precision and autocast_dtype(device) == torch.float16
-    return torch.amp.GradScaler(device.type, enabled=half)
 
 
 def autocast(device: torch.device, recipe: Recipe):

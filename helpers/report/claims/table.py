@@ -14,7 +14,6 @@ from helpers.report.claims import findings, measures, rules
 from helpers.report.claims.findings import Statement
 from helpers.report.claims.runs import Runs
 from helpers.report.tables import REPORTS
-from helpers.runtime import UserError
 
 COLUMNS = "report,place,claim,quoted,recipe,kind,how,ours,interval,verdict,repeats".split(",")
 BY_TRAINING, BY_ARITHMETIC = "holds, of trained networks", "holds, of counts and arithmetic"
@@ -71,10 +70,8 @@ def write(results_dir: str | Path | None = None, records: Iterable[dict] | None 
     folder = Path(results_dir or results.RESULTS).expanduser()
     table = claims_table(folder, records).to_csv(index=False)
     texts = {folder / "claims.csv": table, folder / "tables" / "claims_key.md": key()}
-    try:
+    with runtime.writing("The claims"):
         (folder / "tables").mkdir(parents=True, exist_ok=True)
         for path, text in texts.items():
             runtime.save_text(path, text)
-    except OSError as error:
-        raise UserError(f"The claims could not be written ({error.strerror}); choose another --results-dir.") from error
     return list(texts)
