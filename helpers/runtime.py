@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -14,12 +15,15 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILES = ("smoke", "quick", "full")
+# What a damaged file of arrays raises: a RuntimeError where a bit says that it is encrypted, or packed in an unknown way.
+DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, RuntimeError, BadZipFile, zlib.error)
 
 
 class UserError(Exception):

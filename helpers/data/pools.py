@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import warnings
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from helpers.runtime import progress, require, whole
+from helpers.runtime import DAMAGED, progress, require, whole
 
 CACHE_VERSION = 1
 SPLITS = ("train", "validation", "test")
@@ -187,7 +186,7 @@ def read_cache(path: Path) -> tuple[str, Pool | None]:
             return about.pop("key"), Pool(images=stored["images"], sizes=stored["sizes"], **about)
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, EOFError, zipfile.BadZipFile):
+    except DAMAGED:
         print(f"The cache file {path.name} cannot be read and is made again.")
     return "", None
 

@@ -9,11 +9,9 @@ import os
 import re
 import shutil
 import tempfile
-import zlib
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -173,7 +171,7 @@ def predictions(record: dict, results_dir: str | Path | None = None) -> dict[str
         counts = np.zeros_like(record["test"]["confusion"])
         np.add.at(counts, (arrays["true"], arrays["predicted"]), 1)
         same = (counts == record["test"]["confusion"]).all() and len(arrays["confidence"]) == record["test"]["n"]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, BadZipFile, zlib.error) as error:
+    except runtime.DAMAGED as error:
         raise UserError(f"{path.name} of {record['experiment']} is missing or damaged; run it again.") from error
     require(same, f"{path.name} of {record['experiment']} is of another run than its record; run it again.")
     return arrays

@@ -1,6 +1,7 @@
 """The loss around a trained network: how fast it rises along random directions of the weights."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,14 +65,13 @@ def obtain(
 ) -> np.ndarray | None:
     """The losses around a run's best weights on a `subset` of a split: float64 (DIRECTIONS, len(RADII)).
 
-    Read from beside the run's record if they are there, else measured from its checkpoint, on the device or the best there
-    is, and put there; None where there is no checkpoint either. The directions' random numbers are the same for every run.
+    Read from beside the run's record if they are there and whole, else measured from its checkpoint, on the device or the best
+    there is, and put there; None where there is no checkpoint either. The directions' random numbers are those of every run.
     """
     name, profile, seed = record["experiment"], record["profile"], record["seed"]
     path = results.record_path(name, profile, seed, results_dir).with_name(f"seed{seed}.landscape.npz")
-    if path.exists():
-        with np.load(path, allow_pickle=False) as arrays:
-            return arrays["losses"]
+    with suppress(*runtime.DAMAGED), np.load(path, allow_pickle=False) as arrays:
+        return arrays["losses"]
     checkpoint_dir = checkpoint_dir or results.checkpoint_folder(profile, path.parents[4])
     state = checkpoints.load_checkpoint(experiments.checkpoint_path(name, profile, seed, checkpoint_dir))
     if state is None:

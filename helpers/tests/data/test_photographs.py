@@ -436,14 +436,14 @@ def test_the_fingerprint_is_of_the_content_not_of_the_time(tmp_path):
     assert equal(before, load(tmp_path))
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "other", "empty"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "other", "empty", "encrypted"])
 def test_a_damaged_cache_is_made_again(tmp_path, capsys, damage):
     fill(tmp_path / "pets")
     before = load(tmp_path)
     path = tmp_path / f"cache/pets-{STORED}.npz"
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes({"cut": content[:-100], "flip": content, "other": b"not a zip file", "empty": b""}[damage])
+    content[content.index(b"PK\1\2") + 8 if damage == "encrypted" else len(content) // 2] ^= 1  # a flag, or anything
+    path.write_bytes({"cut": content[:-100], "other": b"not a zip file", "empty": b""}.get(damage, content))
     assert equal(before, load(tmp_path))
     assert "cannot be read and is made again" in capsys.readouterr().out
     load(tmp_path)

@@ -142,14 +142,27 @@ def test_a_number_that_is_none_is_one_sentence(tmp_path, number):
         results.load(path)
 
 
-@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "text", "short", "of another run"])
+def encrypted(whole: bytes) -> bytes:
+    """A zip file whose directory says that its first member is encrypted: one bit."""
+    place = whole.index(b"PK\1\2") + 8
+    return whole[:place] + bytes([whole[place] | 1]) + whole[place + 1 :]
+
+
+def packed_otherwise(whole: bytes) -> bytes:
+    """A zip file whose directory says that its first member is packed in a way that nobody knows: one bit."""
+    place = whole.index(b"PK\1\2") + 10
+    return whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :]
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "text", "short", "of another run", "encrypted", "packed"])
 def test_predictions_that_are_not_those_of_the_record_are_one_sentence(tmp_path, damage):
     record, arrays = make_run()
     path = results.save(record, arrays, tmp_path).with_name("seed0.predictions.npz")
     whole = path.read_bytes()
     other = {"predicted": np.array([0, 0, 0, 1, 1], np.int16), "confidence": np.ones(4)}
     changed = {"short": "confidence", "of another run": "predicted"}.get(damage)
-    path.unlink() if damage == "missing" else path.write_bytes({"cut": whole[:-30], "text": b"text"}.get(damage, b""))
+    contents = {"cut": whole[:-30], "text": b"text", "encrypted": encrypted(whole), "packed": packed_otherwise(whole)}
+    path.unlink() if damage == "missing" else path.write_bytes(contents.get(damage, b""))
     if changed:
         runtime.save_arrays(path, **arrays | {changed: other[changed]})
     with pytest.raises(UserError, match="seed0.predictions.npz of pikachu/resnext50_ours is .*; run it again."):

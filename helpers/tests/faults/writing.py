@@ -1,6 +1,7 @@
 """Faults while something is written: kills, full and read-only disks, a mirror that vanishes, two at once."""
 
 import itertools
+import os
 import resource
 import shutil
 import signal
@@ -217,7 +218,8 @@ def random_kills(effort: Effort, whole: Path) -> Cases:
 def new_process(folder: Path, limit: float) -> tuple[int, str]:
     """The smoke run in a process that is no fork, killed after so many seconds of processor time; its status and errors."""
     line = [sys.executable, "-c", START, *map(str, arguments(folder, "run", EXPERIMENT))]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, preexec_fn=lambda: child.kill_after(limit))
+    around = {"cwd": ROOT, "env": os.environ | {"OMP_NUM_THREADS": "1"}}  # as the forks have it, or it would round otherwise
+    done = subprocess.run(line, capture_output=True, text=True, **around, preexec_fn=lambda: child.kill_after(limit))
     return done.returncode, done.stderr
 
 

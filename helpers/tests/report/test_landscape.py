@@ -79,6 +79,10 @@ def test_it_is_measured_once_from_the_checkpoint_and_then_read(split, tmp_path, 
     recipe = replace(experiments.recipe_for(experiments.find(name), "smoke"), mixed_precision=False)
     there = training.evaluate(model, landscape.subset(split.subset(range(4))), recipe)[0]
     assert losses[0, centre] == pytest.approx(there, rel=1e-3), "which are those of the checkpoint"
+    path = next(tmp_path.rglob("*.landscape.npz"))
+    path.write_bytes(path.read_bytes()[:-20])
+    again = landscape.obtain(record, split.subset(range(4)), tmp_path, tmp_path, device="cpu")
+    assert np.array_equal(again, losses), "a damaged file is measured again"
     checkpoint.unlink()
     assert np.array_equal(landscape.obtain(record, split, tmp_path, tmp_path), losses)
 
