@@ -16,22 +16,23 @@ from helpers.report.formats import NOT_YET, markdown, percent
 from helpers.report.tables import CODED, ELSEWHERE, REPORTS
 from helpers.runtime import ROOT, require
 
+HALVING = [f"cifar100/zoo_resnext{number}" for number in (1, 2, 3)]
+UNSTATED = [name for name in EXPERIMENTS if re.match("cifar100/(wrn|simplenet)", name)]
 # Where the network of a row is not, or not surely, the report's own.
 NETWORKS = {
     "pikachu/resnext50_ours": "its code pads no max-pool",
     "cifar10_5k/resnext29_32x4d": "no, the paper's",
-    "cifar10/slim_resnet_trial1": "stem not recorded",
-    "cifar10/slim_resnet_trial2": "stem not recorded",
-    **dict.fromkeys((f"cifar100/zoo_resnext{number}" for number in (1, 2, 3)), "block not described in full"),
-    **dict.fromkeys((name for name in EXPERIMENTS if re.match("cifar100/(wrn|simplenet)", name)), "dropout not stated"),
+    **dict.fromkeys(("cifar10/slim_resnet_trial1", "cifar10/slim_resnet_trial2"), "stem not recorded"),
+    **dict.fromkeys(HALVING, "block not described in full"),
+    **dict.fromkeys(UNSTATED, "dropout not stated"),
 }
 # What the report leaves open of a row's recipe; its code, or a guess, fills it in.
 OPEN = {
     "cifar10/resnet18_torchvision": "no recipe stated",
     **dict.fromkeys((f"cifar10/slim_resnet_trial{number}" for number in (1, 2, 3)), "epochs not stated"),
     **dict.fromkeys(("cifar10_5k/resnext29_32x4d", "cifar10_5k/resnet18_torchvision"), "epochs not stated"),
-    **dict.fromkeys((f"cifar100/zoo_resnext{number}" for number in (1, 2, 3)), "rate, batch and patience not stated"),
-    **dict.fromkeys((name for name in EXPERIMENTS if re.match("cifar100/(wrn|simplenet)", name)), "optimiser not stated"),
+    **dict.fromkeys(HALVING, "rate, batch and patience not stated"),
+    **dict.fromkeys(UNSTATED, "optimiser not stated"),
 }
 IMAGES = {"cifar10_5k": "4,500, not its 5,000", **dict.fromkeys(("cifar10", "cifar100"), "45,000 of 50,000")}
 

@@ -2,9 +2,12 @@
 
 import multiprocessing
 import runpy
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from helpers.training import loop
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["helpers.__main__", "helpers.tests.training.test_processes"])
@@ -15,6 +18,12 @@ def start(arguments: list[str], said: Path, before: Callable[[], object] = lambd
     process = CONTEXT.Process(target=_program, args=(arguments, said, before))
     process.start()
     return process
+
+
+def hold_at_the_first_checkpoint() -> None:
+    """Have this process wait for a signal as soon as it has written a checkpoint."""
+    save = loop.save_checkpoint
+    loop.save_checkpoint = lambda *arguments: (save(*arguments), signal.pause())
 
 
 def _program(arguments: list[str], said: Path, before: Callable[[], object]) -> None:

@@ -108,8 +108,7 @@ def load_checkpoint(
 def _stamp(path: Path) -> tuple[int, ...]:
     """What changes when a file is written again; empty where there is none."""
     with suppress(OSError):
-        found = path.stat()
-        return found.st_ino, found.st_size, found.st_mtime_ns
+        return (found := path.stat()).st_ino, found.st_size, found.st_mtime_ns
     return ()
 
 

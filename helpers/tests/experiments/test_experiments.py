@@ -19,7 +19,6 @@ from helpers.report import claims
 from helpers.report.perturbed import gradients
 from helpers.runtime import ROOT
 from helpers.tests import programs
-from helpers.training import loop
 
 RUN = ["run", "pikachu/resnet18_torchvision", "--profile", "smoke"]
 
@@ -399,16 +398,11 @@ def test_a_folder_that_cannot_be_written_is_noticed_before_the_training(tmp_path
     assert f"choose another folder with {option}" in capsys.readouterr().err
 
 
-def hold_at_the_first_checkpoint() -> None:
-    save = loop.save_checkpoint
-    loop.save_checkpoint = lambda *arguments: (save(*arguments), signal.pause())
-
-
 def test_a_process_stopped_in_the_middle_goes_on_to_the_same_record(smoke, tmp_path):
     """Ctrl-C as a shell sends it, once a checkpoint is there; the second run ends as one that was let be (`faults` kills)."""
     folders = ["--results-dir", str(tmp_path), "--checkpoint-dir", str(tmp_path / "checkpoints")]
     checkpoint = experiments.checkpoint_path(RUN[1], "smoke", 0, tmp_path / "checkpoints")
-    process = programs.start([*RUN, *folders], said := tmp_path / "said.txt", hold_at_the_first_checkpoint)
+    process = programs.start([*RUN, *folders], said := tmp_path / "said.txt", programs.hold_at_the_first_checkpoint)
     while not checkpoint.exists() and process.is_alive():
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGINT)

@@ -19,14 +19,12 @@ from helpers.experiments.claim import Taken
 from helpers.experiments.queue import Queue
 from helpers.runtime import UserError
 from helpers.tests import programs
+from helpers.tests.faults.child import SMALLEST
 from helpers.training import loop
 
 NAMES = ["cifar10_tenth/speed_fast", "cifar10_tenth/speed_plain"]
 COMMAND = ["run", "--missing", "--profile", "smoke", "--report", "speed"]
 CPU = torch.device("cpu")
-
-
-SMALLEST = models.Model(models.Description(models.Stem(8, 3, 2), (models.Stage(1, 8),)).build)
 
 
 def with_the_smallest_network() -> None:
@@ -96,16 +94,14 @@ def test_epochs_that_are_done_cost_nothing(tmp_path, monkeypatch):
 
 
 def test_the_rate_is_measured(monkeypatch):
-    """On a smaller network than the command's, which `test_the_rate_by_hand` has."""
+    """The steps are of a smaller network than the command's, which `test_the_rate_by_hand` has."""
     build = models.build
     monkeypatch.setattr(queue.models, "build", lambda name, classes: build("zoo_resnext3", classes))
     monkeypatch.setattr(queue, "MEASURED_SECONDS", 0.0)
-    for function in (queue.rate, queue._size):
-        function.cache_clear()
+    queue.rate.cache_clear()
     operations, per_parameter = queue.rate(CPU, True)
     assert 1e8 < operations < 1e15 and 0 <= per_parameter < 1e-3
-    for function in (queue.rate, queue._size):
-        function.cache_clear()
+    queue.rate.cache_clear()
 
 
 def test_list_says_what_is_there_and_how_long_the_rest_takes(tmp_path, monkeypatch, capsys):
@@ -193,14 +189,13 @@ def test_two_programs_side_by_side_never_take_the_same_run(tmp_path):
     assert sorted(begun) == [f"{name}, seed 0:" for name in NAMES]
 
 
-def stopping_at_the_first_checkpoint() -> None:
+def held_at_the_first_checkpoint() -> None:
     with_the_smallest_network()
-    save = loop.save_checkpoint
-    loop.save_checkpoint = lambda *arguments: (save(*arguments), signal.pause())
+    programs.hold_at_the_first_checkpoint()
 
 
 def test_a_killed_queue_blocks_nothing_and_loses_nothing(tmp_path):
-    process = programs.start([*COMMAND, *folders(tmp_path)], tmp_path / "said.txt", stopping_at_the_first_checkpoint)
+    process = programs.start([*COMMAND, *folders(tmp_path)], tmp_path / "said.txt", held_at_the_first_checkpoint)
     checkpoint = experiments.checkpoint_path(NAMES[0], "smoke", 0, tmp_path / "checkpoints")
     while not checkpoint.exists() and process.is_alive():
         time.sleep(0.02)

@@ -142,16 +142,10 @@ def test_a_number_that_is_none_is_one_sentence(tmp_path, number):
         results.load(path)
 
 
-def encrypted(whole: bytes) -> bytes:
-    """A zip file whose directory says that its first member is encrypted: one bit."""
-    place = whole.index(b"PK\1\2") + 8
-    return whole[:place] + bytes([whole[place] | 1]) + whole[place + 1 :]
-
-
-def packed_otherwise(whole: bytes) -> bytes:
-    """A zip file whose directory says that its first member is packed in a way that nobody knows: one bit."""
-    place = whole.index(b"PK\1\2") + 10
-    return whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :]
+def flipped(whole: bytes, field: int, bit: int) -> bytes:
+    """A zip file with one bit of its first member's entry in the directory flipped: its flags are field 8, its packing 10."""
+    place = whole.index(b"PK\1\2") + field
+    return whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :]
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut", "text", "short", "of another run", "encrypted", "packed"])
@@ -161,7 +155,7 @@ def test_predictions_that_are_not_those_of_the_record_are_one_sentence(tmp_path,
     whole = path.read_bytes()
     other = {"predicted": np.array([0, 0, 0, 1, 1], np.int16), "confidence": np.ones(4)}
     changed = {"short": "confidence", "of another run": "predicted"}.get(damage)
-    contents = {"cut": whole[:-30], "text": b"text", "encrypted": encrypted(whole), "packed": packed_otherwise(whole)}
+    contents = {"cut": whole[:-30], "text": b"text", "encrypted": flipped(whole, 8, 1), "packed": flipped(whole, 10, 16)}
     path.unlink() if damage == "missing" else path.write_bytes(contents.get(damage, b""))
     if changed:
         runtime.save_arrays(path, **arrays | {changed: other[changed]})

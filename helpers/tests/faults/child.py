@@ -29,6 +29,7 @@ from helpers.report.claims import findings, table
 from helpers.runtime import UserError
 
 EXPERIMENT = "cifar10/resnext29_under5m_sgd"
+SMALLEST = models.Model(Description(Stem(8, 3, 2), (Stage(1, 8),)).build)  # a network of one block
 SECONDS = 300  # after which work counts as hanging; none here takes more than a few on a machine that has time for it
 WRITING = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate", "os.link", "os.symlink"}
 Cases = Iterator[tuple[str, str | None]]
@@ -40,7 +41,7 @@ def smallest() -> Iterator[None]:
     row = replace(EXPERIMENTS[EXPERIMENT], model="smallest", seeds=1)
     statements = [one for one in table.statements() if one.kind in findings.TRAINED]
     with (
-        patch.dict(models.MODELS, smallest=models.Model(Description(Stem(8, 3, 2), (Stage(1, 8),)).build)),
+        patch.dict(models.MODELS, smallest=SMALLEST),
         patch.dict(EXPERIMENTS, {EXPERIMENT: row}),
         patch.object(models, "count_macs", lambda *_: 1),
         patch.dict(samples.SAMPLE_COUNTS, {10: (20, 10, 10)}),
