@@ -14,7 +14,7 @@ NOTEBOOK_LINES = range(80, 131)
 
 # What does not hold yet, and by how much. A number only falls; an entry goes when its limit holds.
 TODAY = {
-    "lines": 8591,
+    "lines": 8580,
     "files": {},
     "functions": {},
     "notebooks": {},

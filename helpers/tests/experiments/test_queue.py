@@ -1,7 +1,6 @@
 """The queue: what is missing and for how long, two programs side by side, and what is left when one is killed."""
 
 import json
-import math
 import multiprocessing
 import os
 import signal
@@ -62,26 +61,27 @@ def test_what_is_missing_comes_in_the_plans_order_and_a_seed_at_a_time(tmp_path)
 
 
 def test_minutes_by_hand(tmp_path, monkeypatch):
-    """Multiply-adds, two operations each, three times for a training image and once for one of validation."""
-    monkeypatch.setattr(queue, "rate", lambda device, grouped: (1e12 if grouped else 5e11, 0.0))
-    queue_, macs = Queue(tmp_path, tmp_path), 759_801_856
+    """A third of a training image's seconds for one of validation."""
+    asked = []
+    monkeypatch.setattr(queue, "pace", lambda *network: asked.append(network) or (0.03, 0.0))
+    queue_ = Queue(tmp_path, tmp_path)
     found = {name: experiments.find(f"cifar10/resnext29_under5m_{name}") for name in ("sgd_8ep", "amp_8ep", "fast")}
     minutes = {name: queue_.minutes(row, 0, CPU) for name, row in found.items()}
-    assert minutes["sgd_8ep"] == pytest.approx(8 * 2 * macs * (3 * 45_000 + 5_000) / 1e12 / 60)
-    assert minutes["amp_8ep"] == pytest.approx(8 * 2 * macs * (3 * 2 * 45_000 + 5_000) / 1e12 / 60), "two gradients a step"
+    assert asked == [(CPU, "resnext29_under5m", 32)] * 3
+    assert minutes["sgd_8ep"] == pytest.approx(8 * (3 * 45_000 + 5_000) / 100 / 60)
+    assert minutes["amp_8ep"] == pytest.approx(8 * (3 * 2 * 45_000 + 5_000) / 100 / 60), "two gradients a step"
     # 16 epochs: by the middle of an epoch, 6 are at 16 pixels, 5 at 24 and 5 at 32.
     part = 6 * (16 / 32) ** 2 + 5 * (24 / 32) ** 2 + 5
-    assert minutes["fast"] == pytest.approx(2 * macs * (3 * 45_000 * part + 16 * 5_000) / 1e12 / 60)
+    assert minutes["fast"] == pytest.approx((3 * 45_000 * part + 16 * 5_000) / 100 / 60)
     slim = experiments.find("cifar10/slim_resnet_3ep")
-    macs = models.count_macs(models.build("slim_resnet", 10), (1, 3, 32, 32))
-    assert queue_.minutes(slim, 0, CPU) == pytest.approx(3 * 2 * macs * (3 * 4 * 45_000 + 5_000) / 5e11 / 60), "four copies"
+    assert queue_.minutes(slim, 0, CPU) == pytest.approx(3 * (3 * 4 * 45_000 + 5_000) / 100 / 60), "four copies"
     assert queue_.minutes(experiments.find("cifar100/wrn28_4"), 0, CPU) == 360, "no longer than its time budget"
-    monkeypatch.setattr(queue, "rate", lambda device, grouped: (math.inf, 1e-8))
-    assert queue_.minutes(found["amp_8ep"], 0, CPU) == pytest.approx(8 * 2 * 704 * 4_761_770 * 1e-8 / 60), "704 steps an epoch"
+    monkeypatch.setattr(queue, "pace", lambda *_: (0.0, 0.5))
+    assert queue_.minutes(found["amp_8ep"], 0, CPU) == pytest.approx(8 * 2 * 704 * 0.5 / 60), "704 steps an epoch"
 
 
 def test_epochs_that_are_done_cost_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(queue, "rate", lambda device, grouped: (1e12, 0.0))
+    monkeypatch.setattr(queue, "pace", lambda *_: (0.01, 0.0))
     row, there = experiments.find(NAMES[0]), Queue(tmp_path, tmp_path, "smoke")
     whole = there.minutes(row, 0, CPU)
     deadline = {"deadline": time.perf_counter() - 1}
@@ -93,15 +93,12 @@ def test_epochs_that_are_done_cost_nothing(tmp_path, monkeypatch):
     assert there.minutes(row, 0, CPU) == 0
 
 
-def test_the_rate_is_measured(monkeypatch):
-    """The steps are of a smaller network than the command's, which `test_the_rate_by_hand` has."""
-    build = models.build
-    monkeypatch.setattr(queue.models, "build", lambda name, classes: build("zoo_resnext3", classes))
+def test_the_pace_is_measured(monkeypatch):
     monkeypatch.setattr(queue, "MEASURED_SECONDS", 0.0)
-    queue.rate.cache_clear()
-    operations, per_parameter = queue.rate(CPU, True)
-    assert 1e8 < operations < 1e15 and 0 <= per_parameter < 1e-3
-    queue.rate.cache_clear()
+    queue.pace.cache_clear()
+    per_image, per_step = queue.pace(CPU, "smallest", 32)
+    assert 1e-8 < per_image < 1 and 0 <= per_step < 10
+    queue.pace.cache_clear()
 
 
 def test_list_says_what_is_there_and_how_long_the_rest_takes(tmp_path, monkeypatch, capsys):
@@ -114,22 +111,22 @@ def test_list_says_what_is_there_and_how_long_the_rest_takes(tmp_path, monkeypat
     assert line.endswith("    20  have seed 1; need seed 0 (90 min), 2 (92 min)")
 
 
-def test_the_rate_by_hand(monkeypatch):
+def test_the_pace_by_hand(monkeypatch):
     now = [0.0]
 
-    def step(learner, images, labels):  # half a second, and a hundredth for each image
+    def train(learner, batches):  # half a second, and a hundredth for each image
+        [(images, _)] = batches
         now[0] += 0.5 + 0.01 * len(images)
-        return None, torch.zeros(())
 
-    monkeypatch.setattr(queue, "step", step)
+    monkeypatch.setattr(queue, "train_epoch", train)
     monkeypatch.setattr(queue.time, "perf_counter", lambda: now[0])
-    queue.rate.cache_clear()
-    assert queue.rate(CPU, True) == pytest.approx((6 * 759_801_856 / 0.01, 0.5 / 4_761_770))
-    queue.rate.cache_clear()
+    queue.pace.cache_clear()
+    assert queue.pace(CPU, "smallest", 32) == pytest.approx((0.01, 0.5))
+    queue.pace.cache_clear()
 
 
 def test_list_as_json(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(queue, "rate", lambda device, grouped: (1e12, 0.0))
+    monkeypatch.setattr(queue, "pace", lambda *_: (0.01, 0.0))
     assert main(["list", "--json", "--report", "speed", *folders(tmp_path)]) == 0
     table = json.loads(capsys.readouterr().out)
     assert [row["experiment"] for row in table] == NAMES
