@@ -89,10 +89,10 @@ class Paired:
         """In words, how many more images would bring the whole interval inside the margin, were the difference the true one."""
         if len(self.by_seed) == 1:
             return "a second seed at least"
-        room = margin - max(abs(self.difference), *abs(self.by_seed))
-        if room <= 0:
+        if abs(self.by_seed).max() >= margin:
             return "no number of images brings it inside"
-        return f"inside with {max(1, math.ceil((self.half / room) ** 2) - self.right.shape[1]):,} more images"
+        images = math.ceil((self.half / (margin - abs(self.difference))) ** 2)
+        return f"inside with {max(1, images - self.right.shape[1]):,} more images"
 
 
 def images_needed(only_first: float, only_second: float) -> int:
@@ -117,8 +117,8 @@ def printed_difference(first: float, second: float, n: int) -> tuple[float, tupl
     spread = first * (1 - first) + second * (1 - second)
     half = Z_ALPHA * math.sqrt(spread / n)
     p = 2 * norm.sf(abs(difference) / math.sqrt(2 * pooled * (1 - pooled) / n))
-    needed = (Z_ALPHA + Z_POWER) ** 2 * spread / difference**2 if difference else None
-    return float(p), (difference - half, difference + half), needed and math.ceil(needed)
+    needed = math.ceil((Z_ALPHA + Z_POWER) ** 2 * spread / difference**2) if difference else None
+    return float(p), (difference - half, difference + half), needed
 
 
 def printed_range(quoted: str) -> tuple[float, float]:

@@ -91,6 +91,8 @@ def test_what_it_would_take_is_said_in_words():
     assert Paired([right()] * 2, [right(0)] * 2).needed_inside(0.05) == "inside with 110 more images"
     assert Paired([right()] * 2, [MUCH_WORSE] * 2).needed_inside(0.05) == "no number of images brings it inside"
     assert Paired([right()], [right(0)]).needed_inside(0.05) == "a second seed at least"
+    # Seeds at 0 and 0.025: the mean, 0.0125 with half the deviation, is inside 0.03 by 0.0175; (1.959964 · 0.07806 / 0.0175)².
+    assert Paired([right()] * 2, [right(), right(0)]).needed_inside(0.03) == "inside with 37 more images"
 
 
 def test_printed_differences_in_closed_form():
