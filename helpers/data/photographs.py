@@ -19,12 +19,12 @@ FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")  #
 MOST_PIXELS = 40_000_000  # decoded in full, at up to ten bytes each; a JPEG is decoded smaller, so a camera's may have more
 
 
-def read_pool(name: str, base: Path, size: int, resize: str = "crop") -> Pool:
+def read_pool(name: str, base: Path, size: int, resize: str) -> Pool:
     """The photographs of the image folder `name`, else of `base` itself, else of Kaggle, `size` pixels wide and high."""
     source, root = _find(name, base)
-    files = list_files(root, source)
+    files = list_files(root, source, is_data_folder=root == base)
     paths, read = [path for path, _, _ in files], partial(read_file, root)
-    decoder = partial(decode_photograph, resize=resize) if resize != "crop" else decode_photograph
+    decoder = partial(decode_photograph, resize=resize)
     path = cache_path(base, Path(name).name if resize == "crop" else f"{Path(name).name}-{resize}", size)
     return cached(path, source, files, size, partial(decode, source, paths, read, decoder, size))
 
@@ -81,7 +81,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     """The image in 8-bit colour; what is transparent becomes white."""
     if image.mode == "F" or image.mode.startswith("I"):  # Pillow would cut 16 bits off at 255
         values = np.array(image, np.float32)
-        values *= 255 / (65535 if image.mode != "F" else 1 if values.max() <= 1 else 255)
+        float_white = 1 if values.max() <= 1 else 255
+        values *= 255 / (float_white if image.mode == "F" else 65535)
         image = Image.fromarray(values.round(out=values).clip(0, 255, out=values).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")

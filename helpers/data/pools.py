@@ -26,7 +26,7 @@ File = tuple[str, int, int]  # path in the folder of the data, with '/'; bytes; 
 
 
 def stamp(path: Path, root: Path) -> File:
-    """A file of the folder `root`: what gives away that it was changed."""
+    """A file's path in the folder `root`, its size and the time of its last change: a changed file has another stamp."""
     status = path.stat()
     return path.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns
 
@@ -73,8 +73,8 @@ def unwrap(folder: Path) -> Path:
     return folder
 
 
-def list_files(root: Path, source: str) -> list[File]:
-    """Every file in every class folder, by path; a UserError if a split or a class is missing, empty or there twice."""
+def list_files(root: Path, source: str, is_data_folder: bool = False) -> list[File]:
+    """Files of every class folder, by path; a UserError if a split or a class is missing or empty, or a split comes twice."""
     groups = split_folders(root)
     splits = Counter(split for split, _ in groups)
     needed = f"The {source} has the splits {', '.join(splits)}; it needs train and test, or only classes."
@@ -84,7 +84,7 @@ def list_files(root: Path, source: str) -> list[File]:
     files, classes = [], {}
     for split, group in groups or [("", root)]:
         # Where the data folder itself is the image folder, some of its folders are ours and no classes.
-        folders = [folder for folder in subfolders(group) if groups or folder.name not in OURS]
+        folders = [folder for folder in subfolders(group) if groups or not is_data_folder or folder.name not in OURS]
         require(folders or not groups, f"The {split} split of the {source} is empty; put a folder for each class into it.")
         classes[group.name] = {folder.name for folder in folders}
         for folder in folders:
@@ -116,13 +116,14 @@ class Pool(NamedTuple):
 
     def take(self, positions: Sequence[int]) -> "Pool":
         """The images at `positions`, in that order."""
-        names, digests = ([items[position] for position in positions] for items in (self.names, self.digests))
+        names, digests = [self.names[position] for position in positions], [self.digests[position] for position in positions]
         return Pool(self.source, self.images[positions], self.sizes[positions], names, digests, self.skipped)
 
 
 def listed(items: list[str], most: int = 10) -> str:
     """The items in one line, and how many more there are."""
-    return "; ".join(items[:most] + ([f"and {len(items) - most} more"] if len(items) > most else []))
+    rest = [f"and {len(items) - most} more"] if len(items) > most else []
+    return "; ".join(items[:most] + rest)
 
 
 def listed_files(skipped: list[tuple[str, str]], most: int = 10) -> str:
@@ -164,8 +165,8 @@ def decode(source: str, paths: list[str], read: Callable, decoder: Callable, siz
         return hashlib.sha256(content).hexdigest(), ""
 
     with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(os.cpu_count()) as threads:
-        each = (threads.map if size > 32 else map)(decode_one, range(len(paths)))
-        outcomes = list(progress(each, "decoding", total=len(paths)))
+        run = threads.map if size > 32 else map
+        outcomes = list(progress(run(decode_one, range(len(paths))), "decoding", total=len(paths)))
     digests = [digest for digest, _ in outcomes]
     skipped = [(path, reason) for path, (_, reason) in zip(paths, outcomes, strict=True) if reason]
     pool = Pool(source, images, sizes, paths, digests, skipped)

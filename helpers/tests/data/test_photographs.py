@@ -102,6 +102,8 @@ def test_pikachu_may_be_the_data_folder_itself(tmp_path):
     (tmp_path / "flat/cifar10/parquet").mkdir(parents=True)  # as a download of CIFAR-10 leaves it
     for _ in range(2):  # the second time the cache folder lies beside the classes
         assert load(tmp_path / "flat", "pikachu").classes == ["not_pikachu", "pikachu"]
+    fill(tmp_path / "pets", ("",), classes=("cat", "results"))  # a class, where the folder is not the data folder
+    assert load(tmp_path).classes == ["cat", "results"]
 
 
 def test_a_folder_inside_a_folder_and_clutter_are_seen_through(tmp_path):
@@ -381,7 +383,7 @@ def test_one_pixel_and_one_row(tmp_path):
 def decodings(monkeypatch):
     """The number of photographs decoded so far, as a list with one entry each."""
     seen, decode = [], photographs.decode_photograph
-    monkeypatch.setattr(photographs, "decode_photograph", lambda content, size: seen.append(size) or decode(content, size))
+    monkeypatch.setattr(photographs, "decode_photograph", lambda *a, **options: seen.append(1) or decode(*a, **options))
     return seen
 
 
