@@ -46,21 +46,21 @@ def _locked(folder: Path) -> bool:
     return True
 
 
-def folder_for(profile: str, fingerprint: str | None = None, name: str | None = None) -> Path:
+def folder_for(profile: str, fingerprint: str = "", name: str = "") -> Path:
     """The results folder of a profile: the repository's, a temporary one for `smoke`, and one of their own for other images.
 
     Other images are those of a data set whose fingerprint is not that of the repository's records of that name.
     """
     if profile == "smoke":
         return _temporary_folder()
-    name = name and name.removesuffix("-jpeg")  # whose images are others
+    name = name.removesuffix("-jpeg")  # whose images are others
     known = {record["dataset"]["fingerprint"] for record in load_all() if record["dataset"]["name"] == name}
-    return RESULTS if fingerprint is None or not known or fingerprint in known else OWN / fingerprint
+    return OWN / fingerprint if known and fingerprint not in known else RESULTS
 
 
-def checkpoint_folder(profile: str, results_dir: str | Path) -> Path | None:
+def checkpoint_folder(profile: str, results_dir: Path) -> Path | None:
     """Where `obtain_all` leaves checkpoints: those of smoke runs and of other images beside their records; None: as usual."""
-    return Path(results_dir) / "checkpoints" if profile == "smoke" or Path(results_dir).parent == OWN else None
+    return results_dir / "checkpoints" if profile == "smoke" or results_dir.parent == OWN else None
 
 
 def record_path(name: str, profile: str, seed: int, results_dir: str | Path | None = None) -> Path:
@@ -100,14 +100,15 @@ def save(record: dict, predictions: dict[str, np.ndarray], results_dir: str | Pa
 FORM = {
     "": {"experiment": str, "report": str, "seed": int, "profile": str, "predictions": str, "history": list}
     | {"seconds": float, "stopped_early": str | None},
-    "dataset": {"name": str, "source": str, "fingerprint": str},
-    "model": {"name": str, "params": int},
+    "dataset": {"name": str, "source": str, "fingerprint": str, "classes": list},
+    "model": {"name": str, "params": int, "macs": int},
     "test": {"loss": float, "accuracy": float, "n": int, "confusion": list},
-    "best": {"epoch": int, "val_accuracy": float},
+    "best": {"epoch": int, "val_accuracy": float, "val_loss": float},
     "recipe": {"epochs": int},
     "environment": {"device": str},
 }
-EPOCH = dict.fromkeys(("train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds"), float) | {"epoch": int}
+EPOCH = {"epoch": int, "train_loss": float, "train_accuracy": float, "val_loss": float, "val_accuracy": float}
+EPOCH |= {"seconds": float, "train_seconds": float}
 
 
 def _fits(part: dict, form: dict) -> bool:
@@ -128,7 +129,8 @@ def load(path: Path) -> dict:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         parts = [(record[name] if name else record, form) for name, form in FORM.items()]
-        formed = all(_fits(part, form) for part, form in [*parts, *((row, EPOCH) for row in record["history"])])
+        parts += [(epoch, EPOCH) for epoch in record["history"]]
+        formed = all(_fits(part, form) for part, form in parts)
         named = re.fullmatch(r"\w+", record["report"]) and record["profile"] in PROFILES and record["seed"] >= 0
         named = named and all(re.fullmatch(r"\w[\w.,=-]*", name) for name in record["experiment"].split("/"))
         named = named and re.fullmatch(r"seed\d+\.predictions(\.2)?\.npz", record["predictions"])
@@ -181,7 +183,7 @@ def obtain_all(
     names: Iterable[str],
     seeds: Iterable[int],
     profile: str,
-    results_dir: str | Path | None = None,
+    results_dir: Path,
     *,
     device: torch.device,
     save_to_drive: bool = False,
@@ -199,7 +201,7 @@ def obtain_all(
     """
     from helpers.experiments.queue import Queue  # which itself reads the records
 
-    results_dir, drive = Path(results_dir or folder_for(profile)), runtime.mount_drive() if save_to_drive else None
+    drive = runtime.mount_drive() if save_to_drive else None
     checkpoint_dir = arguments.setdefault("checkpoint_dir", checkpoint_folder(profile, results_dir))
     arguments |= {"device": device, "time_budget": minutes * 60 or None}
     own = results_dir.name if results_dir.parent == OWN else ""
@@ -212,25 +214,24 @@ def obtain_all(
         if not found[name, seed] or (trains and checkpoint.exists() and _is_cut(found[name, seed], minutes * 60)):
             if profile != "full" or seed < experiments.find(name).seeds:
                 missing.setdefault(name, []).append(seed)
-    if trains and profile == "full" and missing:
-        expected = sum(queue.minutes(experiments.find(name), seed, device) for name in missing for seed in missing[name])
+    todo = [(name, seed) for name, lacking in missing.items() for seed in lacking] if trains else []
+    if todo and profile == "full":
+        expected = sum(queue.minutes(experiments.find(name), seed, device) for name, seed in todo)
         print(f"What is missing is trained now, in about {expected:,.0f} minutes; interrupt to stop.")
-    for name in missing if trains else ():
-        for seed in missing[name]:
-            mirror = drive / "checkpoints" / own / name / profile if drive else None
-            try:
-                path = save(*experiments.run(name, seed, profile, mirror=mirror, **arguments), results_dir)
-            except Diverged as error:  # the other runs are worth having
-                print(f"{name}, seed {seed}: {error}")
-                continue
+    for name, seed in todo:
+        mirror = drive / "checkpoints" / own / name / profile if drive else None
+        try:
+            path = save(*experiments.run(name, seed, profile, mirror=mirror, **arguments), results_dir)
             found[name, seed] = load(path)
+        except Diverged as error:  # the other runs are worth having
+            print(f"{name}, seed {seed}: {error}")
     there = [record for record in found.values() if record]
     lacking = f"; not run yet: {sum(map(len, missing.values()))}" if missing and not trains else "."
     print(f"{len(there)} {profile} {'run is' if len(there) == 1 else 'runs are'} here{lacking}")
     if not trains:
         given = {
             "--data-dir": arguments.get("data_dir"),
-            "--results-dir": results_dir != RESULTS and results_dir,
+            "--results-dir": None if results_dir == RESULTS else results_dir,
             "--checkpoint-dir": checkpoint_dir,
         }
         _name_missing(missing, queue, device, "".join(f" {option} '{value}'" for option, value in given.items() if value))

@@ -53,7 +53,7 @@ def place(tmp_path_factory):
         "seed": 0,
         "profile": "full",
         "dataset": about | {"n_train": 8, "n_val": 4, "n_test": 120},
-        "model": {"name": "resnet18", "params": models.count_parameters(network)},
+        "model": {"name": "resnet18", "params": models.count_parameters(network), "macs": 1},
         "recipe": json.loads(json.dumps(asdict(recipe))),
         "stopped_early": None,
         "seconds": 1.0,

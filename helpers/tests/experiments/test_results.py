@@ -134,6 +134,16 @@ def test_a_record_with_a_missing_or_a_wrong_part_is_one_sentence(tmp_path, name,
         results.load(path)
 
 
+@pytest.mark.parametrize(("part", "name"), [("best", "val_loss"), ("model", "macs"), ("dataset", "classes"), ("test", "n")])
+def test_a_record_without_what_the_tables_read_is_one_sentence(tmp_path, part, name):
+    record, predictions = make_run()
+    path = results.save(record, predictions, tmp_path)
+    del record[part][name]
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match="is not a run record"):
+        results.load(path)
+
+
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1" + "0" * 400, '"0.6"', "null", "[" * 9999])
 def test_a_number_that_is_none_is_one_sentence(tmp_path, number):
     path = results.save(*make_run(), tmp_path)

@@ -46,10 +46,17 @@ def make_run(name, right, seed=0, *, n=10, **more):
         "environment": {"device": more.pop("device", "CPU, 2 threads")},
     }
     assert not more
-    filled = {"epoch": 1, "train_loss": 0.5, "train_accuracy": 0.5, "val_loss": 0.5, "val_accuracy": 0.6, "seconds": 1.0}
-    record["history"] = [filled | row for row in history]
-    record |= {"model": {"name": "a", "params": 1}, "best": {"epoch": 1, "val_accuracy": 0.6}}
-    record["dataset"] |= {"fingerprint": "ab", "num_classes": 10, "n_train": 50, "n_val": 8, "n_test": n}
+    filled = {"epoch": 1, "train_loss": 0.5, "train_accuracy": 0.5, "val_loss": 0.5, "val_accuracy": 0.6}
+    record["history"] = [filled | {"seconds": 1.0, "train_seconds": 0.9} | row for row in history]
+    record |= {"model": {"name": "a", "params": 1, "macs": 1}, "best": {"epoch": 1, "val_accuracy": 0.6, "val_loss": 0.5}}
+    record["dataset"] |= {
+        "fingerprint": "ab",
+        "classes": [*"abcdefghij"],
+        "num_classes": 10,
+        "n_train": 50,
+        "n_val": 8,
+        "n_test": n,
+    }
     return record, {"true": np.zeros(n, np.int16), "predicted": predicted, "confidence": np.ones(n, np.float32)}
 
 
