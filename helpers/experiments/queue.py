@@ -45,8 +45,7 @@ class Queue:
             known = sorted({getattr(row, name) for row in EXPERIMENTS.values()})
             if getattr(self, name) not in (None, *known):
                 raise UserError(f"There is no {name} '{getattr(self, name)}'; choose one of {', '.join(known)}.")
-        for row in self.rows[:1]:
-            runner.recipe_for(row, self.profile)  # refuses an unknown profile
+        runner.recipe_for(next(iter(EXPERIMENTS.values())), self.profile)  # refuses an unknown profile
         if self.profile == "smoke" and self.results_dir is None:
             raise UserError("Smoke runs write their records only into a --results-dir; name one.")
 
@@ -75,7 +74,8 @@ class Queue:
         """How long what is left of a run would take on a device, at the pace of its network, which is measured here, once."""
         recipe = runner.recipe_for(row, self.profile)
         checkpoint = runner.checkpoint_path(row.name, self.profile, seed, self.checkpoint_dir)
-        history = (checkpoints.load_checkpoint(checkpoint) or {"history": []})["history"] if checkpoint.exists() else []
+        state = checkpoints.load_checkpoint(checkpoint) if checkpoint.exists() else None
+        history = state["history"] if state else []
         train, validation = SIZES[row.dataset]
         per_image, per_step = pace(device, row.model, recipe.image_size)
         shown, seconds = data.images_shown(range(train), recipe.augment), 0.0
@@ -92,9 +92,9 @@ def lines(table: Iterable[dict]) -> Iterator[str]:
     """A `Queue.table` as text: a line for each experiment, as soon as it is known."""
     yield f"{'experiment':48} {'report':8} {'dataset':13} {'model':28} epochs  full runs"
     for row in table:
-        have, minutes = row["have"], [f"{seed} ({minutes:,.0f} min)" for seed, minutes in row["minutes"].items()]
-        seeds = [f"have seed {', '.join(map(str, have))}"] if have else []
-        seeds += [f"need seed {', '.join(minutes)}"] if minutes else []
+        have = ", ".join(map(str, row["have"]))
+        need = ", ".join(f"{seed} ({minutes:,.0f} min)" for seed, minutes in row["minutes"].items())
+        seeds = [f"{verb} seed {which}" for verb, which in (("have", have), ("need", need)) if which]
         columns = f"{row['experiment']:48} {row['report']:8} {row['dataset']:13} {row['model']:28} {row['epochs']:6}"
         yield f"{columns}  {'; '.join(seeds)}"
 
@@ -160,7 +160,8 @@ def run_missing(queue: Queue, minutes: float | None = None, **options) -> None:
             print(stopped)
         except UserError as error:
             print(f"{label}: {error}")
-            failed += [] if isinstance(error, Taken) else [label]
+            if not isinstance(error, Taken):
+                failed.append(label)
     left = [f"{row.name}, seed {seed}" for row, seed in queue.missing()]
     print("\n".join([f"{len(left)} runs are left:", *left]) if left else "Nothing is missing.")
     require(not failed, f"{len(failed)} runs failed: {listed(failed)}; see the reasons above, then run it again.")
