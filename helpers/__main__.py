@@ -113,7 +113,8 @@ def list_experiments(options) -> None:
     """Print a line for each experiment: the seeds that are there, and the minutes that the missing ones would take here."""
     queue = Queue(options.results_dir, options.checkpoint_dir, report=options.report, dataset=options.dataset)
     table = queue.table(runtime.choose_device(options.device))
-    for line in [json.dumps(list(table), indent=1)] if options.json else lines(table):
+    shown = [json.dumps(list(table), indent=1)] if options.json else lines(table)
+    for line in shown:
         print(line, flush=True)
 
 
@@ -123,7 +124,7 @@ def run_experiments(options) -> None:
     common |= {"sync_batchnorm": options.sync_batchnorm, "tensorboard": options.tensorboard}
     if options.tensorboard and find_spec("tensorboard") is None:
         raise UserError("TensorBoard is not installed here; pip install tensorboard, or leave out --tensorboard.")
-    common["time_budget"] = options.time_budget and options.time_budget * 60
+    common["time_budget"] = None if options.time_budget is None else options.time_budget * 60
     if options.results_dir:
         require_writable(options.results_dir, "--results-dir")
     if bool(options.experiment) == options.missing:
@@ -147,8 +148,8 @@ def run_experiment(options, common: dict) -> None:
     is_kept = options.results_dir or (options.profile != "smoke" and options.epochs in (None, declared.epochs))
     if is_kept and path.exists():
         print(f"There is a record of it already, {path.name}, which this run replaces; another --results-dir keeps both.")
-    places = {"checkpoint_dir": options.checkpoint_dir, "epochs": options.epochs}
-    record, predictions = experiments.run(options.experiment, options.seed, options.profile, **common, **places)
+    common |= {"checkpoint_dir": options.checkpoint_dir, "epochs": options.epochs}
+    record, predictions = experiments.run(options.experiment, options.seed, options.profile, **common)
     if processes.rank():
         return
     test, source = record["test"], record["dataset"]["source"]
@@ -178,6 +179,8 @@ def run_bench(options) -> None:
     if options.json:
         require_writable(options.json.parent, "--json")
         require(not options.json.is_dir(), f"{options.json} is a folder; name a file with --json.")
+    fixed = "The recipe of an experiment has its own batch and is not compiled; leave out --batch and --compile with --to."
+    require(options.to is None or not (options.batch or options.compile), fixed)
     if options.to is None:
         measured = bench.run(options.models, options.device, options.batch, options.compile)
     else:
@@ -194,7 +197,7 @@ def run_bench(options) -> None:
 
 def save_model(options) -> None:
     """Write the model of a recorded run."""
-    experiments.recipe_for(experiments.find(options.experiment), options.profile)
+    experiments.recipe_for(experiments.find(options.experiment), options.profile)  # refuses unknown names
     path = results.record_path(options.experiment, options.profile, options.seed, options.results_dir)
     run = f"{options.experiment} --seed {options.seed} --profile {options.profile}"
     name = f"{options.experiment}, seed {options.seed}, {options.profile}"
@@ -233,8 +236,8 @@ def write_colab(options) -> None:
     print("\n".join(path.name for path in changed) or "Everything was already so.")
 
 
-RUN = (list_experiments, run_experiments, make_tables, run_bench, save_model, classify_images, evaluate_model, write_colab)
-COMMANDS = dict(zip(ARGUMENTS, RUN, strict=True))
+COMMANDS = {"list": list_experiments, "run": run_experiments, "table": make_tables, "bench": run_bench, "save": save_model}
+COMMANDS |= {"classify": classify_images, "evaluate": evaluate_model, "colab": write_colab}
 
 
 def main(arguments: list[str] | None = None) -> int:

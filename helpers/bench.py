@@ -8,13 +8,13 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import cache, partial
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 import torch
@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import profile
 from torch.utils.data import DataLoader, default_collate
 from torchvision import transforms
+from torchvision.datasets.folder import default_loader
 
 from helpers import data, experiments, models, training
 from helpers.experiments.queue import passes
@@ -38,27 +39,25 @@ IMAGES = {32: ("cifar10", 5120), 224: ("pikachu", 64)}  # CIFAR in memory, photo
 ROUNDS, ROUND_SECONDS, WORKERS = 5, 3, 2
 
 
-def _opened(transform: Callable, items: list[tuple]) -> list[Tensor]:
-    """A batch of the textbook's images, opened from files or made from arrays of pixels one by one, and their labels."""
-    images = [Image.open(image).convert("RGB") if isinstance(image, Path) else Image.fromarray(image) for image, _ in items]
-    return default_collate([(transform(image), label) for image, (_, label) in zip(images, items, strict=True)])
+def _collate(transform: Callable, items: list[tuple]) -> list[Tensor]:
+    """A batch of the textbook's images, opened and transformed one by one, and their labels."""
+    return default_collate([(transform(image), label) for image, label in items])
 
 
 def textbook_loader(split: data.Split, batch_size: int, image_size: int, folder: Path) -> DataLoader:
     """PIL transforms in a DataLoader of two workers, as most tutorials have it; photographs lie as files in the folder."""
     images = list(split.images.permute(0, 2, 3, 1).numpy())
-    change = [transforms.RandomCrop(32, padding=4)]
+    change = [Image.fromarray, transforms.RandomCrop(32, padding=4)]
     if image_size != 32:
-        change = [transforms.Resize(256), transforms.CenterCrop(image_size)]
+        change = [default_loader, transforms.Resize(256), transforms.CenterCrop(image_size)]
         for number, photograph in enumerate(images):
             images[number] = folder / f"{number}.jpg"
             Image.fromarray(photograph).resize((500, 375)).save(images[number], quality=85)
     change += [transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)]
     pairs = list(zip(images, split.labels.tolist(), strict=True))
-    # A loop in a process of its own would start its workers afresh, imports and all; the textbook's are forked where they can.
-    how = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
-    workers = {"num_workers": WORKERS, "multiprocessing_context": how}
-    return DataLoader(pairs, batch_size, shuffle=True, collate_fn=partial(_opened, transforms.Compose(change)), **workers)
+    # A loop in a process of its own would start its workers afresh, imports and all; the textbook's are forked.
+    workers = {"num_workers": WORKERS, "multiprocessing_context": "fork"}
+    return DataLoader(pairs, batch_size, shuffle=True, collate_fn=partial(_collate, transforms.Compose(change)), **workers)
 
 
 class Textbook:
@@ -126,8 +125,7 @@ def layer_kind(operation: str, shapes: list) -> str | None:
 def layer_shares(device: torch.device, work: Callable[[], object]) -> dict[str, float]:
     """The share of each kind of layer in the time that the device spends on this work, as torch's profiler has it."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler says that a machine without a GPU is an error
-    watched = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
-    with profile(activities=watched, record_shapes=True) as profiler:
+    with profile(record_shapes=True) as profiler:
         _seconds(device, work)
     spent, whole, time_of = Counter(), 0, "device_time_total" if device.type == "cuda" else "cpu_time_total"
     for event in profiler.key_averages(group_by_input_shape=True):
@@ -139,7 +137,7 @@ def layer_shares(device: torch.device, work: Callable[[], object]) -> dict[str, 
 
 TASKS = {
     "train": lambda loop, stream, steps: _seconds(loop.device, lambda: loop.train(islice(stream, steps))),
-    "input": lambda loop, stream, steps: _seconds(loop.device, lambda: list(map(len, islice(stream, steps)))),
+    "input": lambda loop, stream, steps: _seconds(loop.device, lambda: deque(islice(stream, steps), maxlen=0)),
     "layers": lambda loop, stream, steps: layer_shares(loop.device, lambda: loop.train(islice(stream, steps))),
     "peak": lambda loop, stream, steps: peak_memory(loop.device),
     "arrangement": lambda loop, stream, steps: {"channels_last": loop.channels_last},
@@ -150,10 +148,10 @@ TASKS = {
 def _started(side: str, name: str, batch_size: int, image_size: int, device: torch.device, folder: Path) -> tuple:
     """One side and its endless stream of batches, in the process that asks for it first."""
     torch.manual_seed(0)
-    dataset, count = IMAGES[image_size]
-    split = data.sample(dataset, image_size=image_size, counts=(count, 10, 10)).train
+    dataset, images = IMAGES[image_size]
+    split = data.sample(dataset, image_size=image_size, counts=(images, 10, 10)).train
     loop = (SIDES | COMPILED)[side](models.build(name, 10), split, batch_size, image_size, device, folder)
-    return loop, (batch for _ in iter(int, 1) for batch in loop.batches())
+    return loop, (batch for _ in count() for batch in loop.batches())
 
 
 def _ask(started: tuple, task: str, steps: int = 0):
@@ -167,12 +165,12 @@ def compare(name: str, device: torch.device, batch_size: int | None = None, comp
     """
     batch_size, image_size = batch_size or MODELS[name][0], MODELS[name][1]
     row = {"model": name, "device": str(device), "batch": batch_size, "image_size": image_size}
-    loops, steps = SIDES | (COMPILED if compiled else {}), {}
-    context, speeds = multiprocessing.get_context("spawn"), {side: [] for side in loops}
+    sides = [*SIDES, *COMPILED] if compiled else [*SIDES]
+    context, steps, speeds = multiprocessing.get_context("spawn"), {}, {side: [] for side in sides}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         # Each side in a process of its own, so that neither its memory nor its settings are the other's.
-        processes = {side: stack.enter_context(ProcessPoolExecutor(1, context)) for side in loops}
+        processes = {side: stack.enter_context(ProcessPoolExecutor(1, context)) for side in sides}
 
         def ask(side: str, *task):
             started = side, name, batch_size, image_size, device, folder
@@ -180,12 +178,12 @@ def compare(name: str, device: torch.device, batch_size: int | None = None, comp
 
         try:
             row["arrangement"] = ask("ours", "arrangement")
-            for side in loops:
+            for side in sides:
                 ask(side, "train", 3)
                 steps[side] = max(2, round(ROUND_SECONDS * 2 / ask(side, "train", 2)))
-            for side in [*loops] * ROUNDS:
+            for side in sides * ROUNDS:
                 speeds[side].append(steps[side] * batch_size / ask(side, "train", steps[side]))
-            for side in loops:
+            for side in sides:
                 row[f"{side}_images_per_second"] = statistics.median(speeds[side])
                 row[f"{side}_range"] = [min(speeds[side]), max(speeds[side])]
                 row[f"{side}_peak_memory_bytes"] = ask(side, "peak")
@@ -193,22 +191,23 @@ def compare(name: str, device: torch.device, batch_size: int | None = None, comp
             row["layers"] = ask("ours", "layers", steps["ours"])
         except RuntimeError as error:  # such as a process that was killed, or a GPU's memory that was full
             raise UserError(f"The benchmark of {name} failed, most likely out of memory; try a smaller --batch.") from error
-    for ratio, what in (("ratio", "images_per_second"), ("input_ratio", "input_images_per_second")):
-        row[ratio] = row[f"ours_{what}"] / row[f"textbook_{what}"]
+    row["ratio"] = row["ours_images_per_second"] / row["textbook_images_per_second"]
+    row["input_ratio"] = row["ours_input_images_per_second"] / row["textbook_input_images_per_second"]
     macs = models.count_macs(models.inspect.network(name, 10), (1, 3, image_size, image_size))
     row["ours_gflops"] = 6 * macs * row["ours_images_per_second"] / 1e9  # the backward pass computes twice the forward's
     return row
 
 
 def _line(row: dict) -> str:
-    speeds, memory = ([row[f"{side}_{what}"] for side in SIDES] for what in ("images_per_second", "peak_memory_bytes"))
+    speeds = [row[f"{side}_images_per_second"] for side in SIDES]
+    memory = [row[f"{side}_peak_memory_bytes"] / 2**30 for side in SIDES]
     share = row["ours_images_per_second"] / row["ours_input_images_per_second"]
-    layers = ", ".join(f"{kind} {share:.0%}" for kind, share in row["layers"].items())
+    layers = ", ".join(f"{kind} {part:.0%}" for kind, part in row["layers"].items())
     compiled = f"; compiled {row['compiled_images_per_second']:.1f}" if "compiled_images_per_second" in row else ""
     return (
         f"{row['model']:18} batch {row['batch']:3} at {row['image_size']:3}: {speeds[0]:.1f} and {speeds[1]:.1f} images/s, "
         f"{row['ratio']:.1f}×; input alone {row['input_ratio']:.1f}×, {share:.1%} of our step; {row['part_of_ceiling']:.2f} of "
-        f"the ceiling; peak memory {memory[0] / 2**30:.1f} and {memory[1] / 2**30:.1f} GiB{compiled}; of our step, {layers}"
+        f"the ceiling; peak memory {memory[0]:.1f} and {memory[1]:.1f} GiB{compiled}; of our step, {layers}"
     )
 
 
@@ -248,13 +247,13 @@ def hardware(device: torch.device) -> dict[str, str]:
     return {}
 
 
-def run(names: list | None = None, device: str | None = None, batch_size: int | None = None, compiled: bool = False) -> dict:
-    """The whole benchmark: `{environment, ceiling, results}`, as `results/bench/` keeps it; a line for each.
+def run(names: list[str], device: str | None = None, batch_size: int | None = None, compiled: bool = False) -> dict:
+    """The benchmark of these models, or of all: `{environment, ceiling, results}`, as `results/bench/` has it; a line for each.
 
     `ceiling` is in GFLOP/s; a row's `part_of_ceiling` is its `ours_gflops` by that of the convolution, and `layers` are the
     shares of our step. An unknown model or device, or a batch size below 1, is a UserError before anything is measured.
     """
-    for name in names or ():
+    for name in names:
         require(name in MODELS, f"There is no benchmark of '{name}'; choose from {', '.join(MODELS)}.")
     require(batch_size is None or batch_size >= 1, f"The batch size is {batch_size}; choose at least 1.")
     device = choose_device(device)
@@ -285,7 +284,8 @@ def time_to(accuracy: float, names: list[str], data_dir: str | Path | None = Non
     model = make_model(experiment, recipe, len(dataset.classes), seed=0).to(device)
     macs = models.count_macs(model, (1, 3, recipe.image_size, recipe.image_size))
     fitted = training.fit(model, dataset.train, dataset.validation, recipe, target=accuracy)
-    epochs, images, best = len(fitted.history), data.images_shown(dataset.train, recipe.augment), fitted.best["val_accuracy"]
+    epochs, images = len(fitted.history), data.images_shown(dataset.train, recipe.augment)
+    best = max(epoch["val_accuracy"] for epoch in fitted.history)  # `fitted.best` may be the last one
     row = {"experiment": experiment.name, "target": accuracy, "reached": best >= accuracy, "best": best, "epochs": epochs}
     row |= {"seconds": sum(epoch["seconds"] for epoch in fitted.history), "images": epochs * images}
     row["flops"] = sum(6 * macs * images * math.prod(passes(recipe, epoch)) for epoch in range(epochs))
