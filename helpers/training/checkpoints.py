@@ -15,7 +15,7 @@ import torch
 from helpers.runtime import UserError
 
 DIGEST = 64  # hexadecimal digits of a SHA-256, in front of what `torch.save` writes
-_left: dict[Path, tuple] = {}  # the checkpoints that this process wrote, as it left them: no need to read those again
+_written: dict[Path, tuple] = {}  # the checkpoints of this process, as it left them: no need to read those again
 MISFITS = (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError, pickle.UnpicklingError)
 
 
@@ -43,10 +43,10 @@ def save_checkpoint(state: dict, checkpoint: Path) -> None:
             file.write(buffer.getbuffer())
             file.flush()
             os.fsync(file.fileno())
-        if _left.get(checkpoint) == _stamp(checkpoint) or _read(checkpoint):
+        if _written.get(checkpoint) == _stamp(checkpoint) or _read(checkpoint):
             os.replace(checkpoint, previous(checkpoint))
         os.replace(new, checkpoint)
-        _left[checkpoint] = _stamp(checkpoint)
+        _written[checkpoint] = _stamp(checkpoint)
     except OSError as error:
         new.unlink(missing_ok=True)
         failed = f"The checkpoint {checkpoint.name} could not be written ({error.strerror})"
@@ -76,16 +76,16 @@ def copy_checkpoint(checkpoint: Path, mirror: Path) -> str | None:
 def load_checkpoint(
     checkpoint: Path, mirror: Path | None = None, accept: Callable[[dict], None] = lambda state: None
 ) -> dict | None:
-    """The newest checkpoint, here or in the mirror's folder, that is whole and fits, or None where there is none at all.
+    """The first that is whole and fits: checkpoint, temporary file, the one before, the mirror's copy; None where none exists.
 
     `accept` takes the state over, and raises one of `MISFITS` where it does not fit.
 
     Raises:
         UserError: there are checkpoints, and none of them is whole and fits.
     """
-    copies = [copy] if mirror and (copy := mirror / checkpoint.name).is_file() else []
-    candidates = [checkpoint, temporary(checkpoint), *copies, previous(checkpoint)]
-    found = [path for path in candidates if path.exists()]
+    found = [path for path in (checkpoint, temporary(checkpoint), previous(checkpoint)) if path.exists()]
+    if mirror and (mirror / checkpoint.name).is_file():
+        found.append(mirror / checkpoint.name)
     for path in found:
         reason = "is damaged"
         if (payload := _read(path)) is not None:
@@ -108,7 +108,8 @@ def load_checkpoint(
 def _stamp(path: Path) -> tuple[int, ...]:
     """What changes when a file is written again; empty where there is none."""
     with suppress(OSError):
-        return (found := path.stat()).st_ino, found.st_size, found.st_mtime_ns
+        status = path.stat()
+        return status.st_ino, status.st_size, status.st_mtime_ns
     return ()
 
 
