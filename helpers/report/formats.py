@@ -10,10 +10,10 @@ from pandas.io.formats.style import Styler
 SAMPLE = "SAMPLE, no result: "
 NOT_YET = "not yet run"
 
-_PERCENT = ("val accuracy", "test accuracy", "superclass accuracy", "accuracy", "sd", "low", "high", "report", "at 1", "at 5")
+_PERCENT = ("val accuracy", "test accuracy", "sd", "low", "high", "report", "at 1", "at 5")
 _FORMATS = {
     **dict.fromkeys((*_PERCENT, "Wilson low", "Wilson high", "short recipe", "elsewhere"), "{:.2%}"),
-    **dict.fromkeys(("share", "probability"), "{:.1%}"),
+    **dict.fromkeys(("share", "share of epochs", "probability"), "{:.1%}"),
     **dict.fromkeys(("points", "from", "to"), "{:+.2f}"),
     **dict.fromkeys(("seeds", "epochs", "epochs, short", "estimated", "only first right", "only second right"), "{:.0f}"),
     **dict.fromkeys(("parameters", "gradients", "images/s"), "{:,.0f}"),
@@ -52,13 +52,14 @@ def _is_text(values: pd.Series) -> bool:
     return sum(bool(re.match(r"[-+×]?\d", word)) for word in words) < len(words) / 2
 
 
-def styled(table: pd.DataFrame, caption: str, best: str | dict[str, str] = ()) -> Styler:
+def styled(table: pd.DataFrame, caption: str, best: str | dict[str, str] | None = None) -> Styler:
     """The table for a notebook: a caption, numbers as in `as_text`, and the best value of each column of `best` in bold.
 
     `best` is the column whose largest value is best, or `"max"` or `"min"` for each of several columns.
     """
+    best = {best: "max"} if isinstance(best, str) else best or {}
     bold = pd.DataFrame("", index=table.index, columns=table.columns)
-    for column, which in ({best: "max"} if isinstance(best, str) else dict(best)).items():
+    for column, which in best.items():
         numbers = pd.to_numeric(table[column], errors="coerce")
         if numbers.count() > 1:
             bold.loc[numbers == numbers.agg(which), column] = "font-weight: bold"
