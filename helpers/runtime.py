@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -89,13 +90,13 @@ def choose_device(name: str | torch.device | None = None) -> torch.device:
     """The device to run on: the argument, or a UserError if this machine has none such; else the first GPU, else the CPU."""
     if not name:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cannot = f"Device '{name}' cannot be used on this machine; choose cpu, or cuda where there is a GPU."
     try:
         device = torch.device(name)
-        if device.type not in ("cpu", "cuda"):
-            raise RuntimeError("such as mps, which has no float64: losses are summed in that")
+        require(device.type in ("cpu", "cuda"), cannot)  # not mps, say, which has no float64: losses are summed in that
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError, ImportError) as error:  # a NotImplementedError is a RuntimeError
-        raise UserError(f"Device '{name}' cannot be used on this machine; choose cpu, or cuda where there is a GPU.") from error
+        raise UserError(cannot) from error
     return device
 
 
@@ -109,8 +110,9 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if device.type == "cpu" and _cpu_flags() & {"avx512_bf16", "amx_bf16"} else None
 
 
+@cache  # every step asks
 def _cpu_flags() -> set[str]:
-    facts = Path("/proc/cpuinfo")  # not there but on Linux: then no claim, so plain fp32
+    facts = Path("/proc/cpuinfo")  # only Linux has it; without it no claim is made, so plain fp32
     lines = facts.read_text().splitlines() if facts.exists() else []
     return next((set(line.split(":")[1].split()) for line in lines if line.startswith("flags")), set())
 
@@ -141,12 +143,11 @@ def seed_epoch(seed: int, epoch: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(mixed)
 
 
-def require_writable(folder: Path, option: str) -> Path:
-    """The folder, made if it is not there, and proven to take a file, or a UserError: before hours of work, not after."""
+def require_writable(folder: Path, option: str) -> None:
+    """Make the folder if it is not there; a UserError where it takes no file: before hours of work, not after."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         cannot = f"Nothing can be written into {folder} ({error.strerror})"
         raise UserError(f"{cannot}; choose another folder with {option}.") from error
@@ -196,7 +197,7 @@ def mount_drive() -> Path | None:
 
 @contextmanager
 def writing(what: str, instead: str = "--results-dir") -> Iterator[None]:
-    """Make an OSError of the block a UserError: that this could not be written, and what to choose another of."""
+    """Turn an OSError of the block into a UserError: what could not be written, and which option to change."""
     try:
         yield
     except OSError as error:

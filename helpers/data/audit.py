@@ -1,7 +1,6 @@
 """Images that occur twice: byte-identical and near-identical ones, within splits and across them."""
 
 from collections import defaultdict
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -48,11 +47,11 @@ def near_duplicates(dataset: Dataset, threshold: float = NEAR_IDENTICAL) -> list
     return sorted(pairs, key=lambda pair: -pair[2])
 
 
-def leaked(dataset: Dataset, *, near: bool = True, seen: Sequence[str] = ("train", "validation")) -> Tensor:
-    """int64 (N,), sorted: the test images that are also in `seen`, byte-identical or, with `near`, near-identical."""
+def leaked(dataset: Dataset, *, near: bool = True) -> Tensor:
+    """int64 (N,), sorted: test images that are also in train or validation, byte-identical or, with `near`, near-identical."""
     groups = duplicates(dataset)
     if near:
         groups += [[first, second] for first, second, _ in near_duplicates(dataset)]
-    crossing = [group for group in groups if any(split in seen for split, _ in group)]
+    crossing = [group for group in groups if any(split != "test" for split, _ in group)]
     indices = {index for group in crossing for split, index in group if split == "test"}
     return torch.tensor(sorted(indices), dtype=torch.int64)

@@ -28,7 +28,7 @@ def sample_mirrors(count: int, generator: torch.Generator) -> Tensor:
     return torch.rand(count, generator=generator) < 0.5
 
 
-def cut(images: Tensor, windows: Tensor, image_size: int, padding: int = 0, reflect: bool = False) -> Tensor:
+def cut(images: Tensor, windows: Tensor, image_size: int, padding: int, reflect: bool) -> Tensor:
     """Each image's own window, in one gather for the whole batch: (B, C, H, W) and (B, 3) to (B, C, image_size, image_size).
 
     The windows lie in the image with `padding` pixels on every side, black or, with `reflect`, mirrored at the edge.
@@ -41,8 +41,8 @@ def cut(images: Tensor, windows: Tensor, image_size: int, padding: int = 0, refl
     rows = top + steps
     columns = left + torch.where(mirror == 1, image_size - 1 - steps, steps)
     if reflect:
-        sides = (rows, height - 1), (columns, width - 1)
-        rows, columns = (last - (last - (places - padding).abs()).abs() for places, last in sides)
+        rows = height - 1 - (height - 1 - (rows - padding).abs()).abs()
+        columns = width - 1 - (width - 1 - (columns - padding).abs()).abs()
     pixels = (rows[:, :, None] * width + columns[:, None, :]).view(count, 1, -1).expand(-1, channels, -1)
     return images.flatten(2).gather(2, pixels).view(count, channels, image_size, image_size)
 
@@ -66,23 +66,25 @@ def sample_views(count: int, height: int, width: int, generator: torch.Generator
 def sample_gentle_views(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
     """float32 (count, 8): a crop of 35 to 100 % of each image, mirrored by a fair coin; the columns of `sample_views`."""
     boxes = sample_crops(count, height, width, generator, GENTLE_AREA)
-    across = 1 - 2 * sample_mirrors(count, generator)[:, None].float()
-    return torch.cat([boxes, across * torch.tensor([1.0, 0, 0, 0]) + torch.tensor([0.0, 0, 0, 1])], 1)
+    matrices = torch.tensor([1.0, 0, 0, 1]).repeat(count, 1)
+    matrices[sample_mirrors(count, generator), 0] = -1
+    return torch.cat([boxes, matrices], 1)
 
 
 def sample_crops(count: int, height: int, width: int, generator: torch.Generator, area: tuple = AREA) -> Tensor:
     """float32 (count, 4): top, left, height and width of random crops, in whole pixels, sampled as by torchvision.
 
-    Of ten with a part of the area, 3/4 to 4/3 as wide as high, the first that fits counts; where none does, the whole image.
+    Ten are tried, of a random area, 3/4 to 4/3 as wide as high. The first that fits counts; where none does, the whole image.
     """
     areas = height * width * torch.empty(count, TRIES).uniform_(*area, generator=generator)
     ratios = torch.empty(count, TRIES).uniform_(*map(math.log, RATIO), generator=generator).exp()
     heights, widths = (areas / ratios).sqrt().round(), (areas * ratios).sqrt().round()
     fits = (1 <= heights) & (heights <= height) & (1 <= widths) & (widths <= width)
-    first, tried = fits.int().argmax(1, keepdim=True), ((heights, height), (widths, width))
-    chosen = [torch.where(fits.any(1), sizes.gather(1, first)[:, 0], float(side)) for sizes, side in tried]
-    free = height - chosen[0] + 1, width - chosen[1] + 1
-    return torch.stack([*((torch.rand(count, generator=generator) * places).floor() for places in free), *chosen], 1)
+    first = fits.int().argmax(1, keepdim=True)  # where none fits, the first of sizes that are now the whole image's
+    heights, widths = torch.where(fits, heights, height).gather(1, first), torch.where(fits, widths, width).gather(1, first)
+    tops = (torch.rand(count, 1, generator=generator) * (height - heights + 1)).floor()
+    lefts = (torch.rand(count, 1, generator=generator) * (width - widths + 1)).floor()
+    return torch.cat([tops, lefts, heights, widths], 1)
 
 
 def render(images: Tensor, views: Tensor, image_size: int) -> Tensor:
@@ -92,9 +94,9 @@ def render(images: Tensor, views: Tensor, image_size: int) -> Tensor:
     without the rounding in between; black outside of the crop.
     """
     height, width = images.shape[-2:]
-    top, left, crop_height, crop_width, *matrix = views[:, :, None, None].unbind(1)
+    top, left, crop_height, crop_width, a, b, c, d = views[:, :, None, None].unbind(1)
     x = (2 * torch.arange(image_size, device=images.device) + 1) / image_size - 1
-    column, row = (matrix[i] * x + matrix[i + 1] * x[:, None] for i in (0, 2))
+    column, row = a * x + b * x[:, None], c * x + d * x[:, None]
     inside = (column.abs() <= 1) & (row.abs() <= 1)
     column, row = ((2 * ((place + 1) / 2 * image_size).floor() + 1) / image_size - 1 for place in (column, row))
     column = left + ((column + 1) / 2 * crop_width - 0.5).clamp_min(0).minimum(crop_width - 1)
@@ -104,14 +106,14 @@ def render(images: Tensor, views: Tensor, image_size: int) -> Tensor:
 
 
 def fill_holes(images: Tensor, holes: Tensor, side: int) -> Tensor:
-    """Normalised images with a square of zeros, the mean colour, in each: cutout (DeVries and Taylor 2017). Holes: (B, 2)."""
+    """Put a square of zeros, the mean colour, into each normalised image: cutout (DeVries and Taylor 2017). Holes: (B, 2)."""
     steps = torch.arange(images.shape[-1], device=images.device)
     rows, columns = ((start <= steps) & (steps < start + side) for start in holes[:, :, None].unbind(1))
     return images.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
 
 
 def resize(images: Tensor, pixels: int) -> Tensor:
-    """The images `pixels` high and wide, by an antialiased bilinear resize; themselves where they are that already."""
+    """The images resized to `pixels` a side, bilinear with antialiasing; unchanged where they have that size."""
     if images.shape[-1] != pixels:
         images = F.interpolate(images, (pixels, pixels), mode="bilinear", antialias=True)
         images = images.contiguous(memory_format=torch.channels_last)

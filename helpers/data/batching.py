@@ -39,8 +39,8 @@ class View:
     cutout: int = 0  # side of the square of mean colour that hides a part of each shuffled image; 0: none
 
     def __post_init__(self):
-        for name, value, known in (("augmentation", self.augment, AUGMENTS), ("border", self.border, BORDERS)):
-            require(value in known, f"There is no {name} '{value}'; choose from {', '.join(known)}.")
+        require(self.augment in AUGMENTS, f"There is no augmentation '{self.augment}'; choose from {', '.join(AUGMENTS)}.")
+        require(self.border in BORDERS, f"There is no border '{self.border}'; choose from {', '.join(BORDERS)}.")
         require(self.padding >= 0, f"The padding is {self.padding} pixels; choose 0 or more.")
         normal = all(map(math.isfinite, (*self.mean, *self.std))) and all(self.std)
         require(normal, f"Pixels cannot be normalised by mean {self.mean} and std {self.std}; give finite ones, std not 0.")
@@ -80,11 +80,12 @@ def _batches(split, batch_size, view: View, generator, mirror):
     padding = view.padding if view.augment == "crop_flip" and generator else 0
     for start in range(0, len(order), step):
         now = slice(start, start + step)
-        whole = split.images[chosen := order[now] % len(split)]
+        chosen = order[now] % len(split)
+        whole = split.images[chosen]
         windows, views, holes = (x if x is None else x[now] for x in drawn)
         images = whole[..., top : top + size, left : left + size]
         if windows is not None:
-            images = augment.cut(whole, windows, size, padding, view.border == "reflect" and padding > 0)
+            images = augment.cut(whole, windows, size, padding, view.border == "reflect")
         elif views is not None:
             rendered, plain = augment.render(whole, views, size), (order[now] < len(split))[:, None, None, None]
             images = torch.where(plain, images, rendered) if view.augment == "fourfold" else rendered
@@ -97,8 +98,9 @@ def _batches(split, batch_size, view: View, generator, mirror):
 def _sample(split, view: View, generator, mirror):
     """What is random in a pass, on the CPU: the order of the images, and in it their windows, views and holes, or None."""
     count, size, shuffled = len(split), split.images.shape[-2:], generator is not None
-    shown, kind = images_shown(split, view.augment), view.augment if shuffled else "none"
-    order = torch.randperm(shown, generator=generator) if shuffled else torch.arange(count)
+    kind = view.augment if shuffled else "none"
+    shown = images_shown(split, kind)
+    order = torch.randperm(shown, generator=generator) if shuffled else torch.arange(shown)
     windows = views = holes = None
     if kind == "fourfold":
         views = augment.sample_views(count, *size, generator)[order]

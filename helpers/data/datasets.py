@@ -128,8 +128,7 @@ def load(
         image_size = cifar.PIXELS if is_cifar else 224
     possible = image_size >= 1 and seed >= 0
     require(possible, f"The image size is {image_size} and the seed {seed}; choose a size from 1 and a seed from 0.")
-    known = ", ".join(photographs.RESIZES)
-    require(resize in photographs.RESIZES, f"There is no resize '{resize}'; choose from {known}.")
+    require(resize in photographs.RESIZES, f"There is no resize '{resize}'; choose from {', '.join(photographs.RESIZES)}.")
     require(base.is_dir(), f"There is no data folder '{base}'; create it, or set DATA_DIR to the right one.")
     if name not in NAMES and not (base / name).is_dir():
         raise UserError(f"There is no '{name}' in the data folder; choose from {', '.join(names(base))}, or put it there.")
@@ -155,11 +154,9 @@ def _divide(pool: Pool, held_out: float, seed: int) -> tuple[list[str], dict[str
     if empty := sorted({dirname(file) for file, _ in pool.skipped} - set(folders)):
         lost = listed_files([pair for pair in pool.skipped if dirname(pair[0]) == empty[0]], most=3)
         raise UserError(f"No image of class '{place(empty[0])[1]}' of the {pool.source} can be read: {lost}; replace them.")
-    places = {folder: place(folder) for folder in folders}
-    own, classes = (sorted(set(items)) for items in zip(*places.values(), strict=True))
-    missing = [split for split in SPLITS if split not in own]
-    split_of = np.array([places[folder][0] for folder in folders], dtype="<U10")
-    labels = np.array([classes.index(places[folder][1]) for folder in folders], np.int64)
+    split_of = np.array([place(folder)[0] for folder in folders], dtype="<U10")
+    classes, labels = np.unique([place(folder)[1] for folder in folders], return_inverse=True)
+    missing = [split for split in SPLITS if split not in split_of]
     for label, class_name in enumerate(classes):
         mine = np.flatnonzero((labels == label) & (split_of == "train"))
         few = f"The class '{class_name}' of the {pool.source} has {len(mine)} readable images, too few to split"
@@ -170,7 +167,7 @@ def _divide(pool: Pool, held_out: float, seed: int) -> tuple[list[str], dict[str
             split_of[shuffled[number * count : (number + 1) * count]] = split
     images, labels, sizes = (torch.from_numpy(array) for array in (pool.images, labels, pool.sizes))
     everything = Split(images, labels, pool.names, pool.digests, sizes)
-    return classes, {split: everything.subset(np.flatnonzero(split_of == split)) for split in SPLITS}
+    return classes.tolist(), {split: everything.subset(np.flatnonzero(split_of == split)) for split in SPLITS}
 
 
 def fingerprint(splits: dict[str, Split], named: bool = True) -> str:

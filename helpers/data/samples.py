@@ -26,18 +26,17 @@ def sample(name: str, *, image_size: int = 64, counts: Sequence[int] | None = No
     """
     require(name in SAMPLE_CLASSES, f"There is no sample data for '{name}'; choose from {', '.join(SAMPLE_CLASSES)}.")
     classes = SAMPLE_CLASSES[name]
-    counts, stored = counts or SAMPLE_COUNTS[len(classes)], stored_size(name, image_size)
-    rng, splits = np.random.default_rng(0), {}
+    counts = counts or SAMPLE_COUNTS[len(classes)]
+    size, rng, splits = stored_size(name, image_size), np.random.default_rng(0), {}
     for split, count in zip(SPLITS, counts, strict=True):
         labels = np.arange(count) % len(classes)
-        images = _discs(labels, len(classes), stored, rng)
+        images = _discs(labels, len(classes), size, rng)
         if split == "test":
             copied = splits["train"].images[:2].numpy()
             images[0], images[1] = copied[0], copied[1] // 8 * 8
         files = [f"{split}/{classes[label]}/{index:04}.png" for index, label in enumerate(labels)]
         digests = [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
-        images, labels, sizes = torch.from_numpy(images), torch.from_numpy(labels), torch.full((count, 2), stored)
-        splits[split] = Split(images, labels, files, digests, sizes)
+        splits[split] = Split(torch.from_numpy(images), torch.from_numpy(labels), files, digests, torch.full((count, 2), size))
     return Dataset(name, "sample", fingerprint(splits), list(classes), **splits)
 
 

@@ -37,14 +37,15 @@ def classify(model: SavedModel, sources: Sequence[str | Path]) -> pd.DataFrame:
         names = [str(source) for source in sources[start : start + CHUNK]]
         read = [try_image(name, about.stored_size, about.resize) for name in names]
         images = [image for image, _ in read if image is not None]
-        found = iter(probabilities(model, torch.stack(images)).tolist() if images else [])
-        for name, (image, reason) in zip(names, read, strict=True):
-            each = [math.nan] * len(about.classes) if image is None else next(found)
-            if image is not None and not all(map(math.isfinite, each)):
+        found = torch.full((len(read), len(about.classes)), math.nan)
+        if images:
+            found[[image is not None for image, _ in read]] = probabilities(model, torch.stack(images))
+        for name, (image, reason), shares in zip(names, read, found.tolist(), strict=True):
+            if image is not None and not all(map(math.isfinite, shares)):
                 reason = "the model's answer is not a number"
-            best = math.nan if reason else max(each)
-            label = "" if reason else stamp + about.classes[each.index(best)]
-            rows.append([printable(name), label, best, reason, *each])
+            best = math.nan if reason else max(shares)
+            label = "" if reason else stamp + about.classes[shares.index(best)]
+            rows.append([printable(name), label, best, reason, *shares])
     columns = ["image", "label", "probability", "error", *(f"probability of {name}" for name in about.classes)]
     return pd.DataFrame(rows, columns=columns)
 

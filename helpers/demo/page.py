@@ -55,13 +55,13 @@ def prepare(path: Path, data_dir: str | Path | None = None, searched: int = 1000
     holds the images that it was trained on, by default those that its card names.
     """
     model = load_model(path)
-    card, about, examples = model.card, model.about, None
+    card, about = model.card, model.about
     try:
-        require(card or dataset, f"{path.name} has no model card, so its data are not known.")
-        name = card and card["dataset"]["name"].removesuffix("-jpeg")
-        dataset = dataset or load(name, data_dir, image_size=about.image_size, resize=about.resize)
-        same = dataset.classes == about.classes
-        require(same, f"The {dataset.source} has other classes than {path.name} knows.")
+        if dataset is None:
+            require(card, f"{path.name} has no model card, so its data are not known.")
+            name = card["dataset"]["name"].removesuffix("-jpeg")
+            dataset = load(name, data_dir, image_size=about.image_size, resize=about.resize)
+        require(dataset.classes == about.classes, f"The {dataset.source} has other classes than {path.name} knows.")
         twice = set(leaked(dataset, near=False).tolist())
         examples = stratified(dataset.test.subset([i for i in range(len(dataset.test)) if i not in twice]), 8)
         train = stratified(dataset.train, searched)
@@ -69,7 +69,7 @@ def prepare(path: Path, data_dir: str | Path | None = None, searched: int = 1000
     except UserError as error:
         print(f"{error} The page of {path.stem} shows examples from scikit-learn and no similar images.")
         photographs = [files("sklearn.datasets.images") / name for name in UNLABELLED]
-        shown = torch.stack([read_image(str(photograph), about.stored_size, resize=about.resize) for photograph in photographs])
+        shown = torch.stack([read_image(photograph, about.stored_size, resize=about.resize) for photograph in photographs])
         examples = Split(shown, torch.full((len(shown),), -1), UNLABELLED)
         train, known = examples.subset([]), features(model, shown)[:0]
         dataset = Dataset(path.stem, "nowhere", "", about.classes, train, train, train)
@@ -144,9 +144,9 @@ def _handlers(exhibits: Mapping[str, Exhibit]) -> tuple[Callable, ...]:
 
     def clicked(chosen: str, event: gradio.SelectData) -> list:
         dataset, examples = exhibits[chosen].dataset, exhibits[chosen].examples
-        label, name = int(examples.labels[event.index]), f"the example {examples.names[event.index]}"
-        name = f"an example labelled {dataset.classes[label]}" if label >= 0 else name
-        return answer(chosen, name, lambda about: examples.images[event.index])
+        label, name = int(examples.labels[event.index]), examples.names[event.index]
+        called = f"an example labelled {dataset.classes[label]}" if label >= 0 else f"the example {name}"
+        return answer(chosen, called, lambda about: examples.images[event.index])
 
     def switched(chosen: str) -> list:
         exhibit = exhibits[chosen]

@@ -40,8 +40,7 @@ class Preprocessing:
     @property
     def recipe(self) -> training.Recipe:
         """A recipe with this preprocessing, for `training.predict`; in full precision, as there is no hurry."""
-        sizes = {"epochs": 1, "batch_size": 1, "image_size": self.image_size}
-        return training.Recipe(**sizes, mean=tuple(self.mean), std=tuple(self.std), mixed_precision=False)
+        return training.Recipe(1, 1, self.image_size, self.mean, self.std, mixed_precision=False)  # one epoch, batches of one
 
 
 @dataclass(frozen=True, eq=False)

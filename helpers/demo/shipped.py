@@ -28,8 +28,8 @@ def ship(record: dict, checkpoint_dir: str | Path | None, data_dir: str | Path |
     size = sum(value.numel() * (2 if value.dim() > 1 else 4) for value in weights.values()) / 2**20
     require(size <= LARGEST, f"{name} takes {size:.0f} MiB; at most {LARGEST} are shipped, choose a smaller network.")
     facts = {key: record[key] for key in ("experiment", "profile", "seed", "dataset", "recipe", "test", "best")}
-    network = build_network(weights, about, name)
-    facts["predicted"], _ = _predict(SavedModel(network, about, facts), data_dir)  # the run's own may be of 16-bit arithmetic
+    model = SavedModel(build_network(weights, about, name), about, facts)
+    facts["predicted"] = _predict(model, data_dir)[0].tolist()  # the run's own may be of 16-bit arithmetic
     path = save_model(MODELS / f"{name}.safetensors", weights, about, facts)
     save_text(path.with_suffix(".md"), card_text(record, about, path, results_dir))
     return path
@@ -67,9 +67,10 @@ def list_models() -> dict[str, Path]:
 def find_model(name: str | Path | None = None) -> Path:
     """A shipped model by name, or a file; without a name the first of `list_models`. A UserError where there is none."""
     known = list_models()
-    require(name is not None or known, "No model comes with this copy; name one of your own with --model FILE.")
-    if name is None or str(name) in known:
-        return known[str(name or next(iter(known)))]
+    name = next(iter(known), None) if name is None else str(name)
+    require(name is not None, "No model comes with this copy; name one of your own with --model FILE.")
+    if name in known:
+        return known[name]
     path = Path(os.path.expanduser(name))
     if path.name == str(path) and not path.suffix and not os.path.exists(path):  # also where the name is too long for a file
         raise UserError(f"There is no model '{name}'; choose one of {', '.join(known) or 'your own files'}, or give a file.")
@@ -84,7 +85,7 @@ def evaluate(name: str, data_dir: str | Path | None = None, device: str | None =
     model = load_model(find_model(name), device)
     if not model.card:
         raise UserError(f"{name} has no model card to compare with; choose one of {', '.join(list_models())}.")
-    predicted, labels = (torch.tensor(found) for found in _predict(model, data_dir))
+    predicted, labels = _predict(model, data_dir)
     accuracy = (predicted == labels).double().mean().item()
     agreement = (predicted == torch.tensor(model.card["predicted"])).double().mean().item()
     told = (
@@ -95,7 +96,7 @@ def evaluate(name: str, data_dir: str | Path | None = None, device: str | None =
     return told
 
 
-def _predict(model: SavedModel, data_dir: str | Path | None) -> tuple[list[int], list[int]]:
+def _predict(model: SavedModel, data_dir: str | Path | None) -> tuple[torch.Tensor, torch.Tensor]:
     """What a model with a card answers to its test images, and the right answers; in full precision arithmetic."""
     card, about = model.card, model.about
     dataset_name = card["dataset"]["name"].removesuffix("-jpeg")
@@ -103,5 +104,4 @@ def _predict(model: SavedModel, data_dir: str | Path | None) -> tuple[list[int],
     if dataset.fingerprint != card["dataset"]["fingerprint"]:
         raise UserError(f"The model was tested on other images than the {dataset.source} has, so it cannot be checked.")
     recipe = training.Recipe(**training.completed(card["recipe"]) | {"mixed_precision": False})
-    logits = training.predict(model.network, dataset.test, recipe)
-    return logits.argmax(1).tolist(), dataset.test.labels.tolist()
+    return training.predict(model.network, dataset.test, recipe).argmax(1), dataset.test.labels

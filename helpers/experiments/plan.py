@@ -5,9 +5,7 @@ shortened to so many epochs. Ours are the short recipes, `…_fast`, and the lon
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 
 from helpers.experiments import recipes
 from helpers.training.recipe import Recipe
@@ -42,8 +40,8 @@ class Experiment:
 
     @property
     def is_ours(self) -> bool:
-        """Whether the recipe is a short or a long one of ours, whose record has the accuracy with mirrored images too."""
-        return self.report != "speed" and bool({"fast", "long", "strong"} & {*self.name.split("_")})
+        """Whether this is one of our `…_fast`, `…_long` or `…_strong` rows: their records have a mirrored accuracy too."""
+        return self.report != "speed" and not {"fast", "long", "strong"}.isdisjoint(self.name.split("_"))
 
 
 def row(name: str, report: str, recipe: Recipe, model: str | None = None, *, printed=None, **more) -> Experiment:
@@ -58,18 +56,18 @@ def row(name: str, report: str, recipe: Recipe, model: str | None = None, *, pri
     return Experiment(name, report, recipe, model or NETWORKS.get(network, network), dataset, **more)
 
 
-def fast(name: str, report: str, epochs: int, peak: float, changes: Mapping = MappingProxyType({}), **more) -> Experiment:
+def fast(name: str, report: str, epochs: int, peak: float, changes: dict | None = None, **more) -> Experiment:
     """A short recipe of ours: so many epochs, an eighth of them for the rise to the peak rate, then linearly to zero."""
     dataset, network = name.split("/")
     length = {"epochs": epochs, "learning_rate": peak, "warmup_epochs": epochs // 8}
-    recipe = replace(recipes.FAST, **recipes.STATISTICS[dataset] | length | changes)
+    recipe = replace(recipes.FAST, **recipes.STATISTICS[dataset] | length | (changes or {}))
     return row(name, report, recipe, more.pop("model", re.sub("_(fast|long)$", "", network)), **{"quick": epochs} | more)
 
 
 def gradient_arms() -> list[Experiment]:
     """Ways to spend the gradients of 40 epochs on one network, and half of them on plain SGD: a perturbed step takes two.
 
-    The lengths of the momentum perturbation are those of the two radii in all of the network's 44 tensors together.
+    The lengths of the momentum perturbation are about those of the two radii in all of the network's 44 tensors together.
     """
     arms = {"sgd": (20, {}), "sgd_twice": (40, {})}
     for radius, text in ((0.05, "005"), (0.1, "01")):
@@ -94,10 +92,9 @@ def priced_ingredients() -> list[Experiment]:
         "smoothing": {"label_smoothing": 0.0},
         "ema": {"ema": None},
     }
-    rows = {
-        f"wrn16_2_short{name and '_without_'}{name}": ("wrn16_2", recipes.PLAIN_BLOCKS | changes)
-        for name, changes in {"": {}, **without}.items()
-    }
+    rows = {"wrn16_2_short": ("wrn16_2", recipes.PLAIN_BLOCKS)}
+    for name, changes in without.items():
+        rows[f"wrn16_2_short_without_{name}"] = ("wrn16_2", recipes.PLAIN_BLOCKS | changes)
     network = "zoo_resnext1_doubling"  # the last BatchNorm of a block: a wide block has none
     rows |= {f"{network}_short": (network, {}), f"{network}_short_without_zero": (network, recipes.PLAIN_BLOCKS)}
     return [fast(f"cifar10/{name}", "slim", 12, 0.2, changes, model=model) for name, (model, changes) in rows.items()]
@@ -116,6 +113,7 @@ ZOO_ROWS = {  # as the report trains them
     for model, printed in recipes.ZOO_REPORTED.items()
 }
 CODED = replace(recipes.CIFAR10_5K_CODED, epochs=102)
+DECAY0001 = replace(CODED, weight_decay=0.001)
 EQUAL_IMAGES = (  # 3 epochs of four copies, or 12 of one
     ("_3ep", "", recipes.SLIM_FINAL, 3),
     ("_plain_12ep", "", recipes.SLIM_PLAIN, 12),
@@ -133,14 +131,8 @@ ROWS = [
     row("cifar10_5k/resnext29_coded", "pikachu", replace(CODED, epochs=63), "pikachu_resnext29", seeds=2),
     row("cifar10_5k/resnet18_coded", "pikachu", CODED, RESNET18, seeds=2),
     # The default of its function, for with the 0.1 of its call nothing is learnt.
-    row("cifar10_5k/resnet18_coded_decay0001", "pikachu", replace(CODED, weight_decay=0.001), RESNET18, seeds=2),
-    row(
-        "cifar10_5k/resnext29_coded_decay0001",
-        "pikachu",
-        replace(CODED, epochs=63, weight_decay=0.001),
-        "pikachu_resnext29",
-        seeds=2,
-    ),
+    row("cifar10_5k/resnet18_coded_decay0001", "pikachu", DECAY0001, RESNET18, seeds=2),
+    row("cifar10_5k/resnext29_coded_decay0001", "pikachu", replace(DECAY0001, epochs=63), "pikachu_resnext29", seeds=2),
     row("cifar10_5k/resnext29_32x4d", "pikachu", recipes.CIFAR10_5K, seeds=2, printed=0.4506),
     row("cifar10_5k/resnet18_torchvision", "pikachu", recipes.CIFAR10_5K, seeds=2, printed=0.6638),
     row("pikachu/resnet18_coded", "pikachu", recipes.PIKACHU_CODED, RESNET18, seeds=2),
@@ -182,8 +174,8 @@ ROWS = [
     fast("cifar10/resnext29_under5m_long", "amp", 48, 0.15),
     # The reports at full length, and what stands beside them.
     *(
-        row(f"cifar10/{UNDER5M}_{name}", "amp", recipe, UNDER5M, quick=recipe.epochs * 8 // 100, printed=printed)
-        for name, recipe, printed in ((name, recipe, recipes.AMP_REPORTED.get(name)) for name, recipe in recipes.AMP.items())
+        row(f"cifar10/{UNDER5M}_{arm}", "amp", full, UNDER5M, quick=full.epochs // 12, printed=recipes.AMP_REPORTED.get(arm))
+        for arm, full in recipes.AMP.items()
     ),
     row("cifar10/slim_resnet", "slim", recipes.SLIM_FINAL, printed=0.91),
     row("cifar10/slim_resnet_by_epoch", "slim", recipes.SLIM_BY_EPOCH, "slim_resnet", quick=4),

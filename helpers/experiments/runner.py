@@ -40,9 +40,9 @@ def find(name: str) -> Experiment:
 def short_form(experiment: Experiment) -> Experiment | None:
     """The `…_fast` row of an experiment's network, whose recipe its `quick` profile takes; None where there is none."""
     bare = re.sub("_(ours|torchvision|strong|long)$", "", experiment.name)
-    rows = [row for name in (experiment.name, bare) if (row := EXPERIMENTS.get(f"{name}_fast"))]
-    own = (row for row in rows if row.report == experiment.report)
-    return experiment if experiment.name.endswith("_fast") else next(own, None)
+    rows = [EXPERIMENTS.get(f"{name}_fast") for name in (experiment.name, bare)]
+    short = next((row for row in rows if row and row.report == experiment.report), None)
+    return experiment if experiment.name.endswith("_fast") else short
 
 
 def recipe_for(experiment: Experiment, profile: str) -> Recipe:
@@ -65,10 +65,10 @@ def recipe_for(experiment: Experiment, profile: str) -> Recipe:
     if short := short_form(experiment):
         return replace(short.recipe, deterministic=False)
     epochs = min(experiment.quick, recipe.epochs)
-    share, changes = epochs / recipe.epochs, {"epochs": epochs, "deterministic": False}
-    changes["warmup_epochs"] = math.ceil(recipe.warmup_epochs * share)
-    shortened = {"step": "step_epochs", "periodic_epochs": "period"}.get(recipe.schedule)
-    changes |= {shortened: math.ceil(getattr(recipe, shortened) * share)} if shortened else {}
+    share = epochs / recipe.epochs
+    changes = {"epochs": epochs, "warmup_epochs": math.ceil(recipe.warmup_epochs * share), "deterministic": False}
+    if length := {"step": "step_epochs", "periodic_epochs": "period"}.get(recipe.schedule):
+        changes[length] = math.ceil(getattr(recipe, length) * share)
     return replace(recipe, time_budget=recipe.time_budget and min(recipe.time_budget, QUICK_SECONDS), **changes)
 
 
@@ -175,7 +175,7 @@ def measure(model: nn.Module, split: data.Split, recipe: Recipe, mirrored: bool)
     logits = training.predict(model, split, recipe)
     confidence, predicted = logits.softmax(1).max(1)
     loss, accuracy = training.score(logits, split.labels)
-    true, predicted = (labels.numpy().astype(np.int16) for labels in (split.labels, predicted))
+    true, predicted = split.labels.short().numpy(), predicted.short().numpy()
     counts = confusion_matrix(true, predicted, labels=range(logits.shape[1]))
     test = {"loss": loss, "accuracy": accuracy, "n": len(split), "confusion": counts.tolist()}
     if logits.shape[1] > 5:  # of fewer, the label is always among the five highest scores

@@ -1,7 +1,7 @@
 """The exhaustive search: every trial of a grid, chosen on validation; and successive halving, the cheaper way."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -31,14 +31,14 @@ class Search:
     dataset: data.Dataset
     base: Recipe
     folder: Path
-    grid: Mapping[str, Iterable] = field(default_factory=lambda: GRID)
+    grid: dict[str, Sequence] = field(default_factory=lambda: GRID)
     seed: int = 0
     checkpoint_dir: Path | None = None
 
     @property
     def trials(self) -> dict[str, Recipe]:
         """The recipe of each trial by its name, such as `batch_size=128,learning_rate=0.1,weight_decay=0.0005`."""
-        points = ParameterGrid({name: list(values) for name, values in self.grid.items()})
+        points = ParameterGrid(self.grid)
         return {",".join(f"{key}={point[key]}" for key in sorted(point)): replace(self.base, **point) for point in points}
 
     def run_of(self, trial: str) -> tuple[Experiment, str, int]:
@@ -85,8 +85,9 @@ def load(search: Search, trial: str) -> dict | None:
     if not path.exists():
         return None
     record = records.load(path)
-    recipes = [json.dumps(recipe, sort_keys=True) for recipe in (training.completed(record["recipe"]), asdict(row.recipe))]
-    if recipes[0] != recipes[1] or record["dataset"]["fingerprint"] != search.dataset.fingerprint:
+    kept = json.dumps(training.completed(record["recipe"]), sort_keys=True)  # as text: a record has lists for tuples
+    wanted = json.dumps(asdict(row.recipe), sort_keys=True)
+    if kept != wanted or record["dataset"]["fingerprint"] != search.dataset.fingerprint:
         raise UserError(f"The record of {trial} belongs to another search; choose another folder, or remove it.")
     return record
 

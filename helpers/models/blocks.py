@@ -2,7 +2,6 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -120,7 +119,7 @@ class Bottleneck(ResidualBlock):
 class SplitBranches(ResidualBlock):
     """Form (a) of a ResNeXt block, Xie et al. 2017, figure 3: `cardinality` bottlenecks, summed before the last BatchNorm."""
 
-    concatenated: ClassVar = False
+    concatenated = False
 
     def __init__(self, in_channels: int, out_channels: int, *, cardinality: int, group_width: int, stride: int = 1):
         super().__init__(in_channels, out_channels, stride, cardinality=cardinality, group_width=group_width)
@@ -141,7 +140,8 @@ class SplitBranches(ResidualBlock):
     @classmethod
     def slices(cls, tensors: Mapping[str, Tensor], cardinality: int) -> dict[str, Tensor]:
         """The tensors of a `Bottleneck` (state dict, gradients) by this form's names; branch k has channels k·d to (k+1)·d."""
-        dimensions, sliced = {"conv1": 0, "bn1": 0, "conv2": 0, "bn2": 0} | ({} if cls.concatenated else {"conv3": 1}), {}
+        dimensions = {"conv1": 0, "bn1": 0, "conv2": 0, "bn2": 0} | ({} if cls.concatenated else {"conv3": 1})
+        sliced = {}
         for name, tensor in tensors.items():
             if (dimension := dimensions.get(name.split(".")[0])) is None:
                 sliced[name] = tensor
@@ -163,14 +163,15 @@ class SplitBranches(ResidualBlock):
 class EarlyConcatenation(SplitBranches):
     """Form (b): the branches are concatenated after their 3×3, then one 1×1 convolution widens them."""
 
-    concatenated: ClassVar = True
+    concatenated = True
 
 
 def narrow_branch(in_channels: int, group_width: int, stride: int) -> nn.Sequential:
     """One narrow path of figure 3: 1×1 down to `group_width` channels, then 3×3, each with BatchNorm and ReLU."""
-    layers = [*conv_bn(in_channels, group_width, 1), nn.ReLU(inplace=True)]
-    layers += [*conv_bn(group_width, group_width, 3, stride), nn.ReLU(inplace=True)]
-    return nn.Sequential(OrderedDict(zip("conv1 bn1 relu1 conv2 bn2 relu2".split(), layers, strict=True)))
+    conv1, bn1 = conv_bn(in_channels, group_width, 1)
+    conv2, bn2 = conv_bn(group_width, group_width, 3, stride)
+    relu1, relu2 = nn.ReLU(inplace=True), nn.ReLU(inplace=True)
+    return nn.Sequential(OrderedDict(conv1=conv1, bn1=bn1, relu1=relu1, conv2=conv2, bn2=bn2, relu2=relu2))
 
 
 class Res2NetBlock(ResidualBlock):

@@ -90,8 +90,7 @@ convolutions, batch_norms, bottlenecks = (partial(layers, kind) for kind in (nn.
 
 def depth(model: nn.Module) -> int:
     """Layers with weights on the longest path: convolutions and linear layers, without the projections of shortcuts."""
-    names = [name for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-    return sum("downsample" not in name for name in names)
+    return sum(isinstance(layer, nn.Conv2d | nn.Linear) and "downsample" not in name for name, layer in model.named_modules())
 
 
 def image_sizes(model: nn.Module, image_size: int) -> list[int]:
@@ -114,7 +113,8 @@ def lines(model: nn.Module, image_size: int) -> list[Line]:
     kinds, found = {nn.Conv2d: "C", nn.BatchNorm2d: "N", nn.Linear: "L"}, []
     shown = (*kinds, ResidualBlock)
     for _, layer, shape in _outputs(model, (1, 3, image_size, image_size), lambda _, layer: isinstance(layer, shown)):
-        kind, side = kinds.get(type(layer), "B"), shape[2] if len(shape) > 2 else 1
+        kind = kinds.get(type(layer), "B")
+        side = shape[2] if len(shape) > 2 else 1
         found.append(Line(kind, shape[1], side, 0 if kind == "B" else count_parameters(layer)))
     return found
 
@@ -135,9 +135,9 @@ def receptive_fields(block: Bottleneck | Res2NetBlock, parts: int, image_size: i
     return torch.stack([torch.autograd.grad(pixel, image, retain_graph=True)[0][0].abs().sum(0) for pixel in pixels])
 
 
-def stage_table(network: ResidualNet | ZooResNeXt, image_size: int = 32) -> pd.DataFrame:
-    """One row each for the stem, every stage and the head: output shape, parameters, multiply–adds of one image, shares."""
-    rows = pd.DataFrame(layer_table(network, (1, 3, image_size, image_size))).rename(columns={"macs": "MACs"})
+def stage_table(network: ResidualNet | ZooResNeXt) -> pd.DataFrame:
+    """One row each for the stem, every stage and the head: output shape, parameters, multiply–adds of a CIFAR image, shares."""
+    rows = pd.DataFrame(layer_table(network, (1, 3, 32, 32))).rename(columns={"macs": "MACs"})
     rows["output"] = ["×".join(map(str, shape[1:])) for shape in rows["output_shape"]]
     inside = rows["name"].isin(network.stage_names)
     stages = rows["name"].where(inside, inside.cummax().map({False: "stem", True: "head"})).rename("stage")

@@ -27,7 +27,7 @@ INITIALISATIONS = {"torch": initialise_torch, "he": initialise_he, "he_weights":
 class Model:
     """How to make a network, its ImageNet weights if any, and its initialisation if not `make`'s."""
 
-    make: Callable[[int], nn.Module]
+    make: Callable[..., nn.Module]  # called with `num_classes`
     weights: WeightsEnum | None = None
     initialisation: str | None = None
 
@@ -38,10 +38,7 @@ WEIGHTS = {name: get_model_weights(name).IMAGENET1K_V1 for name in ("resnext50_3
 MODELS = {
     **{name: Model(network.build, WEIGHTS.get(name)) for name, network in NETWORKS.items()},
     "pikachu_resnext29": Model(NETWORKS["pikachu_resnext29"].build, initialisation="he_weights"),
-    **{
-        f"torchvision/{name}": Model(lambda classes, name=name: get_model(name, weights=None, num_classes=classes), weights)
-        for name, weights in WEIGHTS.items()
-    },
+    **{f"torchvision/{name}": Model(partial(get_model, name, weights=None), weights) for name, weights in WEIGHTS.items()},
     "simplenet": Model(SimpleNet),
     **{
         f"wrn{depth}_{width}": Model(partial(WideResNet, depth=depth, width=width))
@@ -63,15 +60,14 @@ def build(name: str, num_classes: int, *, pretrained: bool = False, initialisati
     Ours take torchvision's weights too: the parameter names are the same. The pretrained head is replaced by a new one.
     `initialisation` is one of `INITIALISATIONS`, or None, the network's own. What cannot be had is a UserError.
     """
-    known = ", ".join(INITIALISATIONS)
     require(name in MODELS, f"There is no model '{name}'; choose one of {', '.join(MODELS)}.")
     there = initialisation in (None, *INITIALISATIONS)
-    require(there, f"There is no initialisation '{initialisation}'; choose one of {known}, or None.")
+    require(there, f"There is no initialisation '{initialisation}'; choose one of {', '.join(INITIALISATIONS)}, or None.")
     require(not (pretrained and initialisation), "Pretrained weights need no initialisation; leave out one of the two.")
     model = MODELS[name]
     try:
         require_positive(num_classes=num_classes)
-        network = model.make(1000 if pretrained else num_classes)
+        network = model.make(num_classes=1000 if pretrained else num_classes)
     except ValueError as error:
         raise UserError(str(error)) from error
     if pretrained:

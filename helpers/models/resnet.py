@@ -68,7 +68,7 @@ class ResidualNet(nn.Module):
 def initialise_he(model: nn.Module, zero_biases: bool = True) -> None:
     """He-normal convolutions and linear layers (fan-in), biases at zero or as they are. Source: He et al. 2015, section 2.2.
 
-    Report `zoo`, section 3.4, has it as Keras's `he_normal`, whose tails are cut; report `pikachu`'s code leaves biases alone.
+    Report `zoo`, section 3.4, uses Keras's `he_normal`, which cuts the tails too; report `pikachu`'s code keeps torch's biases.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -79,7 +79,8 @@ def initialise_he(model: nn.Module, zero_biases: bool = True) -> None:
 
 def initialise_torch(model: nn.Module) -> None:
     """Torch's default weights in every layer, drawn anew."""
-    model.apply(lambda module: module.reset_parameters() if hasattr(module, "reset_parameters") else None)
+    for layer in [module for module in model.modules() if hasattr(module, "reset_parameters")]:
+        layer.reset_parameters()
 
 
 def zero_last_batchnorm(model: nn.Module) -> None:
@@ -163,7 +164,7 @@ NETWORKS = {
     "resnext50_unpadded": bottlenecks((3, 4, 6, 3), Stem(pool_padding=0), 4, cardinality=32),
     "pikachu_resnext29": Description(
         Stem(64, 3, 2, padding=3, pool_padding=0),
-        tuple(Stage(3, 256 * 2**n, 2 if n else 1, {"cardinality": 32, "group_width": (2, 8, 16)[n]}) for n in range(3)),
+        tuple(Stage(3, 256 * 2**n, 2 if n else 1, {"cardinality": 32, "group_width": d}) for n, d in enumerate((2, 8, 16))),
         Bottleneck,
     ),
     # Gao et al. 2019, section 4.3: 6 groups of 24 channels in each of 4 parts.

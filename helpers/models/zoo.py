@@ -26,7 +26,7 @@ class SimpleNet(nn.Sequential):
     pointwise = (11, 12)
     pooled = (4, 7, 9, 12)
 
-    def __init__(self, num_classes: int, dropout: float = 0.2):
+    def __init__(self, num_classes: int):
         super().__init__()
         in_channels = 3
         for number, out_channels in enumerate(self.channels, start=1):
@@ -39,7 +39,7 @@ class SimpleNet(nn.Sequential):
             if number in self.pooled:
                 layer.append(nn.MaxPool2d(2))
             if number < len(self.channels):
-                layer.append(nn.Dropout(dropout))
+                layer.append(nn.Dropout(0.2))
             self.add_module(f"layer{number}", layer)
             in_channels = out_channels
         self.maxpool, self.flatten = nn.AdaptiveMaxPool2d(1), nn.Flatten()
@@ -59,8 +59,8 @@ class WideResNet(nn.Sequential):
     def __init__(self, num_classes: int, depth: int, width: int, dropout: float = 0.0):
         super().__init__()
         require_positive(depth=depth, width=width)
-        blocks, rest = divmod(depth - 4, 6)
-        if rest or blocks < 1:
+        blocks, remainder = divmod(depth - 4, 6)
+        if remainder or blocks < 1:
             raise ValueError(f"depth is {depth}, but a wide residual network has 6N + 4 layers; choose 10, 16, 22, 28, ….")
         self.conv1 = convolution(3, 16, 3)
         in_channels = 16

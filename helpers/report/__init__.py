@@ -16,7 +16,7 @@ from helpers.report.plots import (
     stage_bars,
 )
 from helpers.report.printed import amp_figure2, slim_rates, zoo_steps
-from helpers.report.readme import headline_table, reported_table
+from helpers.report.readme import headline_table
 from helpers.report.tables import (
     best_by_validation,
     most_confused,

@@ -30,19 +30,18 @@ def write(records: list[dict], results_dir: str | Path | None = None) -> list[Pa
     A UserError where the folder cannot be written.
     """
     folder = Path(results_dir or results.RESULTS).expanduser() / "figures"
-    captions, written = {}, []
+    captions = {}
     with runtime.writing("The figures"):
         folder.mkdir(exist_ok=True)
         for name, figure, caption in drawn(records):
             captions[name] = caption
-            written.append(folder / f"{name}.png")
-            _save(figure, written[-1])
+            _save(figure, folder / f"{name}.png")
             plt.close(figure)
+        written = [folder / f"{name}.png" for name in captions]
         for stale in set(folder.glob("*.png")) - set(written):
             stale.unlink()
-        written.append(folder / "README.md")
-        runtime.save_text(written[-1], readme(captions))
-    return written
+        runtime.save_text(folder / "README.md", readme(captions))
+    return [*written, folder / "README.md"]
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -89,9 +88,10 @@ def _rows(runs_of: dict[str, list[dict]]) -> dict[str, dict[str, str]]:
 
 def _costs(own: dict[str, list[dict]]) -> pd.DataFrame:
     """What `plots.accuracy_against_cost` draws: of each network on one data set the best experiment by validation accuracy."""
-    ascending = sorted(own.items(), key=lambda item: tables.validation_accuracy(item[1]))
+    ascending = sorted(own, key=lambda name: tables.validation_accuracy(own[name]))
+    best = {own[name][0]["model"]["name"].removeprefix("torchvision/"): name for name in ascending}  # the last one stays
     rows = {}
-    for name in {runs[0]["model"]["name"].removeprefix("torchvision/"): name for name, runs in ascending}.values():
+    for name in best.values():
         model = own[name][0]["model"]
         rows[name] = model["name"], model["params"], model["macs"] / 1e6, tables.mean_accuracy(own[name])
     return pd.DataFrame.from_dict(rows, orient="index", columns=["model", "parameters", "million MACs", "accuracy"])

@@ -72,15 +72,15 @@ def obtain(
     path = results.record_path(name, profile, seed, results_dir).with_name(f"seed{seed}.landscape.npz")
     with suppress(*runtime.DAMAGED), np.load(path, allow_pickle=False) as arrays:
         return arrays["losses"]
-    checkpoint_dir = checkpoint_dir or results.checkpoint_folder(profile, path.parents[4])
+    checkpoint_dir = checkpoint_dir or results.checkpoint_folder(profile, results_dir or results.RESULTS)
     state = checkpoints.load_checkpoint(experiments.checkpoint_path(name, profile, seed, checkpoint_dir))
     if state is None:
         print(f"{name}, seed {seed}: the loss around it was not measured, and its checkpoint is not here.")
         return None
-    model = models.build(record["model"]["name"], record["dataset"]["num_classes"])
+    device = runtime.choose_device(device)
+    model = models.build(record["model"]["name"], record["dataset"]["num_classes"]).to(device)
     model.load_state_dict(state["best_weights"])
-    model.to(runtime.choose_device(device))
-    images = subset(split, 10 if profile == "smoke" else IMAGES).to(next(model.parameters()).device)
+    images = subset(split, 10 if profile == "smoke" else IMAGES).to(device)
     # In fp32: far from the weights that were trained, scores may be too large for the 16 bits of an older GPU.
     recipe = replace(experiments.recipe_for(experiments.find(name), profile), mixed_precision=False)
     generator = torch.Generator().manual_seed(0)

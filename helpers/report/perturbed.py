@@ -15,17 +15,14 @@ from helpers.training.recipe import Recipe, is_perturbed
 
 PERTURBED = "cifar10/resnext29_under5m_amp"
 # What the sources that report `amp` names do, and the report does not say; each left out, and then all three.
-WITHOUT = {
-    "torch's weights": {"initialisation": None},  # the network's own are He-normal
-    "clipping": {"clip_norm": None},
-    "Nesterov momentum": {"nesterov": False},
-}
 FIRST_STEPS = {
     "as its sources": {},
-    **{f"without {name}": changes for name, changes in WITHOUT.items()},
-    "without all three": {name: value for changes in WITHOUT.values() for name, value in changes.items()},
+    "without torch's weights": {"initialisation": None},  # the network's own are He-normal
+    "without clipping": {"clip_norm": None},
+    "without Nesterov momentum": {"nesterov": False},
+    "without all three": {"initialisation": None, "clip_norm": None, "nesterov": False},
 }
-FILE = RESULTS / "first_steps.json"
+FILE, STEPS = RESULTS / "first_steps.json", 300
 
 
 def first_steps(train: data.Split, device: torch.device, steps: int, **sizes: int) -> dict[str, list[float]]:
@@ -45,11 +42,11 @@ def first_steps(train: data.Split, device: torch.device, steps: int, **sizes: in
     return losses
 
 
-def measure_first_steps(steps: int = 300, data_dir: str | None = None) -> None:
+def measure_first_steps() -> None:
     """Measure `first_steps` on CIFAR-10, on the best device there is, and write `results/first_steps.json`."""
     device = runtime.choose_device()
-    train = experiments.load_data(experiments.find(PERTURBED), "full", data_dir).train
-    measured = {"device": runtime.device_name(device), "losses": first_steps(train, device, steps)}
+    train = experiments.load_data(experiments.find(PERTURBED), "full").train
+    measured = {"device": runtime.device_name(device), "losses": first_steps(train, device, STEPS)}
     runtime.save_text(FILE, json.dumps(measured, indent=1) + "\n")
 
 
@@ -58,13 +55,13 @@ def obtain_first_steps(train: data.Split, device: torch.device, profile: str) ->
     if profile == "smoke":
         return first_steps(train, device, 2, batch_size=8, image_size=8)
     if device.type == "cuda":
-        return first_steps(train, device, 300)
+        return first_steps(train, device, STEPS)
     return json.loads(FILE.read_text(encoding="utf-8"))["losses"] if FILE.exists() else {}
 
 
 def gradients(recipe: Recipe, steps: int) -> np.ndarray:
     """How many gradients of a batch each epoch of so many steps takes: int64 (epochs,)."""
     inner = 0 if recipe.perturbation is None else recipe.inner_steps
-    shares = [step / (steps * recipe.epochs) for step in range(steps * recipe.epochs)]
-    taken = [1 + inner * is_perturbed(recipe, share, step) for step, share in enumerate(shares)]
+    total = steps * recipe.epochs
+    taken = [1 + inner * is_perturbed(recipe, step / total, step) for step in range(total)]
     return np.reshape(taken, (recipe.epochs, steps)).sum(axis=1)

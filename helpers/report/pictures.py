@@ -23,10 +23,9 @@ def image_grid(images, titles: Sequence[str] | None = None, columns: int = 8, sa
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat:
         axis.axis("off")
-    for index, image in enumerate(images):
-        axes.flat[index].imshow(image.permute(1, 2, 0).cpu().numpy())
-        if titles is not None:
-            axes.flat[index].set_title(titles[index], fontsize=8, parse_math=False)
+    for axis, image, title in zip(axes.flat[: len(images)], images, titles or [""] * len(images), strict=True):
+        axis.imshow(image.permute(1, 2, 0).cpu().numpy())
+        axis.set_title(title, fontsize=8, parse_math=False)
     return stamp(figure) if sample else figure
 
 

@@ -68,10 +68,11 @@ def _label(axis, points: Mapping[str, tuple], at_edge: bool) -> None:
         *point, ink = points[label]
         across = fractions[label][0]
         before = not at_edge and across > 0.6  # there, no label fits behind its point
+        beside = across - 0.03 if before else across + 0.03
         axis.annotate(
             label,
             point,
-            (1.03 if at_edge else across - 0.03 if before else across + 0.03, place),
+            (1.03 if at_edge else beside, place),
             textcoords="axes fraction",
             ha="right" if before else "left",
             va="center",
@@ -96,14 +97,14 @@ def curves(runs: Mapping[str, Mapping], sample: bool = False) -> Figure:
     ends: tuple[dict, dict] = ({}, {})
     for (label, run), ink in zip(runs.items(), colours, strict=True):
         history = run["history"]
-        times = [row["epoch"] for row in history]
-        style = {"color": ink, "marker": "o" if len(times) == 1 else "", "markersize": 4}
+        epochs = [row["epoch"] for row in history]
+        style = {"color": ink, "marker": "o" if len(epochs) == 1 else "", "markersize": 4}
         for axis, end, name in zip(axes, ends, ("val_accuracy", "val_loss"), strict=True):
-            axis.plot(times, [row[name] for row in history], linewidth=1.8, **style)
-            end[label] = (times[-1], history[-1][name], ink)
-        axes[1].plot(times, [row["train_loss"] for row in history], "--", linewidth=1, **style)
+            axis.plot(epochs, [row[name] for row in history], linewidth=1.8, **style)
+            end[label] = (epochs[-1], history[-1][name], ink)
+        axes[1].plot(epochs, [row["train_loss"] for row in history], "--", linewidth=1, **style)
     smoothed = any(run.get("recipe", {}).get("label_smoothing") for run in runs.values())
-    against = "\n(that of training against smoothed labels where the recipe has them)" * smoothed
+    against = "\n(that of training against smoothed labels where the recipe has them)" if smoothed else ""
     titles = ("Validation accuracy", f"Cross-entropy (nats per image): validation solid, training dashed{against}")
     for axis, end, title in zip(axes, ends, titles, strict=True):
         axis.set_title(title, loc="left", fontsize=10)
@@ -150,7 +151,7 @@ def accuracy_chart(groups: Mapping[str, Mapping[str, str]], records: Iterable[di
         axis.grid(axis="x", alpha=0.3)
         axis.spines[["top", "right", "left"]].set_visible(False)
         axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axis.set_xlabel("test accuracy")
+    axes[-1, 0].set_xlabel("test accuracy")
     marks = {
         "one seed": {"marker": "o", "color": "#0072B2", "linestyle": "", "alpha": 0.6},
         "mean over seeds": TICK | {"color": "#0072B2", "markeredgewidth": 2.4},
@@ -214,9 +215,9 @@ def loss_around(radii: Sequence[float], losses: Mapping[str, np.ndarray], sample
 def _cells(axis, shares: np.ndarray, texts: np.ndarray, limits: tuple[float, float], fontsize: float = 8) -> None:
     """A matrix as shades of blue between two limits, with a text in each cell."""
     axis.imshow(shares, cmap="Blues", vmin=limits[0], vmax=limits[1])
-    for place, text in np.ndenumerate(texts):
-        ink = "white" if shares[place] > 0.4 * limits[0] + 0.6 * limits[1] else "black"
-        axis.text(*place[::-1], text, ha="center", va="center", color=ink, fontsize=fontsize)
+    for (row, column), text in np.ndenumerate(texts):
+        ink = "white" if shares[row, column] > 0.4 * limits[0] + 0.6 * limits[1] else "black"
+        axis.text(column, row, text, ha="center", va="center", color=ink, fontsize=fontsize)
 
 
 def confusion_matrices(runs: Mapping[str, Mapping], sample: bool = False) -> Figure:
@@ -252,15 +253,15 @@ def confusion_matrices(runs: Mapping[str, Mapping], sample: bool = False) -> Fig
     return stamp(figure) if sample else figure
 
 
-def stage_bars(tables: Mapping[str, pd.DataFrame], models: Sequence[str]) -> Figure:
+def stage_bars(networks: Mapping[str, pd.DataFrame], models: Sequence[str]) -> Figure:
     """Parameters and multiply–adds of each stage, with the totals in the legend: a label for each network's `stage_table`, and
     the networks' models for their colours, `""` for one that is none.
     """
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    width = 0.8 / len(tables)
-    stages = max((list(table["stage"]) for table in tables.values()), key=len)
+    width = 0.8 / len(networks)
+    stages = max((list(table["stage"]) for table in networks.values()), key=len)
     for axis, name in zip(axes, ("parameters", "MACs"), strict=True):
-        for index, ((label, table), model) in enumerate(zip(tables.items(), models, strict=True)):
+        for index, ((label, table), model) in enumerate(zip(networks.items(), models, strict=True)):
             places = [stages.index(stage) + (index + 0.5) * width - 0.4 for stage in table["stage"]]
             text = f"{label}: {table['parameters'].sum():,} parameters, {table['MACs'].sum() / 1e6:,.1f} million MACs"
             style = {"color": model_style(model)["color"], "edgecolor": "white", "hatch": ("", "///", "...", "xxx")[index % 4]}

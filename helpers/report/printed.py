@@ -1,6 +1,7 @@
 """Figures and tables that the reports print, line by line beside what their networks and recipes give."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pandas as pd
 
@@ -14,12 +15,8 @@ from helpers.report.claims.measures import printed_lines
 SLIM_RATES = [0.0912902842758814, 0.08264049551198992, 0.01424664832292858, 0.014829184220305288]
 SLIM_RATES += [0.08273569243054962, 0.09122470424783691, 0.023935585672309027]
 # Report `zoo`, section 5.3: pairs of networks of which the second is only wider, or only deeper.
-ZOO_STEPS = [
-    *(("wider", *pair) for pair in (("wrn16_2", "wrn16_4"), ("wrn16_4", "wrn16_8"), ("wrn16_8", "wrn16_16"))),
-    ("wider", "wrn28_2", "wrn28_4"),
-    ("deeper", "wrn16_2", "wrn28_2"),
-    ("deeper", "wrn16_4", "wrn28_4"),
-]
+ZOO_STEPS = [("wider", *pair) for pair in pairwise(["wrn16_2", "wrn16_4", "wrn16_8", "wrn16_16"])]
+ZOO_STEPS += [("wider", "wrn28_2", "wrn28_4"), ("deeper", "wrn16_2", "wrn28_2"), ("deeper", "wrn16_4", "wrn28_4")]
 
 
 def amp_figure2() -> pd.DataFrame:

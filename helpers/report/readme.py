@@ -70,15 +70,15 @@ def _schedule(name: str, of: str, runs: list[dict]) -> str:
 def reported_table(records: Iterable[dict]) -> pd.DataFrame:
     """One row per accuracy that a report prints, and per way in which it was run: as written, as coded, or shortened."""
     runs_of, rows = tables.by_experiment(tables.on_whole_data(records)), []
-    for name, row in EXPERIMENTS.items():
-        for other in _ways(name, runs_of) if "test_accuracy" in row.reported else ():
+    reported = {name: row for name, row in EXPERIMENTS.items() if "test_accuracy" in row.reported}
+    for name, row in reported.items():
+        for other in _ways(name, runs_of):
             runs, images = runs_of.get(other, []), IMAGES.get(row.dataset, "yes")
             ours = (_outcome(runs), len(runs)) if runs else (NOT_YET, None)
             same = images, NETWORKS.get(other, "yes"), _schedule(other, name, runs) if runs else ""
             rows.append((row.report, other, percent(row.reported["test_accuracy"]), *ours, *same))
     names = ["report", "experiment", "printed", "ours", "seeds", "same data?", "same network?", "same schedule?"]
-    table = pd.DataFrame(rows, columns=names)
-    return table.sort_values("report", key=lambda tags: tags.map([*REPORTS].index), kind="stable")
+    return pd.DataFrame(rows, columns=names).sort_values("report", key=lambda tags: tags.map([*REPORTS].index), kind="stable")
 
 
 def headline_table(records: Iterable[dict]) -> pd.DataFrame:
@@ -92,7 +92,8 @@ def headline_table(records: Iterable[dict]) -> pd.DataFrame:
         own = {name: row for name, row in EXPERIMENTS.items() if row.report == report}
         printed = {name: row.reported["test_accuracy"] for name, row in own.items() if "test_accuracy" in row.reported}
         best = max(printed, key=lambda name: np.max(printed[name]))
-        again, repeated = next((name for name in _ways(best, runs_of) if name in runs_of), None), NOT_YET
+        again = next((name for name in _ways(best, runs_of) if name in runs_of), None)
+        repeated = NOT_YET
         if again:
             schedule = _schedule(again, best, runs_of[again])
             how = "" if schedule == "as written" else f"{schedule.removeprefix('no, ')}, "
@@ -122,11 +123,10 @@ def write(records: list[dict], readme: Path = ROOT / "README.md") -> Path:
 
 def parts(records: list[dict]) -> dict[str, str]:
     """The text for each pair of markers, by its name."""
-    picture = f"![Test accuracy by experiment](results/figures/accuracy.png)\n\n*{figures.ACCURACY}*\n"
     return {
         "headline": markdown(headline_table(records)),
         "reported": markdown(reported_table(records)),
-        "accuracy": picture,
+        "accuracy": f"![Test accuracy by experiment](results/figures/accuracy.png)\n\n*{figures.ACCURACY}*\n",
         "claims": markdown(claims.counts(claims.claims_table(records=records))),
         "speed": speed_part(),
     }

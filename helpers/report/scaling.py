@@ -6,6 +6,7 @@
 import json
 import os
 import time
+from itertools import product
 
 import matplotlib.pyplot as plt
 import torch
@@ -47,11 +48,10 @@ def modelled() -> list[dict]:
         layers = sum(isinstance(layer, nn.Conv2d | nn.BatchNorm2d | nn.Linear) for layer in network.modules())
         parts = {"macs": models.count_macs(network, (1, 3, pixels, pixels)), "layers": layers}
         parts["gradient_bytes"] = 4 * models.count_parameters(network)
-        for batch, (link, bandwidth) in [(batch, link) for batch in batches for link in ASSUMED["bytes_per_second"].items()]:
+        for batch, (link, bandwidth) in product(batches, ASSUMED["bytes_per_second"].items()):
             speeds = {gpus: images_per_second(parts, batch, gpus, bandwidth) for gpus in GPUS if gpus <= batch}
-            slow = [gpus for gpus in speeds if speeds.get(2 * gpus, 0) < PAYS * speeds[gpus]]
-            about = {"model": name, "batch": batch, "link": link, **parts}
-            rows.append(about | {"images_per_second": speeds, "pays_up_to": slow[0]})
+            pays = next(gpus for gpus in speeds if speeds.get(2 * gpus, 0) < PAYS * speeds[gpus])
+            rows.append({"model": name, "batch": batch, "link": link, **parts, "images_per_second": speeds, "pays_up_to": pays})
     return rows
 
 
@@ -96,6 +96,7 @@ def main() -> None:
         found = {"measured": kept | {f"{processes.count()} processes": here}, "assumed": ASSUMED, "modelled": modelled()}
         save_text(path, json.dumps(found, indent=1) + "\n")
         draw(found["modelled"])
+    processes.leave()
 
 
 if __name__ == "__main__":

@@ -135,12 +135,12 @@ def time_table(names: Iterable[str], records: Iterable[dict], num_classes: int) 
         experiment, runs = experiments.find(name), runs_of.get(name, [])
         network, size = anatomy.network(experiment.model, num_classes), experiment.recipe.image_size
         cost = models.count_parameters(network), models.count_macs(network, (1, 3, size, size)) / 1e6
-        bought = [
-            (run["images_per_second"], len(run["history"]), estimate_epochs(run["history"], run["recipe"]["time_budget"]))
-            + (run["test"]["accuracy"], run["test"]["accuracy_at_5"])
-            for run in runs
-        ]
-        rows.append((name.split("/")[1], *cost, len(runs) or None, *(np.mean(bought, axis=0) if runs else [None] * 5)))
+        bought = []
+        for run in runs:
+            epochs = len(run["history"]), estimate_epochs(run["history"], run["recipe"]["time_budget"])
+            bought.append((run["images_per_second"], *epochs, run["test"]["accuracy"], run["test"]["accuracy_at_5"]))
+        means = np.mean(bought, axis=0) if runs else [None] * 5
+        rows.append((name.split("/")[1], *cost, len(runs) or None, *means))
     return pd.DataFrame(rows, columns=TIME_COLUMNS)
 
 
@@ -153,21 +153,21 @@ def paired_table(
     that got it right under more seeds; `p` is exact, and McNemar's for one seed. `from` to `to` is the 95 % interval. Without
     `pairs`, names of experiments, they are all that share a seed and the images.
     """
-    runs, predictions = {}, {}
+    predictions, rows = {}, []
     for record in records:
-        key = record["experiment"], (record["seed"], record["dataset"]["fingerprint"])
-        runs.setdefault(key[0], []).append(key[1])
-        predictions[key] = results.predictions(record, results_dir)
-    rows = []
-    for first, second in itertools.combinations(runs, 2) if pairs is None else pairs:
-        shared = [run for run in runs.get(first, ()) if run in runs.get(second, ())]
-        if not shared:
-            rows += [] if pairs is None else [{"first": first, "second": second}]
-            continue
-        paired = statistics.Paired.of(*([predictions[name, run] for run in shared] for name in (second, first)))
-        ends = 100 * paired.difference, *(100 * end for end in paired.interval)
-        counts = paired.only_second, paired.only_first
-        rows.append(dict(zip(PAIRED_COLUMNS, (first, second, len(shared), *counts, *ends, paired.p), strict=True)))
+        run = record["seed"], record["dataset"]["fingerprint"]
+        predictions.setdefault(record["experiment"], {})[run] = results.predictions(record, results_dir)
+    asked = itertools.combinations(predictions, 2) if pairs is None else pairs
+    for first, second in asked:
+        one, other = predictions.get(first, {}), predictions.get(second, {})
+        shared = [run for run in one if run in other]
+        if shared:
+            paired = statistics.Paired.of([other[run] for run in shared], [one[run] for run in shared])
+            points = [100 * value for value in (paired.difference, *paired.interval)]
+            row = first, second, len(shared), paired.only_second, paired.only_first, *points, paired.p
+            rows.append(dict(zip(PAIRED_COLUMNS, row, strict=True)))
+        elif pairs is not None:
+            rows.append({"first": first, "second": second})
     return pd.DataFrame(rows, columns=PAIRED_COLUMNS)
 
 
@@ -176,7 +176,7 @@ def most_confused(record: dict, most: int = 10) -> pd.DataFrame:
     classes = record["dataset"]["classes"]
     counts = pd.DataFrame(record["test"]["confusion"], index=pd.Index(classes, name="true"), columns=classes)
     pairs = counts.reset_index().melt("true", var_name="taken for", value_name="images")
-    pairs["share"] = pairs["images"] / counts.sum(axis=1)[pairs["true"]].to_numpy()
+    pairs["share"] = pairs["images"] / pairs["true"].map(counts.sum(axis=1))
     pairs = pairs[(pairs["true"] != pairs["taken for"]) & (pairs["images"] > 0)]
     return pairs.sort_values(["images", "true", "taken for"], ascending=[False, True, True], ignore_index=True).head(most)
 
@@ -231,7 +231,8 @@ def pair_sentences(
             sentences.append(f"{second} and {first} cannot be told apart ({found}).")
         else:
             sentences.append(f"{second} is {'better' if row['points'] > 0 else 'worse'} than {first} ({found}).")
-    sentences += [f"Not run yet: {'; '.join(missing)}."] if missing else []
+    if missing:
+        sentences.append(f"Not run yet: {'; '.join(missing)}.")
     return [textwrap.fill(sentence, 90, break_on_hyphens=False) for sentence in sentences]
 
 
@@ -247,11 +248,11 @@ def write(records: list[dict], results_dir: str | Path | None = None) -> list[Pa
     for report in dict.fromkeys(record["report"] for record in records):
         own = [record for record in records if record["report"] == report and record["profile"] == "full"]
         tables |= {f"{report}_comparison": comparison_table(own), f"{report}_paired": paired_table(own, results_dir=folder)}
-    written = []
+    tables, written = {name: table for name, table in tables.items() if len(table)}, []
     with runtime.writing("The tables"):
         (folder / "tables").mkdir(exist_ok=True)
         for name, table in tables.items():
-            for suffix, text in ((".csv", table.to_csv(index=False)), (".md", markdown(table))) if len(table) else ():
+            for suffix, text in ((".csv", table.to_csv(index=False)), (".md", markdown(table))):
                 written.append(folder / "tables" / f"{name}{suffix}")
                 runtime.save_text(written[-1], text)
     for stale in {*folder.glob("tables/*_comparison.*"), *folder.glob("tables/*_paired.*")} - {*written}:

@@ -14,7 +14,7 @@ NOTEBOOK_LINES = range(80, 131)
 
 # What does not hold yet, and by how much. A number only falls; an entry goes when its limit holds.
 TODAY = {
-    "lines": 8580,
+    "lines": 8577,
     "files": {},
     "functions": {},
     "notebooks": {},

@@ -36,8 +36,9 @@ class Average:
         """
         present = self.model.state_dict(keep_vars=True)
         self.values = {name: torch.empty_like(value).copy_(self.values[name]) for name, value in present.items()}
-        kinds = ([name for name, value in present.items() if value.is_floating_point() == kind] for kind in (True, False))
-        return [([self.values[name] for name in names], [present[name] for name in names]) for names in kinds]
+        floating = [name for name, value in present.items() if value.is_floating_point()]
+        others = [name for name in present if name not in floating]
+        return [([self.values[name] for name in names], [present[name] for name in names]) for names in (floating, others)]
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -93,7 +93,6 @@ class SynchronisedBatchNorm(nn.BatchNorm2d):
 def synchronise(model: nn.Module) -> None:
     """Have every BatchNorm of a model see the whole batch where several processes train it, in place."""
     if processes.count() > 1:
-        for parent in list(model.modules()):
-            for name, layer in parent.named_children():
-                if isinstance(layer, nn.BatchNorm2d):
-                    setattr(parent, name, SynchronisedBatchNorm(layer))
+        for name, layer in list(model.named_modules()):
+            if isinstance(layer, nn.BatchNorm2d):
+                model.set_submodule(name, SynchronisedBatchNorm(layer))

@@ -21,7 +21,7 @@ def convolutions(device: torch.device, recipe: Recipe) -> AbstractContextManager
 
 
 class HeavyConvolutions(TorchFunctionMode):
-    """Convolutions with more weights than data, as of a network's last and smallest maps, become matrix products.
+    """Convolutions with at least `HEAVY` times as many weights as data, as of a network's last maps, become matrix products.
 
     oneDNN reorders the weights and their gradients in every pass: forward and backward, 512 to 512 channels by 3×3 on a map of
     one pixel take 60 ms, and as a product 3; on 4×4 pixels 99 and 35 (64 and 32 images, one core with AMX, bf16).

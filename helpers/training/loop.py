@@ -79,9 +79,9 @@ def fit(model: nn.Module, train: data.Split, validation: data.Split, recipe: Rec
         Diverged: the loss is no longer finite.
     """
     options = Options(**options)
-    budget = recipe.time_budget if options.time_budget is None else options.time_budget
-    own_clock, patience = options.clock, options.patience or recipe.patience
-    options = replace(options, time_budget=budget, patience=patience, clock=lambda: processes.agreed(own_clock()))
+    limits = {"time_budget": options.time_budget or recipe.time_budget, "patience": options.patience or recipe.patience}
+    own_clock = options.clock
+    options = replace(options, **limits, clock=lambda: processes.agreed(own_clock()))
     fewer = f"The batch size is {recipe.batch_size}, for {processes.count()} processes; start at most {recipe.batch_size}."
     require(recipe.batch_size >= processes.count(), fewer)
     device = next(model.parameters()).device
@@ -91,8 +91,6 @@ def fit(model: nn.Module, train: data.Split, validation: data.Split, recipe: Rec
         torch.compiler.reset()  # programs of earlier runs would count against its limit
     train, validation = train.to(device), validation.to(device)
     identity = {"seed": options.seed, "train_images": len(train), **(options.about or {}), **asdict(recipe)}
-    if recipe.channels_last:  # as it will most likely be arranged: the moving average takes the strides over
-        model.to(memory_format=torch.channels_last)
     learner = Learner(model, recipe)
     done = _resumed(learner, identity, options)
     done = done or Fit(channels_last=processes.agreed(choose_channels_last(model, train, recipe)))
@@ -116,7 +114,7 @@ def fit(model: nn.Module, train: data.Split, validation: data.Split, recipe: Rec
         raise
     if done.best_weights is not None:
         model.load_state_dict(done.best_weights)
-    return replace(done, stopped=stopped, limits={"time_budget": budget, "patience": options.patience}, best_weights=None)
+    return replace(done, stopped=stopped, limits=limits, best_weights=None)
 
 
 def _resumed(learner: Learner, identity: dict, options: Options) -> Fit | None:
@@ -140,12 +138,13 @@ def _resumed(learner: Learner, identity: dict, options: Options) -> Fit | None:
         return None
     if not first:
         accept(state)
-    measured = state.get("arrangement", {}).get("channels_last", True)  # not again
+    measured = state.get("arrangement", {}).get("channels_last", True)  # when the run began, and not again
     done = Fit(**{name: state[name] for name in KEPT}, channels_last=measured)
     print(f"Resumed after epoch {len(done.history)} of {learner.recipe.epochs}.")
-    before, here = done.history[-1], platform(learner.device)
-    if any(name in before and before[name] != here[name] for name in here):
-        old, new = (", ".join(place[name] for name in here) for place in (before, here))
+    here = platform(learner.device)
+    before = {name: done.history[-1].get(name, value) for name, value in here.items()}  # rows of an older program do not say
+    if before != here:
+        old, new = ", ".join(before.values()), ", ".join(here.values())
         print(f"It began on {old} and continues on {new}: from here on its bits differ from an uninterrupted run's.")
     return done
 
@@ -180,7 +179,7 @@ class _Mirror:
         self.options, self.made, self.works = options, -math.inf, True
 
     def copy(self, last: bool = False) -> None:
-        """Copy it, if it is time and something is new; a line says where that no longer works."""
+        """Copy it if it is time, and at the end once more if it was copied before; a line says where that no longer works."""
         due = self.made > -math.inf if last else time.monotonic() - self.made > BETWEEN_COPIES
         if not self.options.mirror or not due:
             return
@@ -203,7 +202,8 @@ def _advance(learner: Learner, done: Fit, row: dict, options: Options) -> None:
         print(f"At the pace of the first {FIRST_EPOCHS} epochs, {fitting} fit the time budget of {budget:g} s.")
     if learner.recipe.keep == "last" or not done.best or row["val_accuracy"] > done.best["val_accuracy"]:
         done.best = {name: row[name] for name in ("epoch", "val_accuracy", "val_loss")}
-        done.best_weights = {name: value.detach().cpu().clone() for name, value in learner.weights().items()}
+        weights = learner.average.values if learner.average else learner.model.state_dict()
+        done.best_weights = {name: value.detach().cpu().clone() for name, value in weights.items()}
 
 
 def estimate_epochs(history: list[dict], time_budget: float) -> int:
@@ -235,16 +235,16 @@ def _epoch(learner: Learner, train: data.Split, validation: data.Split, options:
     """Train and validate one epoch, counted from 0; its row of the history."""
     recipe, clock = learner.recipe, options.clock
     start = clock()
-    steps = -(-data.images_shown(train, recipe.augment) // recipe.batch_size)
+    steps = math.ceil(data.images_shown(train, recipe.augment) / recipe.batch_size)
     batches = batches_of_epoch(train, recipe, options.seed, epoch + 1)
     torch.manual_seed(torch.initial_seed() + processes.rank())  # dropout differs from process to process
 
     def prepared():
         for number, (images, labels) in enumerate(progress(batches, f"epoch {epoch + 1}/{recipe.epochs}", steps)):
-            epochs = epoch + number / steps
+            passed = epoch + number / steps  # epochs
             for group in learner.optimizer.param_groups:
-                group["lr"] = learning_rate(recipe, epochs, steps)
-            share = epochs / recipe.epochs
+                group["lr"] = learning_rate(recipe, passed, steps)
+            share = passed / recipe.epochs
             learner.perturbed = is_perturbed(recipe, share, epoch * steps + number)
             yield data.resize(images, pixels_at(recipe, share)), labels
 

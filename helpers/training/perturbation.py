@@ -125,15 +125,17 @@ def clip(gradients: list[Tensor], clip_norm: float | None) -> None:
 
 def step_clipped(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None, clip_norm: float | None) -> None:
     """Step with the gradients at hand, their norm clipped after they are unscaled; an overflow skips the step."""
-    if scaler is not None and scaler.is_enabled():
+    scaler = scaler or torch.amp.GradScaler(enabled=False)  # which only steps
+    if scaler.is_enabled():
         # Fused SGD makes its momenta of memory as it finds it, for its first step to fill: if that is skipped, they stay so.
-        for parameter in (p for group in optimizer.param_groups if group.get("momentum") for p in group["params"]):
-            if parameter.grad is not None and optimizer.state[parameter].get("momentum_buffer") is None:
-                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    if clip_norm is not None and scaler is not None:
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                if group.get("momentum") and p.grad is not None and optimizer.state[p].get("momentum_buffer") is None:
+                    optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    if clip_norm is not None:
         scaler.unscale_(optimizer)
     clip([p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None], clip_norm)
-    optimizer.step() if scaler is None else scaler.step(optimizer)
+    scaler.step(optimizer)
 
 
 @contextmanager

@@ -81,7 +81,7 @@ def gathered(value) -> list:
 
 def share(batch: Tensor) -> Tensor:
     """This process's part of a batch; the parts differ by one image at most, and may be empty."""
-    return batch if count() == 1 else batch.tensor_split(count())[rank()]
+    return batch.tensor_split(count())[rank()]
 
 
 def add_up(*tensors: Tensor) -> None:

@@ -68,14 +68,10 @@ class Learner:
         """The context in which the model has its averaged weights, if there are any."""
         return self.average.applied() if self.average else nullcontext()
 
-    def weights(self) -> dict[str, Tensor]:
-        """What is evaluated and kept: the averaged weights, else the model's own."""
-        return self.average.values if self.average else self.model.state_dict()
-
     def state_dict(self) -> dict:
         """What a checkpoint keeps of it."""
-        stateful = {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler, "average": self.average}
-        return {"parts": self.parts} | {name: None if part is None else part.state_dict() for name, part in stateful.items()}
+        state = {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "scaler")}
+        return state | {"parts": self.parts, "average": self.average.state_dict() if self.average else None}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on where another learner of the same recipe stopped, on whatever device that was."""
@@ -85,7 +81,7 @@ class Learner:
             for group, own in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True)
         ]
         self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
-        if state["scaler"]:  # None: it ran without one, as in bf16
+        if state["scaler"]:  # empty where it ran without one, as in bf16; None in old checkpoints
             self.scaler.load_state_dict(state["scaler"])
         if self.average:
             self.average.load_state_dict(state["average"])
@@ -97,10 +93,11 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [{"params": parameters}]
     if recipe.decay_weights_only:
-        weights, others = ([p for p in parameters if (p.ndim > 1) == is_weight] for is_weight in (True, False))
+        weights = [parameter for parameter in parameters if parameter.ndim > 1]
+        others = [parameter for parameter in parameters if parameter.ndim <= 1]
         groups = [{"params": weights}, {"params": others, "weight_decay": 0.0}]
     fused = parameters[0].device.type == "cuda" or recipe.mixed_precision  # which rounds unlike a textbook's loop
-    arguments = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "fused" if fused else "foreach": True}
+    arguments = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "fused": fused, "foreach": not fused}
     base = torch.optim.Adam
     if recipe.optimizer == "sgd":
         base, arguments = torch.optim.SGD, arguments | {"momentum": recipe.momentum, "nesterov": recipe.nesterov}

@@ -2,5 +2,5 @@
 # ruff: noqa: F401 (the names that notebooks use)
 
 from helpers.report.claims.findings import TRAINED
-from helpers.report.claims.rules import CANNOT_TELL, CONTRADICTS, DOES_NOT, HOLDS, NOT_YET, VERDICTS
+from helpers.report.claims.rules import CANNOT_TELL, NOT_YET, VERDICTS
 from helpers.report.claims.table import COLUMNS, claims_table, counts, key, statements, write

@@ -90,7 +90,7 @@ def find(statement: Statement, runs: Runs) -> Finding:
     """
     check, rule = KINDS[statement.kind]
     try:
-        found = runs.of(statement.experiments, statement.arguments.get("epoch")) if statement.experiments else None
+        found = runs.of(statement.experiments, statement.arguments.get("epoch", 0)) if statement.experiments else None
         evidence = check(statement, runs, found)
     except NotYet:
         return Finding("", "", rules.NOT_YET, statement.how())
@@ -106,7 +106,7 @@ def measured(statement: Statement, runs: Runs, found: None) -> Evidence:
     if any(name not in models.MODELS for name, _ in statement.networks):
         raise NotYet
     if statement.networks:
-        values = [measures.OF_NETWORKS[statement.measure](anatomy.network(*name)) for name in statement.networks]
+        values = [measures.OF_NETWORKS[statement.measure](anatomy.network(*network)) for network in statement.networks]
         value = values[0] if len(values) == 1 else values
     else:
         loaded = {"run": runs.on(statement.data)} if statement.data else {}

@@ -99,18 +99,19 @@ def perturbed_step(epsilon: float = 0.5) -> tuple[str, float]:
     return " and ".join(name for name, moved in zip(("parameters", "input data"), far, strict=True) if moved), far[0]
 
 
-def closed_form_parameters(stem: Sequence[int], stages: Sequence[Sequence[int]], num_classes: int = 10) -> int:
+def closed_form_parameters(stem: Sequence[int], stages: Sequence[Sequence[int]]) -> int:
     """Parameters of a network as report `slim` prints it: `stem` (kernel, channels), `stages` (blocks, channels, kernel).
 
-    Two convolutions a block, BatchNorm behind each, and a 1×1 convolution in the shortcut where the channels change.
+    Two convolutions a block, BatchNorm behind each, a 1×1 convolution in the shortcut where the channels change; ten classes.
     """
     side, width = stem
-    convolutions = [(3, width, side)]  # channels in, channels out, kernel
+    shapes = [(3, width, side)]  # of each convolution: channels in, channels out, kernel
     for blocks, channels, side in stages:
-        convolutions += [(width, channels, side)] + (2 * blocks - 1) * [(channels, channels, side)]
-        convolutions += [(width, channels, 1)] * (width != channels)
+        shapes += [(width, channels, side)] + (2 * blocks - 1) * [(channels, channels, side)]
+        if width != channels:
+            shapes.append((width, channels, 1))
         width = channels
-    return sum(before * after * side**2 + 2 * after for before, after, side in convolutions) + (width + 1) * num_classes
+    return sum(before * after * side**2 + 2 * after for before, after, side in shapes) + (width + 1) * 10
 
 
 def times_simplenet(names: Sequence[str]) -> list[float]:

@@ -29,8 +29,9 @@ class Found(NamedTuple):
     def how(self) -> str:
         """Which runs these are, in words."""
         names = [side[0]["experiment"] for side in (self.first, self.second) if side]
-        text = f"run record{'s' * (len(names) > 1)} of {' and '.join(names)}, seed{'s' * (len(self.first) > 1)} "
-        return text + ", ".join([*(str(run["seed"]) for run in self.first), *filter(None, [self.stand_in])])
+        seeds = ", ".join(str(run["seed"]) for run in self.first)
+        text = f"run record{'s' * (len(names) > 1)} of {' and '.join(names)}, seed{'s' * (len(self.first) > 1)} {seeds}"
+        return f"{text}, {self.stand_in}" if self.stand_in else text
 
 
 class Runs:
@@ -46,15 +47,15 @@ class Runs:
         real = [run for run in records if run["profile"] == "full" and run["dataset"]["source"] != "sample"]
         self.records = [run for run in real if not run["stopped_early"] or run["report"] == "zoo"]
 
-    def of(self, experiments: Sequence[str], epoch: int | None = None) -> Found:
+    def of(self, experiments: Sequence[str], epoch: int = 0) -> Found:
         """The runs of an experiment (that reached `epoch`), or of two on the same images under the same seeds.
 
         Whole ones come before shortened ones and JPEG copies; two are of the same share of their schedules.
         """
         first, *others = map(self._candidates, experiments)
         for kind, runs in first.items():
-            runs = [run for run in runs if len(run["history"]) >= (epoch or 0)]
-            pairs = [(one, other) for one in runs for other in others[0].get(kind, ()) if _alike(one, other)] if others else []
+            runs = [run for run in runs if len(run["history"]) >= epoch]
+            pairs = [(one, other) for second in others for one in runs for other in second.get(kind, ()) if _alike(one, other)]
             if pairs:
                 firsts, seconds = map(list, zip(*pairs, strict=True))
                 return Found(firsts, seconds, stand_in(firsts) or stand_in(seconds))
@@ -84,7 +85,8 @@ class Runs:
 def stand_in(runs: list[dict]) -> str:
     """Why runs are not those that a statement about their experiment is about, in words; empty where they are."""
     reasons = ["images from JPEG files"] if _is_jpeg(runs[0]) else []
-    reasons += [f"{_share(runs[0]):.0%} of the epochs"] if _share(runs[0]) < 1 else []
+    if _share(runs[0]) < 1:
+        reasons.append(f"{_share(runs[0]):.0%} of the epochs")
     if all(map(_one_label, runs)):
         reasons.append("all images get one label")
     if any("time budget" in (run["stopped_early"] or "") and run["limits"]["time_budget"] < ZOO_SECONDS for run in runs):
@@ -95,7 +97,7 @@ def stand_in(runs: list[dict]) -> str:
 def _one_label(run: dict) -> bool:
     """Whether a run gives images of several classes all the same label."""
     true, predicted = (np.count_nonzero(np.sum(run["test"]["confusion"], axis=axis)) for axis in (1, 0))
-    return predicted == 1 < true
+    return predicted == 1 and true > 1
 
 
 def _alike(one: dict, other: dict) -> bool:

@@ -34,11 +34,8 @@ def claims_table(results_dir: str | Path | None = None, records: Iterable[dict] 
 
     `records` are those under `results_dir`, if they have been read already; a damaged one is a UserError.
     """
-    runs, rows = Runs(results_dir, records), []
-    for row in statements():
-        found = findings.find(row, runs)
-        stated = (row.report, row.place, row.claim, row.quoted, row.recipe, row.kind)
-        rows.append((*stated, found.how, found.ours, found.interval, found.verdict, row.repeats))
+    runs = Runs(results_dir, records)
+    rows = [vars(statement) | findings.find(statement, runs)._asdict() for statement in statements()]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
