@@ -227,17 +227,14 @@ def classify_images(options) -> None:
         raise UserError(f"{len(failed)} of {len(table)} images could not be read: {listed(failed)}.")
 
 
-def evaluate_model(options) -> None:
-    print(demo.evaluate(options.model, options.data_dir, options.device))
-
-
 def write_colab(options) -> None:
     changed = colab.write(options.repository, options.ref)
     print("\n".join(path.name for path in changed) or "Everything was already so.")
 
 
 COMMANDS = {"list": list_experiments, "run": run_experiments, "table": make_tables, "bench": run_bench, "save": save_model}
-COMMANDS |= {"classify": classify_images, "evaluate": evaluate_model, "colab": write_colab}
+COMMANDS |= {"classify": classify_images, "colab": write_colab}
+COMMANDS["evaluate"] = lambda options: print(demo.evaluate(options.model, options.data_dir, options.device))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -39,11 +39,6 @@ IMAGES = {32: ("cifar10", 5120), 224: ("pikachu", 64)}  # CIFAR in memory, photo
 ROUNDS, ROUND_SECONDS, WORKERS = 5, 3, 2
 
 
-def _collate(transform: Callable, items: list[tuple]) -> list[Tensor]:
-    """A batch of the textbook's images, opened and transformed one by one, and their labels."""
-    return default_collate([(transform(image), label) for image, label in items])
-
-
 def textbook_loader(split: data.Split, batch_size: int, image_size: int, folder: Path) -> DataLoader:
     """PIL transforms in a DataLoader of two workers, as most tutorials have it; photographs lie as files in the folder."""
     images = list(split.images.permute(0, 2, 3, 1).numpy())
@@ -54,10 +49,11 @@ def textbook_loader(split: data.Split, batch_size: int, image_size: int, folder:
             images[number] = folder / f"{number}.jpg"
             Image.fromarray(photograph).resize((500, 375)).save(images[number], quality=85)
     change += [transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)]
-    pairs = list(zip(images, split.labels.tolist(), strict=True))
+    pairs, transform = list(zip(images, split.labels.tolist(), strict=True)), transforms.Compose(change)
     # A loop in a process of its own would start its workers afresh, imports and all; the textbook's are forked.
     workers = {"num_workers": WORKERS, "multiprocessing_context": "fork"}
-    return DataLoader(pairs, batch_size, shuffle=True, collate_fn=partial(_collate, transforms.Compose(change)), **workers)
+    workers["collate_fn"] = lambda items: default_collate([(transform(image), label) for image, label in items])
+    return DataLoader(pairs, batch_size, shuffle=True, **workers)
 
 
 class Textbook:

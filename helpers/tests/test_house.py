@@ -22,7 +22,7 @@ TODAY = {
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SOURCES = [path for path in sorted((ROOT / "helpers").rglob("*.py")) if "tests" not in path.parts]
-MACHINE_PATH = re.compile(r"/(?:home|root|Users|tmp|work|opt|mnt|var/folders)/\w|[A-Z]:\\\\Users")
+MACHINE_PATH = re.compile(r"/(?:home|root|Users|tmp|work|opt|mnt|content|var/folders)/\w|[A-Z]:\\\\Users")
 
 
 def lines(path: Path) -> int:
@@ -82,7 +82,7 @@ def test_a_notebook_is_short(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_is_valid_and_clean(path):
-    """No path of the machine that ran it, no widget state, no warning, and run once from top to bottom."""
+    """No path of the machine that ran it, no widget state, warning or sample data, and run once from top to bottom."""
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert "widgets" not in notebook.metadata
@@ -90,7 +90,7 @@ def test_a_notebook_is_valid_and_clean(path):
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     printed = "\n".join(text for cell in cells for output in cell.outputs for text in texts(output))
     assert MACHINE_PATH.findall(printed) == []
-    assert re.findall(r"\w*Warning:", printed) == []
+    assert re.findall(r"\w*Warning|Traceback|SAMPLE|'smoke'", printed) == []
 
 
 def texts(output) -> list[str]:
@@ -102,7 +102,7 @@ def texts(output) -> list[str]:
 def test_ci_and_readme_have_one_test_command():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     commands = re.findall(r"```bash\n(python -m pip install .*)\n```", readme)
-    assert len(commands) == 2
+    assert len(commands) == 2 and " -m pytest " in commands[1]
     assert commands[1] in (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()
     assert f"- run: {commands[1]}\n" in (ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8")
 
