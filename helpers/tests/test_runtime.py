@@ -2,7 +2,8 @@
 
 import platform
 import random
-import subprocess
+import resource
+import statistics
 import sys
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 import torch
 
 from helpers import runtime
-from helpers.runtime import ROOT, UserError
+from helpers.runtime import UserError
+from helpers.tests import programs
 
 
 def test_seeds_are_whole_numbers_each_once():
@@ -90,23 +92,25 @@ def test_drive_is_only_for_colab(capsys):
     assert "Not in Colab" in capsys.readouterr().out
 
 
+def page_faults(told) -> None:
+    """Of a round that fills 64 MiB and frees them, before and after: the median, for a busy machine may take pages back."""
+    for ready in (lambda: True, runtime.keep_freed_memory_in_process):
+        assert ready()
+        rounds = []
+        for _ in range(20):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            torch.ones(2**24)
+            rounds.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+        told.put(statistics.median(rounds))
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's memory can be told to stay")
 def test_freed_memory_stays_with_the_process():
     """Zeroing its pages anew in every step cost up to a third of a CPU training step."""
-    program = """
-import resource, torch
-from helpers.runtime import keep_freed_memory_in_process
-faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for ready in (lambda: True, keep_freed_memory_in_process):
-    assert ready()
-    rounds = []
-    for _ in range(20):
-        before = faults()
-        torch.ones(2**24)  # 64 MiB
-        rounds.append(faults() - before)
-    print(sorted(rounds)[10])
-"""
-    # The median round: a busy machine may take pages back now and then, which is not the process's doing.
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=True)
-    returned, kept = map(int, done.stdout.split())
+    told = programs.CONTEXT.SimpleQueue()
+    process = programs.CONTEXT.Process(target=page_faults, args=(told,))  # its own: what the C library was told stays so
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    returned, kept = told.get(), told.get()
     assert kept < returned / 2

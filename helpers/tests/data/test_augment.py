@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
-from scipy.stats import chisquare, ks_2samp
+from scipy.stats import chisquare, ks_2samp, kstest
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as V
@@ -119,6 +119,12 @@ def test_copy_by_copy_the_views_are_torchvisions_crop_then_flip_or_turn():
             angle = torch.rad2deg(torch.atan2(row[6], row[4])).item()
             assert -90 <= angle <= 90
             assert torch.allclose(seen, V.rotate(crop, angle, InterpolationMode.NEAREST), atol=1e-3)
+
+
+def test_turns_are_spread_evenly_over_90_degrees_either_way():
+    turned = augment.sample_views(1000, 32, 32, generator())[3000:]
+    angles = torch.rad2deg(torch.atan2(turned[:, 6], turned[:, 4]))
+    assert kstest(angles, "uniform", (-90, 180)).pvalue > 0.01
 
 
 def test_a_turn_about_the_centre_of_the_crop_agrees_with_torchvisions():

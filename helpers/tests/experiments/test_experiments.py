@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 
 import pytest
@@ -54,6 +55,10 @@ def test_profiles_shorten_the_recipe_and_leave_full_alone():
     assert (quick.epochs, quick.step_epochs, quick.period) == (8, 7, 10), "within its first call"
     quick = experiments.recipe_for(experiments.find("pikachu/resnet18_finetuned"), "quick")
     assert (quick.epochs, quick.step_epochs, quick.deterministic) == (4, 2, False)
+    quick = experiments.recipe_for(experiments.find("cifar10/resnext29_under5m_amp_warm"), "quick")
+    assert (quick.epochs, quick.warmup_epochs) == (8, 1), "of 3 in 100 epochs, rounded up"
+    quick = experiments.recipe_for(experiments.find("cifar10/slim_resnet_by_epoch"), "quick")
+    assert (quick.epochs, quick.period) == (4, 2), "of 25 in 80 epochs, rounded up"
     twice, same = (f"cifar10/resnext29_under5m_{name}" for name in ("sgd_twice", "sgd_same"))
     assert [experiments.recipe_for(experiments.find(name), "quick").epochs for name in (twice, same)] == [16, 8]
 
@@ -122,6 +127,7 @@ def test_the_pair_of_the_fast_and_the_plain_path_differs_in_the_path_alone():
     """On a tenth of the images, with the recipe from before the sources of report `amp` were read."""
     rows = [row for row in experiments.EXPERIMENTS.values() if row.dataset == "cifar10_tenth"]
     assert [row.report for row in rows] == ["speed"] * 2 and len({row.model for row in rows}) == 1
+    assert not any(row.is_ours for row in rows), "their records have no mirrored accuracy"
     older = {"clip_norm": None, "nesterov": False, "initialisation": None}
     fast, plain = (row.recipe for row in rows)
     assert fast == replace(recipes.AMP_SAME, epochs=4, **older)
@@ -143,10 +149,17 @@ def test_the_short_recipes_rise_fall_to_zero_and_end_at_full_size():
         assert training.learning_rate(recipe, 0) == 0 and training.learning_rate(recipe, recipe.epochs) == pytest.approx(0)
         assert training.learning_rate(recipe, recipe.warmup_epochs) == recipe.learning_rate
         assert recipe.sizes[-1] == (0.7, recipe.image_size) and row.is_ours
-        network = runner.make_model(row, recipe, 10, seed=0)  # refuses to start a network at zero that cannot be
-        assert recipe.zero_last_batchnorm == any(
-            not parameter.any() for name, parameter in network.named_parameters() if "bn" in name and name.endswith("weight")
-        )
+        with torch.device("meta"):
+            network = models.build(row.model, 10)
+        with nullcontext() if recipe.zero_last_batchnorm else pytest.raises(ValueError, match="ends in a BatchNorm"):
+            models.zero_last_batchnorm(network)
+
+
+@pytest.mark.parametrize(("end", "zeros"), [("short", 6), ("short_without_zero", 0)])
+def test_a_network_starts_at_zero_where_its_recipe_says_so(end, zeros):
+    row = experiments.find(f"cifar10/zoo_resnext1_doubling_{end}")  # of six blocks
+    weights = [value for name, value in runner.make_model(row, row.recipe, 10, seed=0).named_parameters() if "weight" in name]
+    assert sum(not value.any() for value in weights) == zeros
 
 
 def test_the_arms_of_the_fair_comparison_take_equally_many_gradients():
@@ -249,6 +262,12 @@ def test_a_run_keeps_to_the_time_declared_in_its_row_without_being_told(tmp_path
     monkeypatch.setattr(runner, "synchronise", synchronised.append)
     again, _ = experiments.run(name, profile="smoke", checkpoint_dir=tmp_path, sync_batchnorm=True)
     assert again["sync_batchnorm"] and len(synchronised) == 1
+
+
+def test_a_run_has_the_epochs_and_the_compilation_that_it_is_told(monkeypatch):
+    monkeypatch.setattr(runner, "run_row", lambda row, *_: (row.recipe.epochs, row.recipe.compiled))
+    assert experiments.run(RUN[1], profile="smoke", epochs=7, compiled=True) == (7, True)
+    assert experiments.run(RUN[1], profile="smoke") == (2, False)
 
 
 @pytest.fixture(scope="module")

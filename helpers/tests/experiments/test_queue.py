@@ -20,6 +20,7 @@ from helpers.runtime import UserError
 from helpers.tests import programs
 from helpers.tests.faults.child import SMALLEST
 from helpers.training import loop
+from helpers.training.checkpoints import save_checkpoint
 
 NAMES = ["cifar10_tenth/speed_fast", "cifar10_tenth/speed_plain"]
 COMMAND = ["run", "--missing", "--profile", "smoke", "--report", "speed"]
@@ -75,7 +76,14 @@ def test_minutes_by_hand(tmp_path, monkeypatch):
     assert minutes["fast"] == pytest.approx((3 * 45_000 * part + 16 * 5_000) / 100 / 60)
     slim = experiments.find("cifar10/slim_resnet_3ep")
     assert queue_.minutes(slim, 0, CPU) == pytest.approx(3 * (3 * 4 * 45_000 + 5_000) / 100 / 60), "four copies"
-    assert queue_.minutes(experiments.find("cifar100/wrn28_4"), 0, CPU) == 360, "no longer than its time budget"
+    budgeted = experiments.find("cifar100/wrn28_4")
+    assert queue_.minutes(budgeted, 0, CPU) == 360, "no longer than its time budget"
+    checkpoint = experiments.checkpoint_path(budgeted.name, "full", 0, tmp_path)
+    checkpoint.parent.mkdir(parents=True)
+    save_checkpoint({"history": [{"seconds": 3600.0}] * 2}, checkpoint)
+    assert queue_.minutes(budgeted, 0, CPU) == 240, "of which two hours are spent"
+    late = replace(found["amp_8ep"].recipe, perturbation_start=0.75, perturbation_every=2)
+    assert [queue.passes(late, epoch)[0] for epoch in range(8)] == [1] * 6 + [1.5] * 2
     monkeypatch.setattr(queue, "pace", lambda *_: (0.0, 0.5))
     assert queue_.minutes(found["amp_8ep"], 0, CPU) == pytest.approx(8 * 2 * 704 * 0.5 / 60), "704 steps an epoch"
 
@@ -282,8 +290,3 @@ def test_a_run_that_another_program_is_at_is_one_sentence(tmp_path, capsys):
         assert f"is in use by process {os.getpid()} on " in capsys.readouterr().err
         assert main([*COMMAND, *folders(tmp_path)]) == 0
     assert done(tmp_path) == NAMES[1:], "the queue passes it over"
-
-
-def test_two_seeds_wanted_are_two_runs(tmp_path):
-    row = replace(experiments.find(NAMES[0]), seeds=2)
-    assert [Queue(tmp_path).record(row, seed).name for seed in range(row.seeds)] == ["seed0.json", "seed1.json"]

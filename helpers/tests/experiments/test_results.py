@@ -226,6 +226,9 @@ def test_all_runs_of_several_experiments_name_what_is_missing(tmp_path, monkeypa
         f"  90 minutes here: python -m helpers run {names[0]} --seed 0 --results-dir '{tmp_path}' (and 1)",
         f"  90 minutes here: python -m helpers run {names[1]} --seed 0 --results-dir '{tmp_path}'",
     ]
+    monkeypatch.setattr(results, "NAMED", 1)
+    results.obtain_all(names, (0,), "full", tmp_path / "none", device=cpu)
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["0", "90", "and"], "and so on"
     assert len(results.obtain_all(names, (0, 1), "quick", tmp_path, device=cpu)) == 4
     assert len(results.obtain_all(names[:1], (0, 0, 9), "full", tmp_path, device=torch.device("cuda"))) == 1
     assert "What is missing is trained now, in about 90 minutes" in capsys.readouterr().out, (
@@ -252,17 +255,20 @@ def test_a_run_that_a_time_budget_cut_goes_on_when_more_is_given(tmp_path, monke
     name, cpu, given = "pikachu/resnet18_torchvision", torch.device("cpu"), []
     record, predictions = make_run(name, 0, "quick")
     record |= {"stopped_early": "time budget of 60 s: …", "limits": {"time_budget": 60.0}}
+    record["recipe"] = {"epochs": 1, "time_budget": 60.0}
     results.save(record, predictions, tmp_path)
     checkpoint = tmp_path / "seed0.ckpt"
     monkeypatch.setattr(experiments, "checkpoint_path", lambda *_: checkpoint)
     monkeypatch.setattr(experiments, "run", lambda *run, **how: given.append(how["time_budget"]) or make_run(*run))
-    [there] = results.obtain_all([name], (0,), "quick", tmp_path, device=cpu)
-    assert there["stopped_early"] and not given, "without its checkpoint it would begin again"
+
+    def stopped(minutes: float) -> str | None:
+        [there] = results.obtain_all([name], (0,), "quick", tmp_path, device=cpu, minutes=minutes)
+        return there["stopped_early"]
+
+    assert stopped(2) and not given, "without its checkpoint it would begin again"
     checkpoint.touch()
-    [there] = results.obtain_all([name], (0,), "quick", tmp_path, device=cpu, minutes=1)
-    assert there["stopped_early"] and not given
-    [there] = results.obtain_all([name], (0,), "quick", tmp_path, device=cpu, minutes=2)
-    assert not there["stopped_early"] and given == [120]
+    assert stopped(1) and stopped(0) and not given, "0 is the recipe's own minute"
+    assert not stopped(2) and given == [120]
 
 
 def test_all_runs_are_on_the_chosen_device_within_the_chosen_minutes_and_copied_to_drive(tmp_path, monkeypatch):

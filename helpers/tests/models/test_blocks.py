@@ -4,13 +4,13 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from helpers import models
 from helpers.models.blocks import BasicBlock, Bottleneck, EarlyConcatenation, Res2NetBlock, SplitBranches, WideBlock, excitation
 from helpers.models.inspect import count_parameters
 from helpers.models.resnet import zero_last_batchnorm
 from helpers.report.diagrams import draw_block
+from helpers.tests.models.test_res2net_and_wide import stirred
 
 FORMS = [SplitBranches, EarlyConcatenation]
 
@@ -18,18 +18,11 @@ FORMS = [SplitBranches, EarlyConcatenation]
 SHAPES = {"identity": (24, 24, 1), "projection": (16, 24, 1), "stride": (16, 24, 2)}
 
 
-def grouped_block(shape: str, dtype: torch.dtype = torch.float64) -> Bottleneck:
-    """A small block (4 groups of 3 channels) whose BatchNorm layers are no longer at one and zero."""
+def grouped_block(shape: str) -> Bottleneck:
+    """A small block, 4 groups of 3 channels, in float64 and evaluation mode."""
     torch.manual_seed(0)
     in_channels, out_channels, stride = SHAPES[shape]
-    block = Bottleneck(in_channels, out_channels, cardinality=4, group_width=3, stride=stride).to(dtype)
-    for module in block.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-            torch.nn.init.uniform_(module.bias, -0.5, 0.5)
-            torch.nn.init.uniform_(module.running_mean, -0.5, 0.5)
-            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
-    return block
+    return stirred(Bottleneck(in_channels, out_channels, cardinality=4, group_width=3, stride=stride))
 
 
 def outputs_and_gradients(block, images):
@@ -40,19 +33,18 @@ def outputs_and_gradients(block, images):
     return out, images.grad, {name: parameter.grad for name, parameter in block.named_parameters()}
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-4)])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("form", FORMS)
-def test_three_forms_are_equal(form, shape, training, dtype, tolerance):
-    block = grouped_block(shape, dtype).train(training)
+def test_three_forms_are_equal(form, shape, training):
+    block = grouped_block(shape).train(training)
     twin = form.from_grouped(block)
-    images = torch.randn(2, block.conv1.in_channels, 6, 6, dtype=dtype)
+    images = torch.randn(2, block.conv1.in_channels, 6, 6, dtype=torch.float64)
     out, image_gradient, gradients = outputs_and_gradients(block, images)
     twin_out, twin_image_gradient, twin_gradients = outputs_and_gradients(twin, images)
 
     def equal(left, right):
-        torch.testing.assert_close(left, right, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12)
 
     equal(twin_out, out)
     equal(twin_image_gradient, image_gradient)
@@ -63,7 +55,7 @@ def test_three_forms_are_equal(form, shape, training, dtype, tolerance):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_form_is_a_copy_with_as_many_parameters(form):
-    block = grouped_block("stride").eval()
+    block = grouped_block("stride")
     twin = form.from_grouped(block)
     assert sum(p.numel() for p in twin.parameters()) == sum(p.numel() for p in block.parameters())
     assert len(twin.branches) == 4 and not twin.training
@@ -74,7 +66,7 @@ def test_a_form_is_a_copy_with_as_many_parameters(form):
 
 
 def test_a_wrong_slicing_is_noticed():
-    block = grouped_block("identity").eval()
+    block = grouped_block("identity")
     twin = SplitBranches.from_grouped(block)
     first, second = twin.branches[0].conv2, twin.branches[1].conv2
     with torch.no_grad():
@@ -103,16 +95,6 @@ def test_grouped_convolution_by_hand():
 
     assert convolution_weights(Bottleneck(256, 256, cardinality=32, group_width=4)) == 32 * (256 * 4 + 9 * 4 * 4 + 4 * 256)
     assert convolution_weights(Bottleneck(256, 256, group_width=64)) == 256 * 64 + 9 * 64 * 64 + 64 * 256
-
-
-def test_basic_block_is_its_definition():
-    torch.manual_seed(0)
-    block = BasicBlock(4, 6, stride=2).eval()
-    images = torch.randn(2, 4, 8, 8)
-    inner = torch.relu(block.bn1(torch.nn.functional.conv2d(images, block.conv1.weight, stride=2, padding=1)))
-    outer = block.bn2(torch.nn.functional.conv2d(inner, block.conv2.weight, padding=1))
-    shortcut = block.downsample[1](torch.nn.functional.conv2d(images, block.downsample[0].weight, stride=2))
-    assert torch.allclose(block(images), torch.relu(outer + shortcut), atol=1e-6)
 
 
 def test_identity_shortcut_only_where_the_shape_is_kept():
@@ -176,15 +158,6 @@ def test_without_a_last_batchnorm_there_is_none_to_zero(model):
         zero_last_batchnorm(model)
 
 
-def randomised(block: nn.Module) -> nn.Module:
-    """The block in eval mode, with BatchNorm layers that are no longer the identity."""
-    for module in block.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.running_mean, -0.5, 0.5)
-    return block.eval()
-
-
 @pytest.mark.parametrize(("strided", "strides", "inner"), [("first", [2, 1], 5), ("second", [1, 2], 9)])
 def test_where_the_stride_sits(strided, strides, inner):
     block = BasicBlock(4, 6, stride=2, strided=strided)
@@ -195,16 +168,15 @@ def test_where_the_stride_sits(strided, strides, inner):
     assert block(images).shape == (1, 6, 5, 5)
 
 
-@pytest.mark.parametrize("strided", ["first", "second"])
-def test_a_block_of_5x5_convolutions_is_its_definition(strided):
-    torch.manual_seed(0)
-    block = randomised(BasicBlock(4, 6, stride=2, kernel_size=5, strided=strided))
-    images = torch.randn(2, 4, 8, 8)
+@pytest.mark.parametrize(("kernel_size", "strided"), [(3, "first"), (5, "first"), (5, "second")])
+def test_a_basic_block_is_its_definition(kernel_size, strided):
+    block = stirred(BasicBlock(4, 6, stride=2, kernel_size=kernel_size, strided=strided))
+    images = torch.randn(2, 4, 8, 8, dtype=torch.float64)
     one, two = (2, 1) if strided == "first" else (1, 2)
-    inner = torch.relu(block.bn1(F.conv2d(images, block.conv1.weight, stride=one, padding=2)))
-    outer = block.bn2(F.conv2d(inner, block.conv2.weight, stride=two, padding=2))
+    inner = torch.relu(block.bn1(F.conv2d(images, block.conv1.weight, stride=one, padding=kernel_size // 2)))
+    outer = block.bn2(F.conv2d(inner, block.conv2.weight, stride=two, padding=kernel_size // 2))
     shortcut = block.downsample[1](F.conv2d(images, block.downsample[0].weight, stride=2))
-    assert torch.allclose(block(images), torch.relu(outer + shortcut), atol=1e-6)
+    torch.testing.assert_close(block(images), torch.relu(outer + shortcut), rtol=1e-12, atol=1e-12)
     assert block.downsample[0].kernel_size == (1, 1)
 
 
@@ -217,15 +189,14 @@ def test_every_odd_kernel_keeps_the_size_and_halves_it_upwards(kernel_size, size
 
 
 def test_excitation_by_hand():
-    torch.manual_seed(0)
-    block = randomised(BasicBlock(8, 8, reduction=4))
-    images = torch.randn(2, 8, 5, 5)
+    block = stirred(BasicBlock(8, 8, reduction=4))
+    images = torch.randn(2, 8, 5, 5, dtype=torch.float64)
     plain = block.bn2(block.conv2(torch.relu(block.bn1(block.conv1(images)))))
     narrow, wide = block.excitation.fc1, block.excitation.fc2
     means = torch.relu(plain.mean((2, 3)) @ narrow.weight[:, :, 0, 0].T + narrow.bias)
     factors = torch.sigmoid(means @ wide.weight[:, :, 0, 0].T + wide.bias)
     assert factors.shape == (2, 8) and narrow.out_channels == 2
-    assert torch.allclose(block(images), torch.relu(images + plain * factors[:, :, None, None]), atol=1e-6)
+    torch.testing.assert_close(block(images), torch.relu(images + plain * factors[:, :, None, None]), rtol=1e-12, atol=1e-12)
 
 
 def test_without_a_reduction_the_state_is_torchvisions():

@@ -19,6 +19,7 @@ from helpers.report.claims.rules import APPROXIMATELY, CANNOT_TELL, CONTRADICTS,
 from helpers.report.claims.runs import Runs
 from helpers.report.statistics import Paired
 from helpers.runtime import UserError
+from helpers.tests.report.test_statistics import MUCH_WORSE, right
 
 
 def make_run(name, right, seed=0, *, n=10, **more):
@@ -131,16 +132,6 @@ WIDE = (0.78, 0.80, 0.82)  # half 0.0994
 )
 def test_the_rules_at_their_edges(kind, arguments, verdict):
     assert findings.KINDS[kind][1](*arguments) == verdict
-
-
-def right(*wrong, n=40):
-    """Right on all of n images but these."""
-    answers = np.ones(n, bool)
-    answers[list(wrong)] = False
-    return answers
-
-
-MUCH_WORSE = right(*range(10))
 
 
 @pytest.mark.parametrize(
@@ -322,6 +313,8 @@ def test_runs_that_stand_in_are_shown_and_decide_nothing(tmp_path):
     assert found.ours == "+100.00 points (10 : 0 images), p = 0.002"
     assert judge(Runs(tmp_path), "accuracy", "1.00", "cifar10/a").verdict == CANNOT_TELL
     assert judge(Runs(tmp_path), "comparison", "", "pikachu/a", "pikachu/b").verdict == NOT_YET
+    runs = save(tmp_path, *(make_run("cifar10/a", range(10), seed) for seed in (2, 3)))
+    assert judge(runs, "accuracy", "1.00", "cifar10/a")[2:] == (HOLDS, "run record of cifar10/a, seeds 2, 3")
 
 
 def test_runs_on_other_data_do_not_stand_in(tmp_path):
@@ -373,9 +366,11 @@ def test_a_shortened_schedule_decides_nothing(tmp_path, monkeypatch):
     assert found.how == "run records of cifar10/a_4ep and cifar10/b_16ep, seeds 0, 1, 5% of the epochs"
     found = judge(runs, "accuracy", "1.00", "cifar10/a")
     assert found.verdict == CANNOT_TELL and found.how.endswith("5% of the epochs")
-    constant = [make_run("cifar10/a_4ep", range(10), seed, epochs=4, schedule="constant") for seed in (0, 1)]
-    first = judge(save(tmp_path, *constant), "accuracy", "0.60", "cifar10/a", arguments={"epoch": 1})
-    assert first.verdict == HOLDS, "with a constant rate, the first epoch of four is the first of eighty"
+    for dataset, verdict in (("cifar10", HOLDS), ("cifar10-jpeg", CANNOT_TELL)):
+        more = {"epochs": 4, "schedule": "constant", "dataset": dataset}
+        constant = save(tmp_path / dataset, *(make_run("cifar10/a_4ep", range(10), seed, **more) for seed in (0, 1)))
+        first = judge(constant, "accuracy", "0.60", "cifar10/a", arguments={"epoch": 1})
+        assert first.verdict == verdict, "with a constant rate, the first epoch of four is the first of eighty"
     whole = [
         make_run(f"cifar10/{name}", right, seed, epochs=80 if name == "a" else 320)
         for name, right in (("a", range(10)), ("b", []))
@@ -394,7 +389,7 @@ def test_a_time_budget_that_is_not_the_reports_decides_nothing(tmp_path):
 
 def test_losses_epochs_and_costs_are_compared_run_by_run(tmp_path):
     row = {"val_loss": 0.5, "train_accuracy": 0.65}
-    slow = [row | {"val_accuracy": 0.7, "train_seconds": seconds} for seconds in (2.0, 2.2)]
+    slow = [row | {"val_accuracy": 0.7, "val_loss": loss, "train_seconds": last} for loss, last in ((9.0, 2.0), (0.5, 2.2))]
     fast = [row | {"val_accuracy": value, "train_seconds": 1.0} for value in (0.6, 0.8)]
     for seed in (0, 1):
         save(tmp_path, make_run("cifar10/a", [0], seed, loss=0.4, history=slow), make_run("cifar10/b", [0], seed, history=fast))
@@ -404,6 +399,9 @@ def test_losses_epochs_and_costs_are_compared_run_by_run(tmp_path):
     assert judge(runs, "each epoch", "", "cifar10/a")[:3] == ("in 4 of 4 epochs", "", HOLDS)
     assert judge(runs, "cost", "", *PAIR)[:3] == ("×2.10", "×2.00 to ×2.20", HOLDS)
     assert judge(runs, "loss", "0.50", "cifar10/a")[:3] == ("0.5000", "0.5000 to 0.5000", HOLDS)
+    many = [slow[0] | {"train_seconds": float(seconds)} for seconds in (1, 2, 3, 4, 9)]
+    quartiles = judge(save(tmp_path, make_run("cifar10/d", [0], history=many)), "cost", "", "cifar10/d", "cifar10/b")
+    assert quartiles[:3] == ("×3.00", "×2.00 to ×4.00", HOLDS)
     close = judge(runs, "closeness", "", *PAIR, arguments={"margin": 0.05, "why": "ours"})
     assert close[:3] == ("+0.00 points", "+0.00 to +0.00 points", HOLDS) and close.how.endswith("margin 5.00 points, ours")
     save(tmp_path, make_run("cifar10/c", [0], device="NVIDIA T4"))

@@ -63,7 +63,7 @@ def test_a_shortened_run_stands_for_its_row_and_says_so(monkeypatch):
     assert (found["printed"], found["same schedule?"]) == ("89–90%", "no, 1 of 100 epochs")
     monkeypatch.setitem(EXPERIMENTS, "cifar10/slim_resnet_1ep", EXPERIMENTS["cifar10/slim_resnet_plain"])
     best = readme.headline_table([make_run("cifar10/slim_resnet_1ep")[0]]).iloc[3]
-    assert best["ours, its recipe"] == "80.00% (1 of 80 epochs, 1 seed)"
+    assert best["ours, report's recipe"] == "80.00% (1 of 80 epochs, 1 seed)"
 
 
 def test_the_headline_is_a_row_per_report_with_its_best_ours_and_the_best_known(monkeypatch):
@@ -72,11 +72,11 @@ def test_the_headline_is_a_row_per_report_with_its_best_ours_and_the_best_known(
     table = readme.headline_table([fast]).set_index("report")
     assert [index.split("`")[1] for index in table.index] == list(tables.REPORTS) and len(table.columns) <= 8
     first = table.iloc[0]
-    assert first["its best"].startswith("83.33%") and first["ours, its recipe"] == "not yet run"
+    assert first["report's best"].startswith("83.33%") and first["ours, report's recipe"] == "not yet run"
     assert first["ours, short recipe"] == "100.00% (resnet18_fast, 1 seed)" and first["minutes"] == "10"
     zoo = table.iloc[2]
-    assert zoo["its best"].startswith("63.56%") and zoo["known from elsewhere"].startswith("[78.37%](https://")
-    assert table.iloc[3]["known from elsewhere"] == "[96.04%](https://arxiv.org/abs/2306.12100)"
+    assert zoo["report's best"].startswith("63.56%") and zoo["published elsewhere"].startswith("[78.37%](https://")
+    assert table.iloc[3]["published elsewhere"] == "[96.04%](https://arxiv.org/abs/2306.12100)"
 
 
 @pytest.mark.parametrize("table", [tables.ELSEWHERE, tables.CODED, readme.NETWORKS, readme.OPEN])

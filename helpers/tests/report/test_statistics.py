@@ -64,6 +64,7 @@ def test_an_image_counts_once_over_seeds():
     assert paired.right.tolist() == [[-1, 1, -1], [1, 1, 0]]
     assert (paired.only_first, paired.only_second, paired.p) == (1, 1, 1.0)
     assert paired.by_seed.tolist() == pytest.approx([-1 / 3, 2 / 3]) and not paired.agree
+    assert paired.needed() == "no difference to be told", "the votes are equal, though the means are not"
 
 
 def test_the_interval_reaches_over_every_seed():
@@ -93,6 +94,7 @@ def test_what_it_would_take_is_said_in_words():
     assert Paired([right()], [right(0)]).needed_inside(0.05) == "a second seed at least"
     # Seeds at 0 and 0.025: the mean, 0.0125 with half the deviation, is inside 0.03 by 0.0175; (1.959964 · 0.07806 / 0.0175)².
     assert Paired([right()] * 2, [right(), right(0)]).needed_inside(0.03) == "inside with 37 more images"
+    assert Paired([right()] * 2, [right(), right(0)]).needed_inside(0.02) == "no number of images brings it inside"
 
 
 def test_printed_differences_in_closed_form():

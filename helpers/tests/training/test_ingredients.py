@@ -9,6 +9,7 @@ from torch import nn
 
 from helpers import data, training
 from helpers.runtime import UserError
+from helpers.tests.training.test_optim import quadratic
 from helpers.tests.training.test_training import RECIPE, TRAIN, VALIDATION, make_model, same
 from helpers.training import loop
 from helpers.training import step as stepping
@@ -19,20 +20,6 @@ from helpers.training.recipe import is_perturbed, learning_rate, pixels_at
 
 def weights_of(*values: float) -> nn.Parameter:
     return nn.Parameter(torch.tensor(values, dtype=torch.float64))
-
-
-def half_square(weight: nn.Parameter, scaler=None):
-    """A closure of the loss ½ · |weight|², whose gradient is the weight itself, and the weights it was called at."""
-    seen = []
-
-    def closure():
-        seen.append(weight.detach().clone())
-        weight.grad = None
-        loss = (weight**2).sum() / 2
-        (scaler.scale(loss) if scaler else loss).backward()
-        return loss
-
-    return closure, seen
 
 
 class Linear(nn.Module):
@@ -62,7 +49,7 @@ def test_the_norm_of_all_gradients_is_clipped_in_a_plain_step(scale, parts):
 def test_the_norm_is_clipped_in_every_pass_of_a_perturbed_step(scale):
     weight = weights_of(3.0, 4.0)
     scaler = torch.amp.GradScaler("cpu", init_scale=scale) if scale else None
-    closure, seen = half_square(weight, scaler)
+    closure, seen = quadratic(weight, 1.0, scaler)
     AdversarialModelPerturbation([weight], lr=0.1, epsilon=10, inner_lr=2.0, clip_norm=1.0).step(closure, scaler)
     # Gradient (3, 4) cut to (0.6, 0.8), twice of which is added; the gradient (4.2, 5.6) there is cut to (0.6, 0.8) again.
     assert seen[1].tolist() == pytest.approx([4.2, 5.6], rel=1e-5)
@@ -89,7 +76,7 @@ def test_the_clip_is_over_all_groups_and_is_torchs():
 def test_the_gradient_of_a_momentum_perturbed_step_is_taken_against_the_momentum():
     weight = weights_of(3.0, 4.0)
     optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.5)
-    closure, seen = half_square(weight)
+    closure, seen = quadratic(weight, 1.0)
     for _ in range(2):
         with along_momentum(optimizer, 0.5):
             closure()
@@ -275,12 +262,6 @@ def test_cudnn_chooses_only_where_the_recipe_lets_it():
 def test_an_ingredient_that_cannot_be_gets_its_sentence(change, sentence):
     with pytest.raises(UserError, match=sentence):
         replace(RECIPE, **change)
-
-
-@pytest.mark.parametrize("seconds", [math.inf, math.nan, 1e308])
-def test_an_endless_time_budget_is_refused_at_the_start(seconds):
-    with pytest.raises(UserError, match="The time budget in seconds is"):
-        training.fit(make_model(), TRAIN, VALIDATION, RECIPE, time_budget=seconds)
 
 
 def test_a_recipe_read_from_a_record_is_the_same_recipe():

@@ -9,7 +9,7 @@ from torch import nn
 from helpers.training.perturbation import AdversarialModelPerturbation, step_clipped
 
 
-def quadratic(weight, factor=2.0):
+def quadratic(weight, factor=2.0, scaler=None):
     """A closure of the loss factor/2 · |weight|², whose gradient is factor · weight, and the weights it was called at."""
     seen = []
 
@@ -17,7 +17,7 @@ def quadratic(weight, factor=2.0):
         seen.append(weight.detach().clone())
         weight.grad = None
         loss = factor / 2 * (weight**2).sum()
-        loss.backward()
+        (scaler.scale(loss) if scaler else loss).backward()
         return loss
 
     return closure, seen

@@ -210,26 +210,6 @@ def test_a_cosine_by_batches_is_torchs_stepped_after_each_batch():
     assert rates == pytest.approx(torchs_cosine(33, 7, 0.02), rel=1e-9)
 
 
-def test_the_rates_of_report_slims_log_are_those_of_a_cosine_of_25_batches():
-    """Figure 2, to the last digit printed: four times 50,000 images make 1,562 whole batches of 128 an epoch.
-
-    What it prints after an epoch is `get_lr()`, which outside of a scheduler's step extrapolates by one step more.
-    """
-    recipe = replace(RECIPE, learning_rate=0.1, schedule="periodic_batches", lowest_learning_rate=1e-4)
-    printed = {
-        11: 0.0912902842758814,
-        12: 0.08264049551198992,
-        13: 0.01424664832292858,
-        14: 0.014829184220305288,
-        15: 0.08273569243054962,
-        16: 0.09122470424783691,
-        17: 0.023935585672309027,
-    }
-    for epoch, rate in printed.items():
-        before, now = (learning_rate(recipe, epoch + 1 - batches / 1562, 1562) - 1e-4 for batches in (1, 0))
-        assert now / before * now + 1e-4 == pytest.approx(rate, rel=1e-9)
-
-
 def test_every_cosine_ends_at_the_lowest_rate():
     recipe = replace(RECIPE, epochs=4, learning_rate=1.0, schedule="cosine", lowest_learning_rate=0.2)
     assert [learning_rate(recipe, epoch) for epoch in (0, 2, 4)] == pytest.approx([1, 0.6, 0.2])
@@ -262,10 +242,10 @@ def test_the_rate_moves_within_an_epoch(monkeypatch):
     assert rates == pytest.approx([1, 0.75, 0.25]), "three batches of 8, 8 and 5 images: cos² of 0, 30 and 60 degrees"
 
 
-def test_weight_decay_on_weights_only():
-    model = make_model()
-    optimizer = training.make_optimizer(model, replace(RECIPE, weight_decay=5e-4, decay_weights_only=True))
-    weights, others = optimizer.param_groups
+@pytest.mark.parametrize("perturbation", [None, 0.1])
+def test_weight_decay_on_weights_only(perturbation):
+    recipe = replace(RECIPE, weight_decay=5e-4, decay_weights_only=True, perturbation=perturbation)
+    weights, others = training.make_optimizer(make_model(), recipe).param_groups
     assert [tuple(p.shape) for p in weights["params"]] == [(8, 3, 3, 3), (3, 512)] and weights["weight_decay"] == 5e-4
     assert [tuple(p.shape) for p in others["params"]] == [(8,), (8,), (8,), (3,)] and others["weight_decay"] == 0
 
@@ -373,18 +353,6 @@ def test_a_run_stopped_at_an_epoch_goes_on_as_one_that_was_not(tmp_path):
     assert without_times(done.history) == without_times(expected.history)
 
 
-def test_a_checkpoint_from_before_a_recipe_had_a_setting_goes_on(tmp_path):
-    path = tmp_path / "a.ckpt"
-    fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=path, until=1)
-    state = load_checkpoint(path)
-    del state["identity"]["period"]
-    save_checkpoint(state, path)
-    assert len(fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=path).history) == 4
-    save_checkpoint(state, path)
-    with pytest.raises(UserError, match="belongs to a run with period 25, not 9"):
-        fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, period=9), checkpoint=path)
-
-
 def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch):
     first = make_model()
     done = fit(first, TRAIN, VALIDATION, RECIPE, checkpoint=tmp_path / "a.ckpt")
@@ -482,15 +450,15 @@ def test_the_recipes_limits_hold_and_an_argument_takes_their_place(monkeypatch):
 
 def test_a_checkpoint_from_before_a_setting_is_one_with_its_default(tmp_path):
     path = tmp_path / "a.ckpt"
-    fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, epochs=1), checkpoint=path)
+    fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=path, until=1)
     state = load_checkpoint(path)
-    for setting in ("time_budget", "patience", "nesterov"):
+    for setting in ("time_budget", "patience", "nesterov", "period"):
         del state["identity"][setting]
     state["identity"]["pace"] = "epochs"  # a setting that is no more
     save_checkpoint(state, path)
-    assert len(fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, epochs=1), checkpoint=path).history) == 1
-    with pytest.raises(UserError, match="belongs to a run with nesterov False, not True"):
-        fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, epochs=1, nesterov=True), checkpoint=path)
+    with pytest.raises(UserError, match="belongs to a run with nesterov False, not True; period 25, not 9"):
+        fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, nesterov=True, period=9), checkpoint=path)
+    assert len(fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=path).history) == 4
 
 
 def test_tensorboard_is_given_each_epochs_scalars_beside_the_checkpoint(tmp_path, monkeypatch):
@@ -569,7 +537,25 @@ def test_a_recipe_that_cannot_be_gets_its_sentence(change, sentence):
         replace(RECIPE, **change)
 
 
-@pytest.mark.parametrize("arguments", [{"time_budget": 0}, {"time_budget": -1.0}, {"patience": 0}, {"until": 0}])
+@pytest.mark.parametrize("name", ["image_size", "step_epochs", "inner_steps"])
+def test_a_count_is_greater_than_zero(name):
+    with pytest.raises(UserError, match=f"{name} is 0; it must be greater than 0"):
+        replace(RECIPE, **{name: 0})
+
+
+RATES = ("weight_decay", "label_smoothing", "warmup_epochs", "inner_learning_rate", "perturbation_start")
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_a_rate_is_not_negative(name):
+    with pytest.raises(UserError, match=f"{name} is -1; it cannot be negative"):
+        replace(RECIPE, **{name: -1})
+
+
+BUDGETS = [{"time_budget": seconds} for seconds in (0, -1.0, math.inf, math.nan, 1e308)]
+
+
+@pytest.mark.parametrize("arguments", [*BUDGETS, {"patience": 0}, {"until": 0}])
 def test_a_budget_that_cannot_be_gets_its_sentence(arguments):
     with pytest.raises(UserError, match="must be greater than 0"):
         fit(make_model(), TRAIN, VALIDATION, RECIPE, **arguments)
