@@ -106,7 +106,7 @@ def headline_table(records: Iterable[dict]) -> pd.DataFrame:
         elsewhere = f"[{percent(known[0])}]({known[1]})" if known else ""
         its_best = f"{percent(printed[best])} ({best.split('/')[1]})"
         rows.append((f"`{report}`: {subject}", its_best, repeated, ours, minutes, elsewhere))
-    names = ["report", "its best", "ours, its recipe", "ours, short recipe", "minutes", "known from elsewhere"]
+    names = ["report", "report's best", "ours, report's recipe", "ours, short recipe", "minutes", "published elsewhere"]
     return pd.DataFrame(rows, columns=names)
 
 

@@ -75,9 +75,9 @@ def accuracy(quoted: str, accuracies: Sequence[float], n: int) -> str:
     """An accuracy (on the test images, on one class of them, or on the validation images after an epoch), against the 95 %
     prediction interval of one further run (mean ± t s √(1 + 1/k) over k seeds). *Holds* when the printed value, as rounded,
     meets the interval and the interval is at most 10 points wide; *approximately* when it is at most 2 points outside; it
-    *does not hold* when it is farther outside. A wider interval says too little: it *cannot be told*. With one seed, whose
-    Wilson interval is shown, it *cannot be told* either, unless the printed value is more than 10 points outside: then it
-    *does not hold*.
+    *does not hold* when it is farther outside. Otherwise a wider interval says too little: it *cannot be told*. With one seed,
+    whose Wilson interval is shown, it *cannot be told* either, unless the printed value is more than 10 points outside: then
+    it *does not hold*.
     """
     interval, printed = accuracy_interval(accuracies, n), fraction_range(quoted)
     if len(accuracies) == 1:
