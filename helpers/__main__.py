@@ -228,8 +228,7 @@ def classify_images(options) -> None:
 
 
 def write_colab(options) -> None:
-    changed = colab.write(options.repository, options.ref)
-    print("\n".join(path.name for path in changed) or "Everything was already so.")
+    print("\n".join(path.name for path in colab.write(options.repository, options.ref)) or "Everything was already so.")
 
 
 COMMANDS = {"list": list_experiments, "run": run_experiments, "table": make_tables, "bench": run_bench, "save": save_model}

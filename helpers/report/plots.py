@@ -67,7 +67,8 @@ def _label(axis, points: Mapping[str, tuple], at_edge: bool) -> None:
     for label, place in zip(order, apart, strict=True):
         *point, ink = points[label]
         across = fractions[label][0]
-        before = not at_edge and across > 0.6  # there, no label fits behind its point
+        hides = any(0 < right - across < 0.3 and abs(up - place) < height for right, up in fractions.values())
+        before = not at_edge and (across > 0.6 or (across > 0.2 and hides))  # behind its point, there is no room for a label
         beside = across - 0.03 if before else across + 0.03
         axis.annotate(
             label,
@@ -184,7 +185,7 @@ def accuracy_against_cost(
         for label, model, x, y in zip(table.index, table["model"], cost, table["accuracy"], strict=True):
             style = model_style(model)
             fill = {"markerfacecolor": "white"} if label in hollow else {"markeredgecolor": "0.2", "markeredgewidth": 0.6}
-            axis.plot(x, y, linestyle="", markersize=7, **style, **fill)
+            axis.plot(x, y, linestyle="", markersize=7, zorder=4, **style, **fill)
             points[label] = (x, y, style["color"])
         axis.margins(x=0.18, y=0.12)
         axis.set_xlabel("millions (logarithmic axis)")
