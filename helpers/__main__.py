@@ -179,8 +179,7 @@ def run_bench(options) -> None:
     if options.json:
         require_writable(options.json.parent, "--json")
         require(not options.json.is_dir(), f"{options.json} is a folder; name a file with --json.")
-    fixed = "The recipe of an experiment has its own batch and is not compiled; leave out --batch and --compile with --to."
-    require(options.to is None or not (options.batch or options.compile), fixed)
+    require(options.to is None or not (options.batch or options.compile), "With --to, leave out --batch and --compile.")
     if options.to is None:
         measured = bench.run(options.models, options.device, options.batch, options.compile)
     else:

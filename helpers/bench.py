@@ -272,8 +272,7 @@ def time_to(accuracy: float, names: list[str], data_dir: str | Path | None = Non
     An accuracy that is no fraction, or not exactly one experiment, is a UserError.
     """
     require(0 < accuracy <= 1, f"The accuracy after --to is {accuracy}; it is a fraction, such as 0.90.")
-    one = f"--to takes one experiment, not {len(names)}; choose one from python -m helpers list."
-    require(len(names) == 1, one)
+    require(len(names) == 1, f"--to takes one experiment, not {len(names)}; choose one from python -m helpers list.")
     experiment, device = experiments.find(names[0]), choose_device(device)
     recipe, around = experiments.recipe_for(experiment, "full"), environment(device) | hardware(device)
     dataset = experiments.load_data(experiment, "full", data_dir)

@@ -82,7 +82,7 @@ def gradient_arms() -> list[Experiment]:
 
 
 def priced_ingredients() -> list[Experiment]:
-    """A short recipe of about ten minutes of two CPU cores, and the same without one of its ingredients after another."""
+    """A short recipe, some 13 minutes of one CPU core with bf16, and the same without one of its ingredients after another."""
     without = {
         "warmup": {"warmup_epochs": 0},
         "resizing": {"sizes": (), "epochs": 7},  # as many seconds, for its images are larger
@@ -149,7 +149,7 @@ ROWS = [
     ),
     # The report prints an accuracy after 10 of its 50 epochs too.
     row("cifar100/simplenet_10ep", "zoo", replace(recipes.ZOO_SIMPLENET, epochs=10), "simplenet", printed=0.4834),
-    # Ours in one sitting each: ten minutes of a T4, or two hours and a half of two CPU cores.
+    # Ours in one sitting each: ten minutes of a T4, or one to three hours of a CPU core with bf16.
     fast("cifar10/resnext29_under5m_fast", "amp", 16, 0.15, seeds=2),
     fast("cifar10/wrn16_4_fast", "slim", 48, 0.2, recipes.PLAIN_BLOCKS),
     fast("cifar10/slim_resnet_fast", "slim", 28, 0.15),

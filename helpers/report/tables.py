@@ -49,8 +49,8 @@ PAIRED_COLUMNS = "first,second,seeds,only first right,only second right,points,f
 
 
 def on_whole_data(records: Iterable[dict]) -> list[dict]:
-    """The full runs of the reports' experiments, not of a search or a comparison of speed, on images without loss: no JPEG."""
-    own = (record for record in records if record["report"] not in ("speed", "search"))
+    """The full runs of the reports' experiments on images without loss: of no search, comparison of speed or price, no JPEG."""
+    own = (record for record in records if record["report"] not in ("speed", "search") and "_short" not in record["experiment"])
     return [record for record in own if record["profile"] == "full" and "JPEG" not in record["dataset"]["source"]]
 
 
@@ -247,7 +247,9 @@ def write(records: list[dict], results_dir: str | Path | None = None) -> list[Pa
     tables = {"runs": runs_table(records)}
     for report in dict.fromkeys(record["report"] for record in records):
         own = [record for record in records if record["report"] == report and record["profile"] == "full"]
-        tables |= {f"{report}_comparison": comparison_table(own), f"{report}_paired": paired_table(own, results_dir=folder)}
+        tables[f"{report}_comparison"] = comparison_table(own)
+        own = [record for record in own if "_short" not in record["experiment"]]  # notebook 06 compares these, with one another
+        tables[f"{report}_paired"] = paired_table(own, results_dir=folder)
     tables, written = {name: table for name, table in tables.items() if len(table)}, []
     with runtime.writing("The tables"):
         (folder / "tables").mkdir(exist_ok=True)

@@ -66,7 +66,7 @@ def test_the_textbooks_images_are_the_splits(size, tmp_path):
         (["--to", "90", "cifar10/wrn16_2"], "The accuracy after --to is 90.0; it is a fraction, such as 0.90."),
         (["--to", "nan", "cifar10/wrn16_2"], "The accuracy after --to is nan"),
         (["--to", "0.9"], "--to takes one experiment, not 0"),
-        (["--to", "0.9", "cifar10/wrn16_2", "--compile"], "The recipe of an experiment has its own batch and is not compiled"),
+        (["--to", "0.9", "cifar10/wrn16_2", "--compile"], "With --to, leave out --batch and --compile."),
         (["--to", "0.9", "cifar10/nonsense"], "There is no experiment 'cifar10/nonsense'"),
         (["--device", "tpu9"], "Device 'tpu9' cannot be used"),
     ],

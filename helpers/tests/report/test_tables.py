@@ -45,7 +45,11 @@ def test_tables_are_rebuilt_from_the_records_alone(tmp_path):
     [pair] = tables.paired_table(records, results_dir=tmp_path).to_dict("records")
     assert (pair["first"], pair["only first right"], pair["only second right"]) == ("pikachu/resnet18_torchvision", 0, 3)
     assert pair["p"] == 0.25, "McNemar's exact test: 2 · (1/2)³"
-    tables.write(records[:1], tmp_path)
+    tables.write(records[:1], tmp_path)  # and runs that price an ingredient are compared in notebook 06 alone
+    priced = [records[0] | {"experiment": f"cifar10/wrn16_2_short{end}"} for end in ("", "_without_ema")]
+    assert tables.on_whole_data(priced) == [] and tables.on_whole_data(records) == records
+    results.save(priced[0], make_run()[1], tmp_path)
+    tables.write([*records[:1], *priced], tmp_path)
     assert not (tmp_path / "tables/pikachu_paired.csv").exists() and (tmp_path / "tables/pikachu_comparison.md").exists()
     assert "| 20.00% |" in (tmp_path / "tables/runs.md").read_text()
 
