@@ -52,7 +52,7 @@ class Split:
 
 
 def stratified(split: Split, n: int, seed: int = 0) -> Split:
-    """`n` random images of a split, in its order, with the shares of its classes kept to within one image each.
+    """`n` random images of a split, in its order, its classes in nearly the same shares.
 
     The same seed gives the same images. A split of `n` images or fewer comes back whole.
     """

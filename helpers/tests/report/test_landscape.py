@@ -63,12 +63,12 @@ def test_the_images_have_every_class_and_do_not_depend_on_the_order():
 
 def test_it_is_measured_once_from_the_checkpoint_and_then_read(split, tmp_path, capsys):
     name = "cifar10/resnext29_under5m_sgd"
-    record = {"experiment": name, "profile": "smoke", "seed": 0, "model": {"name": "resnext29_under5m"}}
+    record = {"experiment": name, "profile": "smoke", "seed": 0, "model": {"name": "zoo_resnext1"}}
     record["dataset"] = {"num_classes": 10}
     assert landscape.obtain(record, split, tmp_path, tmp_path) is None
     assert "its checkpoint is not here" in capsys.readouterr().out
     torch.manual_seed(0)
-    model, checkpoint = models.build("resnext29_under5m", 10), experiments.checkpoint_path(name, "smoke", 0, tmp_path)
+    model, checkpoint = models.build("zoo_resnext1", 10), experiments.checkpoint_path(name, "smoke", 0, tmp_path)
     checkpoint.parent.mkdir(parents=True)
     checkpoints.save_checkpoint({"best_weights": model.state_dict()}, checkpoint)
     results.record_path(name, "smoke", 0, tmp_path).parent.mkdir(parents=True)
@@ -94,4 +94,5 @@ def test_on_a_gpu_the_weights_move_there_and_only_scores_come_back(gpu):  # noqa
     with Operations() as operations:
         losses = landscape.loss_along(model, direction, (-1, 0, 0.5), on_gpu(10), replace(RECIPE, image_size=16))
     assert losses.shape == (3,)
-    assert len(operations.copies) == 2 * 3 and not operations.waits, "scores and labels, once for each radius"
+    copies = 3 * (3 + 2)  # for each radius, order, mean and deviation of the batches there, scores and labels back
+    assert len(operations.copies) == copies and not operations.waits
