@@ -69,11 +69,10 @@ def _label(axis, points: Mapping[str, tuple], at_edge: bool) -> None:
         across = fractions[label][0]
         hides = any(0 < right - across < 0.3 and abs(up - place) < height for right, up in fractions.values())
         before = not at_edge and (across > 0.6 or (across > 0.2 and hides))  # behind its point, there is no room for a label
-        beside = across - 0.03 if before else across + 0.03
         axis.annotate(
             label,
             point,
-            (1.03 if at_edge else beside, place),
+            (1.03 if at_edge else across + (-0.03 if before else 0.03), place),
             textcoords="axes fraction",
             ha="right" if before else "left",
             va="center",

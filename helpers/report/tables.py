@@ -43,6 +43,7 @@ CODED = {
     "cifar10_5k/resnet18_torchvision": ("cifar10_5k/resnet18_coded", "cifar10_5k/resnet18_coded_decay0001"),
 }
 WRITTEN = {name: row for row, names in CODED.items() for name in names}
+PRICED = "_short"  # in the name of a run that prices an ingredient of a recipe: notebook 06 compares these with one another
 COMPARISON_COLUMNS = "experiment,parameters,seeds,val loss,test accuracy,sd,Wilson low,Wilson high,report".split(",")
 TIME_COLUMNS = "network,parameters,million MACs,seeds,images/s,epochs,estimated,at 1,at 5".split(",")
 PAIRED_COLUMNS = "first,second,seeds,only first right,only second right,points,from,to,p".split(",")
@@ -50,7 +51,7 @@ PAIRED_COLUMNS = "first,second,seeds,only first right,only second right,points,f
 
 def on_whole_data(records: Iterable[dict]) -> list[dict]:
     """The full runs of the reports' experiments on images without loss: of no search, comparison of speed or price, no JPEG."""
-    own = (record for record in records if record["report"] not in ("speed", "search") and "_short" not in record["experiment"])
+    own = (record for record in records if record["report"] not in ("speed", "search") and PRICED not in record["experiment"])
     return [record for record in own if record["profile"] == "full" and "JPEG" not in record["dataset"]["source"]]
 
 
@@ -248,7 +249,7 @@ def write(records: list[dict], results_dir: str | Path | None = None) -> list[Pa
     for report in dict.fromkeys(record["report"] for record in records):
         own = [record for record in records if record["report"] == report and record["profile"] == "full"]
         tables[f"{report}_comparison"] = comparison_table(own)
-        own = [record for record in own if "_short" not in record["experiment"]]  # notebook 06 compares these, with one another
+        own = [record for record in own if PRICED not in record["experiment"]]
         tables[f"{report}_paired"] = paired_table(own, results_dir=folder)
     tables, written = {name: table for name, table in tables.items() if len(table)}, []
     with runtime.writing("The tables"):

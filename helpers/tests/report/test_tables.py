@@ -128,7 +128,7 @@ def test_the_committed_tables_are_those_of_the_committed_records():
     assert written == formats.markdown(tables.runs_table(records)), "run python -m helpers table"
     for report in {record["report"] for record in records}:
         own = [record for record in records if (record["report"], record["profile"]) == (report, "full")]
-        paired = [record for record in own if "_short" not in record["experiment"]]
+        paired = [record for record in own if tables.PRICED not in record["experiment"]]
         for kind, table in (("comparison", tables.comparison_table(own)), ("paired", tables.paired_table(paired))):
             path = results.RESULTS / "tables" / f"{report}_{kind}.md"
             assert not len(table) or path.read_text(encoding="utf-8") == formats.markdown(table), path.name
