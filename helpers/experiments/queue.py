@@ -116,7 +116,7 @@ def pace(device: torch.device, model: str, pixels: int) -> tuple[float, float]:
     """
     batches = (64, 256) if device.type == "cuda" and pixels == 32 else (2, 8) if pixels > 32 else (4, 16)
     network = models.build(model, 10).to(device, memory_format=torch.channels_last)
-    learner, seconds = Learner(network.train(), recipes.STRONG), []
+    learner, seconds = Learner(network, recipes.STRONG), []
     for batch in batches:
         images = torch.rand(batch, 3, pixels, pixels).to(device, memory_format=torch.channels_last)
         labels, times = torch.zeros(batch, dtype=torch.int64, device=device), [time.perf_counter()]

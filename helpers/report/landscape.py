@@ -72,7 +72,7 @@ def obtain(
     path = results.record_path(name, profile, seed, results_dir).with_name(f"seed{seed}.landscape.npz")
     with suppress(*runtime.DAMAGED), np.load(path, allow_pickle=False) as arrays:
         return arrays["losses"]
-    checkpoint_dir = checkpoint_dir or results.checkpoint_folder(profile, results_dir or results.RESULTS)
+    checkpoint_dir = checkpoint_dir or results.checkpoint_folder(profile, Path(results_dir or results.RESULTS))
     state = checkpoints.load_checkpoint(experiments.checkpoint_path(name, profile, seed, checkpoint_dir))
     if state is None:
         print(f"{name}, seed {seed}: the loss around it was not measured, and its checkpoint is not here.")

@@ -65,7 +65,7 @@ def test_it_is_measured_once_from_the_checkpoint_and_then_read(split, tmp_path, 
     name = "cifar10/resnext29_under5m_sgd"
     record = {"experiment": name, "profile": "smoke", "seed": 0, "model": {"name": "zoo_resnext1"}}
     record["dataset"] = {"num_classes": 10}
-    assert landscape.obtain(record, split, tmp_path, tmp_path) is None
+    assert landscape.obtain(record, split, tmp_path, tmp_path) is landscape.obtain(record, split, str(tmp_path)) is None
     assert "its checkpoint is not here" in capsys.readouterr().out
     torch.manual_seed(0)
     model, checkpoint = models.build("zoo_resnext1", 10), experiments.checkpoint_path(name, "smoke", 0, tmp_path)
