@@ -6,7 +6,7 @@ import sys
 import time
 from importlib.util import find_spec
 
-if __name__ == "__main__":  # torch takes seconds to import; Ctrl-C in them ends as it does later
+if __name__ == "__main__":  # importing torch takes seconds; Ctrl-C meanwhile exits with the same status as later
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 import argparse
@@ -24,14 +24,14 @@ from helpers.training import processes
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are the project's: one sentence and exit status 1."""
+    """An argument parser that reports errors as the rest of the project does: one sentence and exit status 1."""
 
     def error(self, message):
         raise UserError(f"{message[0].upper()}{message[1:]}; see python -m helpers --help.")
 
 
 class Command(Parser):
-    """The parser of one command, whose options may stand between its other arguments: `save EXPERIMENT --seed 1 FILE`."""
+    """The parser of one command; options may come between positional arguments: `save EXPERIMENT --seed 1 FILE`."""
 
     intermixed = False
 
@@ -43,7 +43,7 @@ class Command(Parser):
 
 
 def folder(text: str) -> Path:
-    """A path as the user wrote it, `~` included: a shell leaves that alone in `--results-dir=~/r`."""
+    """A path with `~` expanded, because the shell does not expand it in `--results-dir=~/r`."""
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
@@ -53,46 +53,46 @@ def folder(text: str) -> Path:
 FOLDER, MINUTES = {"type": folder}, {"type": float, "metavar": "MINUTES"}
 SEED, PROFILE = {"type": int, "default": 0}, {"default": "full", "help": " · ".join(PROFILES)}
 RESULTS = {"--results-dir": FOLDER, "--checkpoint-dir": FOLDER}
-SOME = {"--report": {"help": "only this report's"}, "--dataset": {"help": "only on this data set"}}
+SOME = {"--report": {"help": "only experiments of this report"}, "--dataset": {"help": "only experiments on this data set"}}
 ARGUMENTS = {
-    "list": ("every experiment, most worth first: what is there, and the minutes of what is not", RESULTS | SOME | {
-        "--device": {}, "--json": {"action": "store_true", "help": "the same for scripts"},
+    "list": ("every experiment, most useful first: recorded seeds, and minutes for the missing ones", RESULTS | SOME | {
+        "--device": {}, "--json": {"action": "store_true", "help": "the same as JSON, for scripts"},
     }),
     "run": ("train and test one experiment, or all that are missing, and write the run records", RESULTS | SOME | {
         "experiment": {"nargs": "?"},
-        "--missing": {"action": "store_true", "help": "instead of one: what the plan declares and has no record"},
-        "--minutes": MINUTES | {"help": "with --missing: stop between epochs when they are spent"},
+        "--missing": {"action": "store_true", "help": "instead of one experiment: every planned run that has no record"},
+        "--minutes": MINUTES | {"help": "with --missing: stop between epochs once this time is up"},
         "--seed": SEED, "--profile": PROFILE, "--epochs": {"type": int}, "--time-budget": MINUTES,
         "--data-dir": FOLDER, "--device": {},
-        "--compile": {"action": "store_true", "help": "train through torch.compile, on a GPU with CUDA graphs"},
-        "--sync-batchnorm": {"action": "store_true", "help": "under torchrun: BatchNorm over the batches of all processes"},
-        "--tensorboard": {"action": "store_true", "help": "write each epoch's scalars beside the checkpoint"},
-        "--resume": {"action": argparse.BooleanOptionalAction, "default": True, "help": "go on from a checkpoint"},
+        "--compile": {"action": "store_true", "help": "train through torch.compile; on a GPU, with CUDA graphs"},
+        "--sync-batchnorm": {"action": "store_true", "help": "under torchrun: BatchNorm statistics over all processes"},
+        "--tensorboard": {"action": "store_true", "help": "write each epoch's scalars next to the checkpoint"},
+        "--resume": {"action": argparse.BooleanOptionalAction, "default": True, "help": "resume from a checkpoint"},
         "--fresh": {"dest": "resume", "action": "store_false", "help": "the same as --no-resume"},
     }),
     "table": ("rebuild tables, figures, claims and README's tables from the run records", {"--results-dir": FOLDER}),
-    "bench": ("images a second: a textbook loop against ours, and what dense work reaches", {
+    "bench": ("images per second: a textbook loop against ours, and the rate that dense operations reach", {
         "models": {"nargs": "*", "metavar": "MODEL", "help": " · ".join(bench.MODELS)},
         "--device": {}, "--batch": {"type": int}, "--data-dir": FOLDER | {"help": "with --to"},
         "--to": {"type": float, "metavar": "ACCURACY", "help": "train the named EXPERIMENT to this validation accuracy"},
-        "--compile": {"action": "store_true", "help": "our loop through torch.compile too"},
-        "--json": FOLDER | {"metavar": "FILE", "help": "write what was measured, such as results/bench/t4.json"},
+        "--compile": {"action": "store_true", "help": "also measure our loop with torch.compile"},
+        "--json": FOLDER | {"metavar": "FILE", "help": "write the measurements to this file, such as results/bench/t4.json"},
     }),
     "save": ("write the model of a recorded run, from its checkpoint, for classify", RESULTS | {
         "experiment": {},
-        "file": {"nargs": "?", "help": "without one: results/models, in half precision and with a model card"},
+        "file": {"nargs": "?", "help": "by default: into results/models, in half precision and with a model card"},
         "--data-dir": FOLDER, "--seed": SEED, "--profile": PROFILE,
     }),
     "classify": ("label images with a saved model", {
         "images": {"nargs": "+", "metavar": "IMAGE", "help": "a file, or an http:// or https:// address"},
-        "--model": {"metavar": "NAME", "help": "one of results/models, or a file; by default the first of them"},
-        "--csv": FOLDER | {"metavar": "FILE", "help": "write the table there too, with every class's probability"},
+        "--model": {"metavar": "NAME", "help": "one of results/models, or a file; by default the first of results/models"},
+        "--csv": FOLDER | {"metavar": "FILE", "help": "also write the table to this file, with every class's probability"},
         "--device": {},
     }),
-    "evaluate": ("recompute the accuracy of a model of results/models, and compare it", {
+    "evaluate": ("recompute the test accuracy of a model of results/models and compare it with its card", {
         "model": {"metavar": "NAME"}, "--data-dir": FOLDER, "--device": {},
     }),
-    "colab": ("write the badges and setup cells of README and notebooks", {
+    "colab": ("point the badges and setup cells of README and notebooks to a repository", {
         "repository": {"metavar": "OWNER/REPO"}, "--ref": {"default": "main"},
     }),
 }  # fmt: skip
@@ -110,7 +110,7 @@ def make_parser() -> Parser:
 
 
 def list_experiments(options) -> None:
-    """Print a line for each experiment: the seeds that are there, and the minutes that the missing ones would take here."""
+    """Print one line per experiment: the recorded seeds, and how many minutes the missing ones would take here."""
     queue = Queue(options.results_dir, options.checkpoint_dir, report=options.report, dataset=options.dataset)
     table = queue.table(runtime.choose_device(options.device))
     shown = [json.dumps(list(table), indent=1)] if options.json else lines(table)
@@ -128,10 +128,10 @@ def run_experiments(options) -> None:
     if options.results_dir:
         require_writable(options.results_dir, "--results-dir")
     if bool(options.experiment) == options.missing:
-        raise UserError("Name one experiment to run, or say --missing; python -m helpers list shows what there is.")
+        raise UserError("Name one experiment to run, or pass --missing; python -m helpers list shows them all.")
     if not options.missing:
         if options.report or options.dataset or options.minutes is not None:
-            raise UserError("--report, --dataset and --minutes are for --missing; for one experiment there is --time-budget.")
+            raise UserError("--report, --dataset and --minutes are for --missing; for one experiment use --time-budget.")
         return run_experiment(options, common)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise UserError("torchrun trains one experiment; name it, or start run --missing by itself, once on each GPU.")
@@ -147,7 +147,7 @@ def run_experiment(options, common: dict) -> None:
     path = results.record_path(options.experiment, options.profile, options.seed, options.results_dir)
     is_kept = options.results_dir or (options.profile != "smoke" and options.epochs in (None, declared.epochs))
     if is_kept and path.exists():
-        print(f"There is a record of it already, {path.name}, which this run replaces; another --results-dir keeps both.")
+        print(f"A record already exists, {path.name}, and this run will replace it; another --results-dir keeps both.")
     common |= {"checkpoint_dir": options.checkpoint_dir, "epochs": options.epochs}
     record, predictions = experiments.run(options.experiment, options.seed, options.profile, **common)
     if processes.rank():
@@ -161,7 +161,7 @@ def run_experiment(options, common: dict) -> None:
     if is_kept:
         print(f"Record: {results.save(record, predictions, options.results_dir).name}")
     else:
-        print("No record was written: a smoke run, or one with other epochs, writes it only into a --results-dir.")
+        print("No record was written: a smoke run, or one with another --epochs, is recorded only with --results-dir.")
 
 
 def make_tables(options) -> None:
@@ -175,7 +175,7 @@ def make_tables(options) -> None:
 
 
 def run_bench(options) -> None:
-    """Measure the training speed; keep what was measured if a file is named."""
+    """Measure the training speed; write the measurements to a file if one is named."""
     if options.json:
         require_writable(options.json.parent, "--json")
         require(not options.json.is_dir(), f"{options.json} is a folder; name a file with --json.")
@@ -190,7 +190,7 @@ def run_bench(options) -> None:
             runtime.save_text(options.json, text)
         except OSError as error:
             print(text)
-            why = f"{options.json.name} could not be written ({error.strerror}); what was measured is above."
+            why = f"{options.json.name} could not be written ({error.strerror}); the measurements are printed above."
             raise UserError(why) from error
 
 
@@ -210,7 +210,7 @@ def save_model(options) -> None:
 
 
 def classify_images(options) -> None:
-    """Print a line for each image; then, as an error, those that could not be read."""
+    """Print one line per image; then raise an error that lists those that could not be read."""
     model = demo.load_model(demo.find_model(options.model), options.device)
     table = demo.classify(model, options.images)
     if len(table) == 1 and (reason := table["error"][0]):
@@ -227,7 +227,7 @@ def classify_images(options) -> None:
 
 
 def write_colab(options) -> None:
-    print("\n".join(path.name for path in colab.write(options.repository, options.ref)) or "Everything was already so.")
+    print("\n".join(path.name for path in colab.write(options.repository, options.ref)) or "Nothing needed to change.")
 
 
 COMMANDS = {"list": list_experiments, "run": run_experiments, "table": make_tables, "bench": run_bench, "save": save_model}
@@ -237,7 +237,7 @@ COMMANDS["evaluate"] = lambda options: print(demo.evaluate(options.model, option
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 done, 1 the user's input or data is wrong, 130 Ctrl-C."""
-    if later := int(os.environ.get("RANK", 0)):  # of torchrun's processes the first one speaks
+    if rank := int(os.environ.get("RANK", 0)):  # under torchrun, only the first process prints
         sys.stdout = open(os.devnull, "w")
     try:
         options = make_parser().parse_args(arguments)
@@ -245,13 +245,13 @@ def main(arguments: list[str] | None = None) -> int:
         processes.leave()
         sys.stdout.flush()
     except UserError as error:
-        if later:
-            time.sleep(5)  # the first process may have failed too: it says so, and torchrun ends this one
-        print(*str(error).splitlines(), file=sys.stderr)  # one line, whatever the names in it
+        if rank:
+            time.sleep(5)  # if the first process failed too, it reports the error and torchrun ends this one
+        print(*str(error).splitlines(), file=sys.stderr)  # always one line, even if a name contains line breaks
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # who reads has had enough, as in list | head
+    except BrokenPipeError:  # the reader closed the pipe, as in `list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 

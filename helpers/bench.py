@@ -1,4 +1,4 @@
-"""How fast: a textbook training loop against ours, turn by turn; what dense work reaches; how long to an accuracy."""
+"""Benchmarks: a textbook training loop against ours, in turns; the speed of dense work; the time to an accuracy."""
 
 import math
 import multiprocessing
@@ -33,14 +33,14 @@ from helpers.experiments.recipes import AMP_SGD, PIKACHU
 from helpers.experiments.runner import make_model, peak_memory
 from helpers.runtime import UserError, autocast_dtype, choose_device, environment, keep_freed_memory_in_process, require
 
-# Batch and image size of the comparison: the reports' own, `pikachu` as coded.
+# Batch and image size of the comparison: those of the reports (for `pikachu`, as in its code).
 MODELS = {"resnext29_32x4d": (64, 32), "resnext29_under5m": (64, 32), "resnext50_32x4d": (8, 224), "resnet18": (8, 224)}
 IMAGES = {32: ("cifar10", 5120), 224: ("pikachu", 64)}  # CIFAR in memory, photographs as JPEG files of 500×375 pixels
 ROUNDS, ROUND_SECONDS, WORKERS = 5, 3, 2
 
 
 def textbook_loader(split: data.Split, batch_size: int, image_size: int, folder: Path) -> DataLoader:
-    """PIL transforms in a DataLoader of two workers, as most tutorials have it; photographs lie as files in the folder."""
+    """PIL transforms in a DataLoader with two workers, as in most tutorials; photographs become JPEG files in the folder."""
     images = list(split.images.permute(0, 2, 3, 1).numpy())
     change = [Image.fromarray, transforms.RandomCrop(32, padding=4)]
     if image_size != 32:
@@ -50,14 +50,14 @@ def textbook_loader(split: data.Split, batch_size: int, image_size: int, folder:
             Image.fromarray(photograph).resize((500, 375)).save(images[number], quality=85)
     change += [transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)]
     pairs, transform = list(zip(images, split.labels.tolist(), strict=True)), transforms.Compose(change)
-    # A loop in a process of its own would start its workers afresh, imports and all; the textbook's are forked.
+    # A loop in its own process would start its workers from scratch, imports included; a textbook's are forked.
     workers = {"num_workers": WORKERS, "multiprocessing_context": "fork"}
     workers["collate_fn"] = lambda items: default_collate([(transform(image), label) for image, label in items])
     return DataLoader(pairs, batch_size, shuffle=True, **workers)
 
 
 class Textbook:
-    """Plain fp32 in torch's default memory layout, and the loss read after every step. `batches` is one epoch."""
+    """Plain fp32 in torch's default memory layout, reading the loss after every step. `batches` is one epoch."""
 
     def __init__(self, model: nn.Module, split: data.Split, batch_size: int, image_size: int, device, folder: Path):
         self.model, self.device = model.to(device).train(), device
@@ -77,7 +77,7 @@ class Textbook:
 
 
 class Ours:
-    """What `training.fit` does, by its own functions."""
+    """The same training as in `training.fit`, with its own functions."""
 
     def __init__(self, model: nn.Module, split, batch_size: int, image_size: int, device, folder: Path, compiled=False):
         base = AMP_SGD if image_size == 32 else replace(PIKACHU, augment="flip")
@@ -111,7 +111,7 @@ def _seconds(device: torch.device, work: Callable[[], object]) -> float:
 
 
 def layer_kind(operation: str, shapes: list) -> str | None:
-    """The kind of layer that one of torch's operations belongs to, forward or backward, by its name and its inputs."""
+    """The kind of layer to which a torch operation belongs, forward or backward, by its name and its input shapes."""
     if operation not in ("aten::convolution", "aten::convolution_backward"):
         return LAYERS.get(operation)
     image, weight = shapes[:2] if operation == "aten::convolution" else shapes[1:3]
@@ -119,16 +119,16 @@ def layer_kind(operation: str, shapes: list) -> str | None:
 
 
 def layer_shares(device: torch.device, work: Callable[[], object]) -> dict[str, float]:
-    """The share of each kind of layer in the time that the device spends on this work, as torch's profiler has it."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler says that a machine without a GPU is an error
+    """Each kind of layer's share of the device time that this work takes, as measured by torch's profiler."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler reports a missing GPU as an error
     with profile(record_shapes=True) as profiler:
         _seconds(device, work)
     spent, whole, time_of = Counter(), 0, "device_time_total" if device.type == "cuda" else "cpu_time_total"
     for event in profiler.key_averages(group_by_input_shape=True):
-        if event.device_type == DeviceType.CPU:  # an operation; on a GPU, a kernel's time is also its operation's
+        if event.device_type == DeviceType.CPU:  # an operation; on a GPU, its time includes that of its kernels
             whole += getattr(event, f"self_{time_of}")
             spent[layer_kind(event.key, event.input_shapes)] += getattr(event, time_of)
-    return {kind: share / whole for kind, share in spent.most_common() if kind and whole}  # a shared GPU may not be traced
+    return {kind: share / whole for kind, share in spent.most_common() if kind and whole}  # a shared GPU may forbid tracing
 
 
 TASKS = {
@@ -142,7 +142,7 @@ TASKS = {
 
 @cache
 def _started(side: str, name: str, batch_size: int, image_size: int, device: torch.device, folder: Path) -> tuple:
-    """One side and its endless stream of batches, in the process that asks for it first."""
+    """One side and its endless stream of batches; cached, so that its process builds them only once."""
     torch.manual_seed(0)
     dataset, images = IMAGES[image_size]
     split = data.sample(dataset, image_size=image_size, counts=(images, 10, 10)).train
@@ -155,9 +155,9 @@ def _ask(started: tuple, task: str, steps: int = 0):
 
 
 def compare(name: str, device: torch.device, batch_size: int | None = None, compiled: bool = False) -> dict:
-    """Both loops on one model, turn by turn: images a second (median and range), peak memory, GFLOP/s of ours.
+    """Time both loops on one model, in turns: images per second (median and range), peak memory, and our GFLOP/s.
 
-    With `compiled`, ours takes a third turn, through `torch.compile`.
+    With `compiled`, our loop takes a third turn, through `torch.compile`.
     """
     batch_size, image_size = batch_size or MODELS[name][0], MODELS[name][1]
     row = {"model": name, "device": str(device), "batch": batch_size, "image_size": image_size}
@@ -165,7 +165,7 @@ def compare(name: str, device: torch.device, batch_size: int | None = None, comp
     context, steps, speeds = multiprocessing.get_context("spawn"), {}, {side: [] for side in sides}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        # Each side in a process of its own, so that neither its memory nor its settings are the other's.
+        # Each side gets its own process, so that they share neither memory nor settings.
         processes = {side: stack.enter_context(ProcessPoolExecutor(1, context)) for side in sides}
 
         def ask(side: str, *task):
@@ -185,12 +185,12 @@ def compare(name: str, device: torch.device, batch_size: int | None = None, comp
                 row[f"{side}_peak_memory_bytes"] = ask(side, "peak")
                 row[f"{side}_input_images_per_second"] = 4 * steps[side] * batch_size / ask(side, "input", 4 * steps[side])
             row["layers"] = ask("ours", "layers", steps["ours"])
-        except RuntimeError as error:  # such as a process that was killed, or a GPU's memory that was full
+        except RuntimeError as error:  # such as a killed process, or a GPU out of memory
             raise UserError(f"The benchmark of {name} failed, most likely out of memory; try a smaller --batch.") from error
     row["ratio"] = row["ours_images_per_second"] / row["textbook_images_per_second"]
     row["input_ratio"] = row["ours_input_images_per_second"] / row["textbook_input_images_per_second"]
     macs = models.count_macs(models.inspect.network(name, 10), (1, 3, image_size, image_size))
-    row["ours_gflops"] = 6 * macs * row["ours_images_per_second"] / 1e9  # the backward pass computes twice the forward's
+    row["ours_gflops"] = 6 * macs * row["ours_images_per_second"] / 1e9  # the backward pass costs twice the forward pass
     return row
 
 
@@ -208,9 +208,9 @@ def _line(row: dict) -> str:
 
 
 def ceiling(device: torch.device, batch: int = 64, size: int = 4096) -> dict[str, float]:
-    """The GFLOP/s of dense work here in the training's arithmetic, a multiply–add being two operations; medians of a second.
+    """The GFLOP/s of dense work in training precision, a multiply–add counting as two operations; medians over a second.
 
-    The work: a 3×3 convolution of `batch` images, 256 channels of 32×32 pixels in and out; matrices of `size` rows and columns.
+    The work: a 3×3 convolution of `batch` images, 256 channels of 32×32 pixels in and out; a `size`×`size` matrix product.
     """
     dtype = autocast_dtype(device) or torch.float32
     shapes = ((batch, 256, 32, 32), (256, 256, 3, 3), (size, size))
@@ -230,11 +230,11 @@ def ceiling(device: torch.device, batch: int = 64, size: int = 4096) -> dict[str
 
 
 def hardware(device: torch.device) -> dict[str, str]:
-    """Driver and clocks of a GPU, or name and clock of a CPU, where the system tells them."""
+    """Driver and clocks of a GPU, or name and clock of a CPU, if the system reports them."""
     with suppress(OSError, ValueError, subprocess.SubprocessError):
         if device.type == "cuda":
             names = ("driver_version", "clocks.sm", "clocks.max.sm")
-            gpu = torch.cuda.get_device_properties(device).uuid  # its number here need not be nvidia-smi's
+            gpu = torch.cuda.get_device_properties(device).uuid  # torch's index may differ from nvidia-smi's
             query = ["nvidia-smi", f"--id=GPU-{gpu}", f"--query-gpu={','.join(names)}"]
             answer = subprocess.run([*query, "--format=csv,noheader"], capture_output=True, text=True, check=True, timeout=10)
             return dict(zip(names, answer.stdout.strip().split(", "), strict=True))
@@ -244,10 +244,10 @@ def hardware(device: torch.device) -> dict[str, str]:
 
 
 def run(names: list[str], device: str | None = None, batch_size: int | None = None, compiled: bool = False) -> dict:
-    """The benchmark of these models, or of all: `{environment, ceiling, results}`, as `results/bench/` has it; a line for each.
+    """Benchmark these models, or all: `{environment, ceiling, results}`, as in `results/bench/`; prints one line per model.
 
-    `ceiling` is in GFLOP/s; a row's `part_of_ceiling` is its `ours_gflops` by that of the convolution, and `layers` are the
-    shares of our step. An unknown model or device, or a batch size below 1, is a UserError before anything is measured.
+    `ceiling` is in GFLOP/s; a row's `part_of_ceiling` is its `ours_gflops` divided by the convolution's; `layers` are shares
+    of our step. An unknown model or device, or a batch size below 1, is a UserError before anything is measured.
     """
     for name in names:
         require(name in MODELS, f"There is no benchmark of '{name}'; choose from {', '.join(MODELS)}.")
@@ -267,9 +267,9 @@ def run(names: list[str], device: str | None = None, batch_size: int | None = No
 
 
 def time_to(accuracy: float, names: list[str], data_dir: str | Path | None = None, device: str | None = None) -> dict:
-    """Train an experiment, seed 0, until its validation accuracy is first this high: seconds, epochs, images, operations.
+    """Train an experiment with seed 0 until it reaches this validation accuracy: seconds, epochs, images, operations.
 
-    An accuracy that is no fraction, or not exactly one experiment, is a UserError.
+    A UserError if the accuracy is not a fraction, or if there is not exactly one experiment.
     """
     require(0 < accuracy <= 1, f"The accuracy after --to is {accuracy}; it is a fraction, such as 0.90.")
     require(len(names) == 1, f"--to takes one experiment, not {len(names)}; choose one from python -m helpers list.")
@@ -280,7 +280,7 @@ def time_to(accuracy: float, names: list[str], data_dir: str | Path | None = Non
     macs = models.count_macs(model, (1, 3, recipe.image_size, recipe.image_size))
     fitted = training.fit(model, dataset.train, dataset.validation, recipe, target=accuracy)
     epochs, images = len(fitted.history), data.images_shown(dataset.train, recipe.augment)
-    best = max(epoch["val_accuracy"] for epoch in fitted.history)  # `fitted.best` may be the last one
+    best = max(epoch["val_accuracy"] for epoch in fitted.history)  # `fitted.best` may be the last epoch
     row = {"experiment": experiment.name, "target": accuracy, "reached": best >= accuracy, "best": best, "epochs": epochs}
     row |= {"seconds": sum(epoch["seconds"] for epoch in fitted.history), "images": epochs * images}
     row["flops"] = sum(6 * macs * images * math.prod(passes(recipe, epoch)) for epoch in range(epochs))

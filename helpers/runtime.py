@@ -1,4 +1,4 @@
-"""Where am I: folders, profile, device, arithmetic, seeds, progress, user errors, whole-or-nothing files."""
+"""The environment: folders, profile, device, precision, seeds, progress bars, user errors, atomic file writes."""
 
 import ctypes
 import os
@@ -23,12 +23,12 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILES = ("smoke", "quick", "full")
-# What a damaged file of arrays raises: a RuntimeError where a bit says that it is encrypted, or packed in an unknown way.
+# Errors raised when reading a damaged .npz file; RuntimeError if it looks encrypted or uses an unknown compression method.
 DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, RuntimeError, BadZipFile, zlib.error)
 
 
 class UserError(Exception):
-    """A mistake the user can mend. Its text is one sentence: what is wrong, with which value, what to do."""
+    """An error that the user can fix. Its text is one sentence: what is wrong, which value, what to do."""
 
 
 def require(holds: object, sentence: str) -> None:
@@ -43,19 +43,19 @@ def in_colab() -> bool:
 
 
 def install_missing() -> None:
-    """Install the packages that a notebook needs and that are missing, but never torch or numpy."""
+    """Install the missing packages that a notebook needs, but never torch or numpy."""
     needed = {"sklearn": "scikit-learn"} | {name: name for name in "torchsummary seaborn pandas scipy kagglehub".split()}
     if missing := [package for name, package in needed.items() if find_spec(name) is None]:
         subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing], check=True)
 
 
 def under_test() -> bool:
-    """Whether pytest or a CI service started this process: then no progress bar is drawn."""
+    """Whether this process runs under pytest or in CI, where no progress bar is drawn."""
     return bool(os.environ.get("CI") or os.environ.get("PYTEST_CURRENT_TEST"))
 
 
 def progress(iterable, description: str, total: int | None = None):
-    """The iterable with a `tqdm` bar on stderr; silent under CI, without tqdm, and in all but torchrun's first process."""
+    """The iterable with a `tqdm` bar on stderr; silent in CI, without tqdm, and in all but torchrun's first process."""
     if find_spec("tqdm") is None or int(os.environ.get("RANK", 0)) > 0:
         return iterable
     from tqdm import tqdm
@@ -64,7 +64,7 @@ def progress(iterable, description: str, total: int | None = None):
 
 
 def parse_seeds(text: str) -> list[int]:
-    """The seeds of a notebook's form field, such as `0, 1`, each once, or a UserError."""
+    """The seeds in a notebook's form field, such as `0, 1`, without duplicates; a UserError if the text is anything else."""
     parts = text.replace(",", " ").split()
     require(parts and all(part.isdecimal() for part in parts), f"SEEDS is '{text}'; write whole numbers, such as 0, 1.")
     return list(dict.fromkeys(map(int, parts)))
@@ -76,7 +76,7 @@ def data_dir(folder: str | Path | None = None) -> Path:
 
 
 def choose_profile(name: str | None = None) -> str:
-    """The profile to run, or a UserError: the argument, else `$PROFILE`, else `quick` on a GPU and `smoke` without one."""
+    """The profile to run: the argument, else `$PROFILE`, else `quick` on a GPU, else `smoke`; a UserError if unknown."""
     asked = name or os.environ.get("PROFILE")
     require(not asked or asked in PROFILES, f"There is no profile '{asked}'; choose one of {', '.join(PROFILES)}.")
     if torch.cuda.is_available() or asked in ("smoke", "full"):
@@ -87,13 +87,13 @@ def choose_profile(name: str | None = None) -> str:
 
 
 def choose_device(name: str | torch.device | None = None) -> torch.device:
-    """The device to run on: the argument, or a UserError if this machine has none such; else the first GPU, else the CPU."""
+    """The device: the argument (a UserError if this machine has no such device), else the first GPU, else the CPU."""
     if not name:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    cannot = f"Device '{name}' cannot be used on this machine; choose cpu, or cuda where there is a GPU."
+    cannot = f"Device '{name}' cannot be used on this machine; choose cpu, or cuda if there is a GPU."
     try:
         device = torch.device(name)
-        require(device.type in ("cpu", "cuda"), cannot)  # not mps, say, which has no float64: losses are summed in that
+        require(device.type in ("cpu", "cuda"), cannot)  # mps, for one, has no float64, in which losses are summed
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError, ImportError) as error:  # a NotImplementedError is a RuntimeError
         raise UserError(cannot) from error
@@ -101,27 +101,27 @@ def choose_device(name: str | torch.device | None = None) -> torch.device:
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """The 16-bit type this device multiplies faster than fp32, or None where mixed precision would only cost accuracy.
+    """The 16-bit type that this device multiplies faster than fp32; None if mixed precision would only cost accuracy.
 
-    A GPU gets bf16 only where it is native (a T4 emulates it slowly), else fp16; a CPU only with AVX-512-BF16 or AMX.
+    A GPU gets bf16 if it is native (a T4 emulates it slowly), else fp16; a CPU gets bf16 only with AVX-512-BF16 or AMX.
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.bfloat16 if device.type == "cpu" and _cpu_flags() & {"avx512_bf16", "amx_bf16"} else None
 
 
-@cache  # every step asks
+@cache  # called in every step
 def _cpu_flags() -> set[str]:
-    facts = Path("/proc/cpuinfo")  # only Linux has it; without it no claim is made, so plain fp32
+    facts = Path("/proc/cpuinfo")  # Linux only; elsewhere no flags are known, so training stays in fp32
     lines = facts.read_text().splitlines() if facts.exists() else []
     return next((set(line.split(":")[1].split()) for line in lines if line.startswith("flags")), set())
 
 
 def keep_freed_memory_in_process() -> bool:
-    """Have the C library keep all memory that this process frees, for its next step; returns whether it could be told so.
+    """Have the C library keep all memory that this process frees for its next step; returns whether that worked.
 
-    By default glibc hands every large tensor's memory back to the system, which must zero it page by page when the next
-    step asks again: up to a third of a CPU training step. The three settings are those of `mallopt(3)`.
+    By default glibc returns every large tensor's memory to the system, which must zero it page by page when the next step
+    allocates it again: up to a third of a CPU training step. The three settings are those of `mallopt(3)`.
     """
     maximum_mappings, trim_threshold, top_pad = -4, -1, -2
     try:
@@ -134,7 +134,7 @@ def keep_freed_memory_in_process() -> bool:
 def seed_epoch(seed: int, epoch: int = 0) -> torch.Generator:
     """Seed Python, numpy and torch from (seed, epoch), and return a CPU generator seeded with the same pair.
 
-    Everything random in an epoch comes from here, so an epoch that is run again after a kill is the same.
+    All randomness in an epoch comes from here, so an epoch rerun after a kill gives the same result.
     """
     mixed = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint32)[0])
     random.seed(mixed)
@@ -144,17 +144,17 @@ def seed_epoch(seed: int, epoch: int = 0) -> torch.Generator:
 
 
 def require_writable(folder: Path, option: str) -> None:
-    """Make the folder if it is not there; a UserError where it takes no file: before hours of work, not after."""
+    """Create the folder if it is missing; a UserError if it is not writable: before hours of work, not after."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        cannot = f"Nothing can be written into {folder} ({error.strerror})"
+        cannot = f"The folder {folder} is not writable ({error.strerror})"
         raise UserError(f"{cannot}; choose another folder with {option}.") from error
 
 
 def environment(device: torch.device) -> dict:
-    """What a run ran on, for its record: device, versions, commit, and the UTC date."""
+    """A run's environment, for its record: device, versions, commit, and the UTC date."""
 
     def git(*arguments: str) -> str | None:
         try:
@@ -197,7 +197,7 @@ def mount_drive() -> Path | None:
 
 @contextmanager
 def writing(what: str, instead: str = "--results-dir") -> Iterator[None]:
-    """Turn an OSError of the block into a UserError: what could not be written, and which option to change."""
+    """Turn an OSError in the block into a UserError: what could not be written, and which option to change."""
     try:
         yield
     except OSError as error:
@@ -206,7 +206,7 @@ def writing(what: str, instead: str = "--results-dir") -> Iterator[None]:
 
 @contextmanager
 def whole(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that appears under its name only when everything was written."""
+    """A binary file that appears under its name only once everything has been written."""
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
         try:
             yield file
@@ -215,16 +215,16 @@ def whole(path: Path) -> Iterator[BinaryIO]:
             os.chmod(file.name, 0o644)
             os.replace(file.name, path)
         finally:
-            Path(file.name).unlink(missing_ok=True)  # still there only where something went wrong
+            Path(file.name).unlink(missing_ok=True)  # it still exists only if something went wrong
 
 
 def save_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
+    """Write a text file atomically."""
     with whole(path) as file:
         file.write(text.encode())
 
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """Write arrays as one compressed `.npz` file, whole or not at all."""
+    """Write arrays atomically, as one compressed `.npz` file."""
     with whole(path) as file:
         np.savez_compressed(file, **arrays)

@@ -1,5 +1,5 @@
-"""What goes in: images with labels, in splits and batches."""
-# ruff: noqa: F401 (the names that notebooks and other rooms use)
+"""Labelled images, in splits and batches."""
+# ruff: noqa: F401 (re-exported for notebooks and other packages)
 
 from helpers.data.audit import NEAR_IDENTICAL, duplicates, leaked, near_duplicates
 from helpers.data.augment import COPIES, render, resize, sample_mirrors, sample_views

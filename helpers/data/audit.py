@@ -1,4 +1,4 @@
-"""Images that occur twice: byte-identical and near-identical ones, within splits and across them."""
+"""Duplicate images: byte-identical and near-identical ones, within and across splits."""
 
 from collections import defaultdict
 
@@ -9,8 +9,8 @@ from torch import Tensor
 from helpers.data.datasets import Dataset
 
 THUMBNAIL = 32
-# Chosen by looking at every Pikachu pair above 0.87: all from 0.9405 up show the same picture (other file, other size,
-# a neighbouring film frame), and the first that do not are small figures alone on black, at 0.9280.
+# Chosen by inspecting every Pikachu pair above 0.87. All pairs from 0.9405 up show the same picture (another file, another
+# size, an adjacent film frame); the most similar ones that do not are small figures alone on black, at 0.9280.
 NEAR_IDENTICAL = 0.935
 
 Place = tuple[str, int]  # a split's name and an index in it
@@ -26,10 +26,10 @@ def duplicates(dataset: Dataset) -> list[list[Place]]:
 
 
 def near_duplicates(dataset: Dataset, threshold: float = NEAR_IDENTICAL) -> list[tuple[Place, Place, float]]:
-    """Pairs of different files that show the same picture: (place, other place, similarity), the most alike first.
+    """Pairs of different files that show the same picture: (place, other place, similarity), most similar first.
 
-    Alike is the cosine between two small grey thumbnails, each less its own mean: indifferent to file format, size,
-    brightness and contrast. A mirrored copy or another crop of a picture escapes, so the list is a lower bound.
+    Similarity is the cosine between two small grey thumbnails, each with its mean subtracted: it ignores file format, size,
+    brightness and contrast. It misses mirrored copies and other crops of a picture, so the list is a lower bound.
     """
     places = [(name, index) for name, split in dataset.splits.items() for index in range(len(split))]
     digests = [digest for split in dataset.splits.values() for digest in split.digests]

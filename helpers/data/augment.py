@@ -1,4 +1,4 @@
-"""Augmentation of whole batches: crops that keep their size, crops that are resized, four copies of each image, cutout."""
+"""Augmentation of whole batches: fixed-size crops, resized crops, four copies of each image, cutout."""
 
 import math
 
@@ -8,13 +8,13 @@ from torch import Tensor
 
 COPIES = 4
 AREA, RATIO, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10  # torchvision's RandomResizedCrop
-GENTLE_AREA = (0.35, 1.0)  # of `resized_crop_flip`
+GENTLE_AREA = (0.35, 1.0)  # for `resized_crop_flip`
 
 
 def sample_windows(size: tuple[int, int], image_size: int, padding: int | None, count: int, generator) -> Tensor:
     """int64 (count, 3): the top row, left column and mirroring (0 or 1) of each crop of `image_size` pixels.
 
-    They lie anywhere in images of `size` (height, width) with `padding` pixels on every side; None: in the centre.
+    Positions are random in images of `size` (height, width) with `padding` pixels on every side; None: centre crops.
     """
     if padding is not None:
         top, left = (torch.randint(side + 2 * padding - image_size + 1, (count,), generator=generator) for side in size)
@@ -24,14 +24,14 @@ def sample_windows(size: tuple[int, int], image_size: int, padding: int | None, 
 
 
 def sample_mirrors(count: int, generator: torch.Generator) -> Tensor:
-    """bool (count,): a fair coin for each image."""
+    """bool (count,): whether to mirror each image, with probability 1/2."""
     return torch.rand(count, generator=generator) < 0.5
 
 
 def cut(images: Tensor, windows: Tensor, image_size: int, padding: int, reflect: bool) -> Tensor:
-    """Each image's own window, in one gather for the whole batch: (B, C, H, W) and (B, 3) to (B, C, image_size, image_size).
+    """Crop each image to its own window, with one gather: (B, C, H, W) and (B, 3) to (B, C, image_size, image_size).
 
-    The windows lie in the image with `padding` pixels on every side, black or, with `reflect`, mirrored at the edge.
+    Windows are relative to the image with `padding` pixels on every side, black or, with `reflect`, mirrored at the edge.
     """
     if padding and not reflect:
         images = F.pad(images, [padding] * 4)
@@ -50,9 +50,9 @@ def cut(images: Tensor, windows: Tensor, image_size: int, padding: int, reflect:
 def sample_views(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
     """float32 (4·count, 8): one view for each copy of each image; row c·count + i is copy c of image i.
 
-    Copy 0 is the image as it is. The others are random crops, each sampled by itself: copy 1 is mirrored left to right, copy 2
-    top to bottom, copy 3 is turned by up to 90 degrees either way. The columns are the crop's top, left, height and width in
-    pixels, and the matrix, row by row, from a place in the view (x to the right, y down, -1 to 1) to one in the crop.
+    Copy 0 is the unchanged image. The others are independent random crops: copy 1 is mirrored left to right, copy 2 top to
+    bottom, and copy 3 is rotated by up to 90 degrees either way. The columns are the crop's top, left, height and width in
+    pixels, then, row by row, the matrix that maps a point in the view (x right, y down, -1 to 1) to a point in the crop.
     Source: report `slim`, "Project Overview" and "Methodology", and its code: both flips always happen.
     """
     whole = torch.tensor([0.0, 0.0, height, width]).expand(count, 4)
@@ -64,7 +64,7 @@ def sample_views(count: int, height: int, width: int, generator: torch.Generator
 
 
 def sample_gentle_views(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
-    """float32 (count, 8): a crop of 35 to 100 % of each image, mirrored by a fair coin; the columns of `sample_views`."""
+    """float32 (count, 8): a crop of 35 to 100 % of each image, mirrored half of the time; columns as in `sample_views`."""
     boxes = sample_crops(count, height, width, generator, GENTLE_AREA)
     matrices = torch.tensor([1.0, 0, 0, 1]).repeat(count, 1)
     matrices[sample_mirrors(count, generator), 0] = -1
@@ -72,15 +72,15 @@ def sample_gentle_views(count: int, height: int, width: int, generator: torch.Ge
 
 
 def sample_crops(count: int, height: int, width: int, generator: torch.Generator, area: tuple = AREA) -> Tensor:
-    """float32 (count, 4): top, left, height and width of random crops, in whole pixels, sampled as by torchvision.
+    """float32 (count, 4): top, left, height and width of random crops, in whole pixels, sampled as in torchvision.
 
-    Ten are tried, of a random area, 3/4 to 4/3 as wide as high. The first that fits counts; where none does, the whole image.
+    Ten crops are drawn with random area and aspect ratio (3/4 to 4/3). The first that fits is used, or else the whole image.
     """
     areas = height * width * torch.empty(count, TRIES).uniform_(*area, generator=generator)
     ratios = torch.empty(count, TRIES).uniform_(*map(math.log, RATIO), generator=generator).exp()
     heights, widths = (areas / ratios).sqrt().round(), (areas * ratios).sqrt().round()
     fits = (1 <= heights) & (heights <= height) & (1 <= widths) & (widths <= width)
-    first = fits.int().argmax(1, keepdim=True)  # where none fits, the first of sizes that are now the whole image's
+    first = fits.int().argmax(1, keepdim=True)  # 0 if none fits; the next line then gives the whole image's size
     heights, widths = torch.where(fits, heights, height).gather(1, first), torch.where(fits, widths, width).gather(1, first)
     tops = (torch.rand(count, 1, generator=generator) * (height - heights + 1)).floor()
     lefts = (torch.rand(count, 1, generator=generator) * (width - widths + 1)).floor()
@@ -88,10 +88,10 @@ def sample_crops(count: int, height: int, width: int, generator: torch.Generator
 
 
 def render(images: Tensor, views: Tensor, image_size: int) -> Tensor:
-    """Each image through its own view: uint8 (B, 3, H, W) and (B, 8) to float32 (B, 3, image_size, image_size), 0 to 255.
+    """Apply each image's view: uint8 (B, 3, H, W) and (B, 8) to float32 (B, 3, image_size, image_size), 0 to 255.
 
-    As if the crop were cut out, resized (bilinear) and then turned (the nearest pixel, as in torchvision's `RandomRotation`),
-    without the rounding in between; black outside of the crop.
+    As if the crop were cut out, resized (bilinear) and then rotated (nearest pixel, as in torchvision's `RandomRotation`),
+    without rounding in between. Pixels outside the crop are black.
     """
     height, width = images.shape[-2:]
     top, left, crop_height, crop_width, a, b, c, d = views[:, :, None, None].unbind(1)
@@ -106,14 +106,14 @@ def render(images: Tensor, views: Tensor, image_size: int) -> Tensor:
 
 
 def fill_holes(images: Tensor, holes: Tensor, side: int) -> Tensor:
-    """Put a square of zeros, the mean colour, into each normalised image: cutout (DeVries and Taylor 2017). Holes: (B, 2)."""
+    """Set a square of each normalised image to 0, the mean colour: cutout (DeVries and Taylor 2017). `holes`: (B, 2)."""
     steps = torch.arange(images.shape[-1], device=images.device)
     rows, columns = ((start <= steps) & (steps < start + side) for start in holes[:, :, None].unbind(1))
     return images.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
 
 
 def resize(images: Tensor, pixels: int) -> Tensor:
-    """The images resized to `pixels` a side, bilinear with antialiasing; unchanged where they have that size."""
+    """Resize images to `pixels` a side, bilinear with antialiasing; unchanged if they already have that size."""
     if images.shape[-1] != pixels:
         images = F.interpolate(images, (pixels, pixels), mode="bilinear", antialias=True)
         images = images.contiguous(memory_format=torch.channels_last)

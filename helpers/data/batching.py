@@ -1,4 +1,4 @@
-"""Batches on the device: shuffled, augmented and normalised whole batches at a time."""
+"""Batches on the device: shuffled, augmented and normalised, a whole batch at a time."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -13,30 +13,30 @@ from helpers.runtime import require
 
 AUGMENTS = ("none", "flip", "crop_flip", "resized_crop_flip", "fourfold")
 BORDERS = ("zero", "reflect")
-# Bytes of float32 images that are cut and normalised at once. On a GPU, launching these dozen kernels for each batch of small
-# images takes longer than their work, so one launch is for many batches; on a CPU a batch at a time stays in its cache.
+# Bytes of float32 images that are cropped and normalised at once. On a GPU, launching these dozen kernels for each batch of
+# small images takes longer than running them, so one launch serves many batches. On a CPU, a single batch stays in cache.
 AT_ONCE = {"cuda": 2**27}
 
 
 def images_shown(split: Split, augment_name: str) -> int:
-    """How many images a shuffled pass over a split shows."""
+    """The number of images in one shuffled pass over a split."""
     return len(split) * (augment.COPIES if augment_name == "fourfold" else 1)
 
 
 @dataclass(frozen=True)
 class View:
-    """How images become a network's input; raises a `UserError` where that cannot be."""
+    """How images become a network's input; invalid settings raise a `UserError`."""
 
     image_size: int  # pixels a side
-    mean: Sequence[float]  # of each channel, in units of white, as is std
+    mean: Sequence[float]  # of each channel, with white as 1; likewise std
     std: Sequence[float]
-    # Of shuffled passes: 'none' is the centre crop; 'flip' mirrors half of the images; 'crop_flip' also cuts each at a place of
-    # its own, after `padding` pixels were put on every side; 'resized_crop_flip' enlarges a crop of 35 to 100 % of the area
-    # and mirrors half of them; 'fourfold' shows each image four times (`augment.sample_views`).
+    # In shuffled passes: 'none' is the centre crop; 'flip' mirrors half of the images; 'crop_flip' also crops each one at a
+    # random position, after adding `padding` pixels on every side; 'resized_crop_flip' resizes a crop of 35 to 100 % of the
+    # area and mirrors half of the images; 'fourfold' shows each image four times (`augment.sample_views`).
     augment: str = "none"
     padding: int = 0
-    border: str = "zero"  # the pixels of the padding: black, or mirrored at the edge ('reflect')
-    cutout: int = 0  # side of the square of mean colour that hides a part of each shuffled image; 0: none
+    border: str = "zero"  # padding pixels are black ('zero') or mirrored at the edge ('reflect')
+    cutout: int = 0  # side of the mean-coloured square that hides part of each shuffled image; 0: none
 
     def __post_init__(self):
         require(self.augment in AUGMENTS, f"There is no augmentation '{self.augment}'; choose from {', '.join(AUGMENTS)}.")
@@ -53,10 +53,10 @@ def batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One pass over a split in batches, cropped, augmented and normalised on the split's own device.
 
-    Without a generator the images come in order and centre-cropped. With one they are shuffled, and augmented each by
-    itself. All that is random in the pass is sampled before its first batch, on the CPU, and moved to the device once:
-    every device sees the same images, and the loop waits for none. `mirror`, bool (N,), says which images of the split to
-    mirror, instead of a coin for each; `view` are the fields of `View`, and a `UserError` says what cannot be.
+    Without a generator, images come in order and centre-cropped. With one, they are shuffled and augmented independently.
+    All random numbers of a pass are drawn on the CPU before its first batch and moved to the device once, so every device
+    sees the same images, and the loop never waits for them. `mirror`, bool (N,), says which images of the split to mirror,
+    instead of choosing at random; `view` holds the fields of `View`. Invalid settings raise a `UserError`.
 
     Yields:
         images, float32 (B, 3, image_size, image_size) in channels-last memory, (x / 255 - mean) / std; labels (B,).
@@ -65,9 +65,9 @@ def batches(
     height, width = split.images.shape[-2:]
     require(batch_size >= 1, f"The batch size is {batch_size}; choose at least 1.")
     size, padding, shortest = view.image_size, view.padding, min(height, width)
-    require(1 <= size <= shortest, f"The image size is {size}, but images are stored at {width}x{height}; choose less.")
-    fewer = f"The padding is {padding} pixels, but {width}x{height} images reflect fewer; choose less."
-    require(view.border != "reflect" or padding < shortest, fewer)
+    require(1 <= size <= shortest, f"The image size is {size}, but images are {width}x{height}; choose 1 to {shortest}.")
+    excess = f"The padding is {padding} pixels, but {width}x{height} images can reflect at most {shortest - 1}; choose less."
+    require(view.border != "reflect" or padding < shortest, excess)
     return _batches(split, batch_size, view, generator, mirror)
 
 
@@ -96,7 +96,7 @@ def _batches(split, batch_size, view: View, generator, mirror):
 
 
 def _sample(split, view: View, generator, mirror):
-    """What is random in a pass, on the CPU: the order of the images, and in it their windows, views and holes, or None."""
+    """The random choices of a pass, on the CPU: image order and, in that order, windows, views and holes, or None."""
     count, size, shuffled = len(split), split.images.shape[-2:], generator is not None
     kind = view.augment if shuffled else "none"
     shown = images_shown(split, kind)

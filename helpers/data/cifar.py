@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100: from the first source that has them, and from every faithful one the same images."""
+"""CIFAR-10 and CIFAR-100: loaded from the first source found; every lossless source gives the same images."""
 
 import hashlib
 import re
@@ -47,7 +47,7 @@ CIFAR100_SUPERCLASSES = {
 }
 CIFAR100_CLASSES = sorted(sum(CIFAR100_SUPERCLASSES.values(), []))
 
-CLASSES = {"cifar10": CIFAR10_CLASSES, "cifar100": CIFAR100_CLASSES}  # in the order of labels, the alphabet's
+CLASSES = {"cifar10": CIFAR10_CLASSES, "cifar100": CIFAR100_CLASSES}  # in label order, which is alphabetical
 PUBLISHED = {"cifar10": CIFAR10, "cifar100": CIFAR100}  # torchvision knows the folder, the files and their MD5 sums
 FINGERPRINTS = {  # SHA-256 of the sorted lines "split/class digest", with the digest of each image's pixels
     "cifar10": "4023eab17caf2844ecad03f4fb006b58ae42e06ed2bf0a77bcfff7390064df7c",
@@ -59,14 +59,14 @@ LABEL_COLUMN = {"cifar10": "label", "cifar100": "fine_label"}
 COUNTS = {"train": 50_000, "test": 10_000}
 PARTS = {  # the same images whatever the source and the seed
     "cifar10_5k": ("cifar10", {"train": 5_000, "test": 1_000}),  # report `pikachu`, table 4.2
-    "cifar10_tenth": ("cifar10", {"train": 5_000, "test": 10_000}),  # what two CPU cores can train on, judged in full
+    "cifar10_tenth": ("cifar10", {"train": 5_000, "test": 10_000}),  # small enough for two CPU cores; the full test split
 }
 NAMES = (*CLASSES, *PARTS)
 PIXELS = 32
 HELD_OUT = 0.1
 AGAIN = "unpack or download it again"
 
-# A place that has the data: in words, the files it consists of, and how to read all of its images.
+# A source of the data: its description, its files, and a function that reads all of its images.
 Found = tuple[str, list[File], Callable[[], Pool]]
 
 
@@ -80,9 +80,9 @@ def cifar100_superclasses() -> Tensor:
 
 
 def read_pool(name: str, base: Path, image_size: int) -> tuple[str, Pool]:
-    """The name the images go by, which ends in '-jpeg' where they came as JPEG files, and the images, at 32 pixels.
+    """The data set's name, with '-jpeg' appended if the images came as JPEG files, and the images, at 32 pixels.
 
-    A size above 32, a source that is not whole or not the published one, or no download that succeeds, is a UserError.
+    Raises a UserError if the size is above 32, the source is incomplete or not the published one, or no download succeeds.
     """
     fits = image_size <= PIXELS
     require(fits, f"The image size is {image_size}, but the images of {name} have 32 pixels; choose 32 or less.")
@@ -106,7 +106,7 @@ def _find(name: str, base: Path) -> Found | None:
 
 
 def _carried(name: str, path: Path) -> Pool | None:
-    """The images of a cache file that came without its source, if they are the published ones."""
+    """The images of a cache file whose source is missing, if they are the published ones; else None."""
     _, pool = pools.read_cache(path)
     if pool is None or _fingerprint([dirname(file) for file in pool.names], _digests(pool)) != FINGERPRINTS[name]:
         return None
@@ -127,9 +127,9 @@ def _fingerprint(places: list[str], digests: list[str]) -> str:
 
 
 def _in_order(name: str, pool: Pool) -> Pool:
-    """The pool, once known to be complete and the published one, sorted by split, class and pixels, with digests of pixels.
+    """Check that the pool is complete and as published; sort it by split, class and pixels, with digests of the pixels.
 
-    So the order, and with it which images are held out, and the fingerprint do not depend on the format of the files.
+    The order, and thus which images are held out, and the fingerprint then do not depend on the file format.
     """
     lost = pools.listed_files(pool.skipped, most=3)
     require(not lost, f"The {pool.source} has images that cannot be used: {lost}; {AGAIN}.")
@@ -139,9 +139,9 @@ def _in_order(name: str, pool: Pool) -> Pool:
     for where in sorted({*counts, *published}):
         has, right = counts[where], published.get(where, 0)
         but = f"The {pool.source} has {has} images in {where} where {name} has {right}"
-        require(has == right, f"{but}; {AGAIN}, or give it another name if it is not meant to be the whole.")
+        require(has == right, f"{but}; {AGAIN}, or give it another name if it is not meant to be complete.")
     same = _fingerprint(places, digests) == FINGERPRINTS[name] or _is_jpeg(pool)
-    other = f"The {pool.source} has as many images as {name}, but an image is not the published one or lies in another class"
+    other = f"The {pool.source} has as many images as {name}, but an image is not the published one or is in the wrong class"
     require(same, f"{other}; {AGAIN}, or give it another name.")
     names = [f"{where}/{basename(path)}" for where, path in zip(places, pool.names, strict=True)]
     order = sorted(range(len(names)), key=lambda n: (places[n], digests[n], names[n]))
@@ -149,18 +149,18 @@ def _in_order(name: str, pool: Pool) -> Pool:
 
 
 def _choose_part(pool: Pool, counts: dict[str, int]) -> Pool:
-    """So many random images of each split, as many of each class, and always the same ones."""
+    """A fixed random subset: `counts` images per split, the same number from each class."""
     folders = np.array([dirname(path) for path in pool.names])
     places = np.unique(folders)
     chosen = []
     for number, folder in enumerate(places):
-        count = counts[place(folder)[0]] // (len(places) // len(counts))  # the split's, shared evenly by the classes
+        count = counts[place(folder)[0]] // (len(places) // len(counts))  # the split's images, divided by its classes
         chosen.append(np.random.default_rng(number).permutation(np.flatnonzero(folders == folder))[:count])
     return pool.take(np.sort(np.concatenate(chosen)))
 
 
 def _find_pickles(name: str, base: Path) -> Found | None:
-    """The folder that torchvision unpacks. Unpickling can run anything, so each file's MD5 sum is compared before."""
+    """The folder that torchvision unpacks. Unpickling can run any code, so each file's MD5 sum is checked first."""
     published = PUBLISHED[name]
     folders = (base / published.base_folder, base / name / published.base_folder)
     folder = next((path for path in folders if path.is_dir()), None)
@@ -175,7 +175,7 @@ def _find_pickles(name: str, base: Path) -> Found | None:
         for file, md5 in sums.items():
             other = f"The file '{file}' of the {source} is not the published one, whose MD5 sum is {md5}; {again}."
             require(check_integrity(folder / file, md5), other)
-        with warnings.catch_warnings(action="ignore"):  # these files are from 2009, and newer numpy remarks on it
+        with warnings.catch_warnings(action="ignore"):  # newer numpy warns about these files from 2009
             parts = {split: published(folder.parent, train=split == "train") for split in COUNTS}
         images = np.concatenate([part.data.transpose(0, 3, 1, 2) for part in parts.values()])
         labels = [(split, CLASSES[name][label]) for split, part in parts.items() for label in part.targets]
@@ -190,7 +190,7 @@ def _find_folder(name: str, base: Path) -> Found | None:
     if not (base / name).is_dir() or not pools.is_image_folder(root := pools.unwrap(base / name)):
         return None
     groups = [group for _, group in pools.split_folders(root)]
-    if groups and not any(map(pools.subfolders, groups)):  # Parquet files may lie in folders that are called like the splits
+    if groups and not any(map(pools.subfolders, groups)):  # folders named after the splits may hold Parquet files
         return None
     source, classes = f"folder {name}", CLASSES[name]
     files = list_files(root, source)
@@ -201,20 +201,20 @@ def _find_folder(name: str, base: Path) -> Found | None:
 
 
 def _find_parquet(name: str, base: Path) -> Found | None:
-    """Parquet files as on Hugging Face: anywhere in the folder, and each, or the folder it lies in, called by its split."""
+    """Parquet files as on Hugging Face, anywhere in the folder; each file or its parent folder is named after the split."""
     source, root, splits = f"Parquet folder {name}", base / name, {}
     for path in sorted(root.rglob("*.parquet")):
         words = (re.split("[-_.]", path.name)[0].lower(), path.parent.name.lower())
         splits[path] = next((SPLIT_FOLDERS[word] for word in words if word in SPLIT_FOLDERS), None)
         file = path.relative_to(root).as_posix()
-        require(splits[path], f"The {source} has a file '{file}' of no known split; call it train-… or test-….")
+        require(splits[path], f"The {source} has a file '{file}' that names no split; rename it to train-… or test-….")
 
     def read() -> Pool:
         try:
             tables = [(split, pd.read_parquet(path)) for path, split in splits.items()]
         except ImportError as error:
             raise UserError(f"To read the {source}, run 'pip install pyarrow'.") from error
-        except Exception as error:  # of broken metadata, pandas and pyarrow raise nearly anything
+        except Exception as error:  # given broken metadata, pandas and pyarrow raise almost anything
             raise UserError(f"The {source} has a file that cannot be read; download it again.") from error
         return _decode_tables(name, source, tables)
 
@@ -222,24 +222,24 @@ def _find_parquet(name: str, base: Path) -> Found | None:
 
 
 def _decode_tables(name: str, source: str, tables: list[tuple[str, pd.DataFrame]]) -> Pool:
-    """The images of (split, table), with the columns of Hugging Face: `img`, whose cells hold `bytes`, and the label."""
+    """Decode (split, table) pairs with Hugging Face's columns: `img`, whose cells hold `bytes`, and the label."""
     classes, column, contents = CLASSES[name], LABEL_COLUMN[name], {}
     for split, table in tables:
         for needed in ("img", column):
-            there = ", ".join(table.columns)
-            require(needed in table.columns, f"The {source} has no column '{needed}', but {there}; download it again.")
+            columns = ", ".join(table.columns)
+            require(needed in table.columns, f"The {source} has no column '{needed}', only {columns}; download it again.")
         for cell, label in zip(table["img"], table[column], strict=True):
             known = isinstance(label, Real) and 0 <= label < len(classes)
             require(known, f"The {source} has a label {label}, but {name} has 0 to {len(classes) - 1}; download it again.")
             content = cell.get("bytes") if isinstance(cell, dict) else cell
-            content = content if isinstance(content, bytes) else b""  # which no image is
+            content = content if isinstance(content, bytes) else b""  # not an image, so `decode` skips it
             suffix = "jpg" if content.startswith(b"\xff\xd8") else "png"
             contents[f"{split}/{classes[int(label)]}/{len(contents):05}.{suffix}"] = content
     return decode(source, list(contents), contents.__getitem__, decode_tiny, PIXELS)
 
 
 def decode_tiny(content: bytes, size: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """As `decode_photograph`, but three times as fast, and only for an image of exactly this size; else a ValueError."""
+    """Like `decode_photograph`, but three times as fast and only for images of exactly this size; else a ValueError."""
     try:
         image = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB).numpy()
     except (RuntimeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Labelled images in three splits: found by name, divided, fingerprinted, and measured."""
+"""Labelled images in three splits: loaded by name, split, fingerprinted and measured."""
 
 import hashlib
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ NAMES = (*photographs.KAGGLE, *cifar.NAMES)
 class Split:
     """The images of one split.
 
-    images: uint8 (N, 3, H, W); labels: int64 (N,); names: paths relative to the folder of the data, with '/';
-    digests: hex SHA-256 of a photograph's file, else of pixels; sizes: int64 (N, 2), each file's width and height in pixels.
+    images: uint8 (N, 3, H, W); labels: int64 (N,); names: paths relative to the data set's folder, with '/';
+    digests: hex SHA-256, of the file for photographs, else of the pixels; sizes: int64 (N, 2), each file's width and height.
     """
 
     images: Tensor
@@ -41,10 +41,10 @@ class Split:
     def subset(self, indices: Sequence[int] | np.ndarray | Tensor) -> "Split":
         """The images at `indices`, in that order."""
         indices = torch.as_tensor(indices, dtype=torch.int64, device="cpu")
-        positions, there = indices.tolist(), indices.to(self.images.device)
+        positions, on_device = indices.tolist(), indices.to(self.images.device)
         return Split(
-            images=self.images[there],
-            labels=self.labels[there],
+            images=self.images[on_device],
+            labels=self.labels[on_device],
             names=[self.names[i] for i in positions],
             digests=[self.digests[i] for i in positions] if self.digests else [],
             sizes=None if self.sizes is None else self.sizes[indices],
@@ -52,17 +52,17 @@ class Split:
 
 
 def stratified(split: Split, n: int, seed: int = 0) -> Split:
-    """`n` random images of a split, in its order, its classes in nearly the same shares.
+    """`n` random images of a split, in its order and with nearly the same class proportions.
 
-    The same seed gives the same images. A split of `n` images or fewer comes back whole.
+    The same seed gives the same images. A split of `n` images or fewer is returned whole.
     """
-    require(n >= 1, f"A subset of {n} images was asked for; ask for 1 or more.")
+    require(n >= 1, f"A subset of {n} images was requested; choose 1 or more.")
     rng = np.random.default_rng(seed)
     labels = split.labels.cpu().numpy()
-    rank = np.empty(len(labels))  # images are taken by their rank in their class as a share of the class
+    rank = np.empty(len(labels))  # each image's random rank in its class, as a fraction of the class size
     for label in np.unique(labels):
-        mine = np.flatnonzero(labels == label)
-        rank[mine] = (rng.permutation(len(mine)) + rng.random()) / len(mine)
+        members = np.flatnonzero(labels == label)
+        rank[members] = (rng.permutation(len(members)) + rng.random()) / len(members)
     return split.subset(np.sort(np.argsort(rank)[:n]))
 
 
@@ -70,9 +70,9 @@ def stratified(split: Split, n: int, seed: int = 0) -> Split:
 class Dataset:
     """Three splits of labelled images.
 
-    name: as it was asked for, with '-jpeg' at its end where CIFAR came as JPEG files, which costs accuracy;
-    source: where they came from, in words; fingerprint: a hash of which image, by content, is in which split;
-    classes: the name of each label, sorted; skipped: (file, why) of each file that could not be read.
+    name: as requested, with '-jpeg' appended if CIFAR came as JPEG files, which costs accuracy;
+    source: a description of where the images came from; fingerprint: a hash of which image, by content, is in which split;
+    classes: the name of each label, sorted; skipped: (file, reason) for each file that could not be read.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Dataset:
 
     @property
     def is_sample(self) -> bool:
-        """Whether the images were generated; no number made from them is a result."""
+        """Whether the images were generated; numbers measured on them are not results."""
         return self.source == "sample"
 
     @property
@@ -96,28 +96,28 @@ class Dataset:
 
 
 def names(folder: str | Path | None = None) -> list[str]:
-    """The names that `load` takes: the published data sets, and each image folder in the data folder."""
+    """The names that `load` accepts: the published data sets, and each image folder in the data folder."""
     base = data_dir(folder)
     own = [path.name for path in subfolders(base) if is_image_folder(unwrap(path))] if base.is_dir() else []
     return sorted({*NAMES, *own})
 
 
 def stored_size(name: str, image_size: int) -> int:
-    """Pixels to which images are resized for inputs of `image_size`: a seventh more, as room for crops; CIFAR stays at 32."""
+    """The size images are stored at for inputs of `image_size`: a seventh larger, to allow crops; CIFAR stays at 32."""
     return cifar.PIXELS if name in cifar.NAMES else image_size * 8 // 7
 
 
 def load(
     name: str, folder: str | Path | None = None, *, image_size: int | None = None, seed: int = 0, resize: str = "crop"
 ) -> Dataset:
-    """Real images: found, decoded once, cached, split, and described in one printed line.
+    """Find real images, decode them once, cache and split them, and print a one-line description.
 
     Args:
         name: one of `names()`: a published data set, or an image folder in the data folder.
         folder: the data folder, by default `runtime.data_dir()`.
-        image_size: pixels of a model's input, by default 32 for CIFAR and 224 for photographs.
-        seed: decides who goes where when the source brings no validation or test split of its own.
-        resize: how photographs become square: `crop` keeps the middle, `squash` the whole without its aspect ratio.
+        image_size: the model's input size in pixels, by default 32 for CIFAR and 224 for photographs.
+        seed: chooses the images of a validation or test split that the source does not provide.
+        resize: how photographs become square: `crop` keeps the middle, `squash` the whole image but not its aspect ratio.
 
     Raises:
         UserError: the folder, a class or a split is missing or empty, there are too few classes or images, a file is
@@ -127,7 +127,7 @@ def load(
     if image_size is None:
         image_size = cifar.PIXELS if is_cifar else 224
     possible = image_size >= 1 and seed >= 0
-    require(possible, f"The image size is {image_size} and the seed {seed}; choose a size from 1 and a seed from 0.")
+    require(possible, f"The image size is {image_size} and the seed {seed}; choose a size above 0 and a seed of 0 or more.")
     require(resize in photographs.RESIZES, f"There is no resize '{resize}'; choose from {', '.join(photographs.RESIZES)}.")
     require(base.is_dir(), f"There is no data folder '{base}'; create it, or set DATA_DIR to the right one.")
     if name not in NAMES and not (base / name).is_dir():
@@ -145,10 +145,10 @@ def load(
 
 
 def _divide(pool: Pool, held_out: float, seed: int) -> tuple[list[str], dict[str, Split]]:
-    """The classes, sorted, and the three splits; a UserError if no image of a class can be read, or too few to hold any out.
+    """The sorted classes and the three splits; a UserError if a class has no readable images, or too few to hold any out.
 
-    Images stay in the split that they lie in. For each split that the source does not bring, the share `held_out` of
-    each class, at least one image, is taken from train at random.
+    Images stay in their split. For each split that the source does not provide, a random share `held_out` of each
+    training class, at least one image, is moved out of train.
     """
     folders = [dirname(path) for path in pool.names]
     if empty := sorted({dirname(file) for file, _ in pool.skipped} - set(folders)):
@@ -158,11 +158,11 @@ def _divide(pool: Pool, held_out: float, seed: int) -> tuple[list[str], dict[str
     classes, labels = np.unique([place(folder)[1] for folder in folders], return_inverse=True)
     missing = [split for split in SPLITS if split not in split_of]
     for label, class_name in enumerate(classes):
-        mine = np.flatnonzero((labels == label) & (split_of == "train"))
-        few = f"The class '{class_name}' of the {pool.source} has {len(mine)} readable images, too few to split"
-        require(not missing or len(mine) > len(missing), f"{few}; it needs {len(missing) + 1}.")
-        shuffled = np.random.default_rng([seed, label]).permutation(mine)
-        count = max(1, round(held_out * len(mine)))
+        members = np.flatnonzero((labels == label) & (split_of == "train"))
+        few = f"The class '{class_name}' of the {pool.source} has {len(members)} readable images, too few to split"
+        require(not missing or len(members) > len(missing), f"{few}; it needs {len(missing) + 1}.")
+        shuffled = np.random.default_rng([seed, label]).permutation(members)
+        count = max(1, round(held_out * len(members)))
         for number, split in enumerate(missing):
             split_of[shuffled[number * count : (number + 1) * count]] = split
     images, labels, sizes = (torch.from_numpy(array) for array in (pool.images, labels, pool.sizes))
@@ -171,7 +171,7 @@ def _divide(pool: Pool, held_out: float, seed: int) -> tuple[list[str], dict[str
 
 
 def fingerprint(splits: dict[str, Split], named: bool = True) -> str:
-    """A hash of which file is in which split; unless `named`, only the file's class counts, and not what it is called."""
+    """A hash of which file is in which split; unless `named`, it covers the file's content and class but not its name."""
     hasher = hashlib.sha256()
     for name, split in splits.items():
         files = split.names if named else [basename(dirname(file)) for file in split.names]
@@ -183,8 +183,8 @@ def fingerprint(splits: dict[str, Split], named: bool = True) -> str:
 def channel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel over all pixels of all images, with pixels in [0, 1].
 
-    Exact, from how often each of the 256 values occurs. The mean of each image's own deviation, which is often
-    quoted instead, is smaller: it leaves out how images differ from each other.
+    Exact, from a histogram of the 256 pixel values. The mean of the per-image standard deviations, which is often
+    quoted instead, is smaller: it ignores the differences between images.
     """
     values = torch.arange(256, dtype=torch.float64) / 255
     counts = torch.stack([channel.flatten().bincount(minlength=256) for channel in split.images.unbind(1)]).cpu().double()

@@ -1,4 +1,4 @@
-"""CIFAR from the network: from Hugging Face, else from the original server; whole, or not at all."""
+"""Download CIFAR from Hugging Face, else from the original server; a failed download leaves nothing behind."""
 
 import os
 import tempfile
@@ -15,29 +15,29 @@ from torchvision.datasets.utils import check_integrity
 from helpers.data.pools import why
 from helpers.runtime import UserError, progress
 
-PARQUET = {  # the folders on Hugging Face, each at one revision
+PARQUET = {  # the folders on Hugging Face, each at a fixed revision
     "cifar10": "uoft-cs/cifar10/resolve/0b2714987fa478483af9968de7c934580d0bb9a2/plain_text",
     "cifar100": "uoft-cs/cifar100/resolve/aadb3af77e9048adbea6b47c21a81e47dd092ae5/cifar100",
 }
 PATIENCE = 30  # seconds without a byte
-BUSY, LATER = (429, 503), (5, 30)  # a server's words for "come back later", and the seconds after which it is asked again
+BUSY, LATER = (429, 503), (5, 30)  # status codes of a busy server, and the seconds to wait before each retry
 LONGEST_DOWNLOAD = 3 * 3600  # seconds; the original server needs 57 minutes at 50 kB a second
 
 
 def fetch(name: str, published: type[CIFAR10], base: Path) -> None:
-    """Put Parquet files into the data folder's `name`, or torchvision's pickle folder beside it, or raise a UserError."""
-    before = "Hugging Face was not asked (it needs 'pip install pyarrow')"
+    """Download Parquet files into `base/name`, or else torchvision's pickle folder into `base`; a UserError if both fail."""
+    before = "Hugging Face was not tried (it needs 'pip install pyarrow')"
     if find_spec("pyarrow"):
         try:
             return _fetch_parquet(name, base)
-        except Exception as error:  # the network, the disk: each means no data
-            before = f"Hugging Face uoft-cs/{name} was not sent ({type(error).__name__})"
-    slow = "which has sent 50 to 80 kB a second since June 2026: the whole takes 36 to 57 minutes (pytorch/vision issue 9536)"
+        except Exception as error:  # network or disk: either way, no data
+            before = f"Hugging Face did not send uoft-cs/{name} ({type(error).__name__})"
+    slow = "which has sent 50 to 80 kB a second since June 2026: it takes 36 to 57 minutes (pytorch/vision issue 9536)"
     print(f"{name}: {before}; trying the original server, {slow}.")
     try:
         _fetch_pickles(published, base)
-    except Exception as error:  # the network, the disk, the archive, the sums: each means no data
-        failed = f"{before}, and the original server failed ({why(error).rstrip('.')}); try again with a network"
+    except Exception as error:  # network, disk, archive or checksums: in any case, no data
+        failed = f"{before}, and the original server failed ({why(error).rstrip('.')}); try again with a network connection"
         instead = f"put {published.base_folder}/ or {name}/train/<class>/ and so on into the data folder yourself"
         raise UserError(f"{name} is not in the data folder, {failed}, or {instead}.") from error
 
@@ -58,13 +58,13 @@ def _fetch_pickles(published: type[CIFAR10], base: Path) -> None:
         archive = Path(folder) / published.filename
         _copy(published.url, archive)
         if not check_integrity(archive, published.tgz_md5):
-            raise OSError("what it sent is not the whole archive")
-        published(folder, download=True)  # finds the archive, and unpacks it
+            raise OSError("the archive it sent is incomplete or damaged")
+        published(folder, download=True)  # finds the archive and unpacks it
         (Path(folder) / published.base_folder).rename(base / published.base_folder)
 
 
 def _copy(url: str, path: Path) -> None:
-    """Write what a server sends into a file. Raises OSError when it is silent for `PATIENCE` or not done in time."""
+    """Download a URL into a file; an OSError if the server is silent for `PATIENCE` or the download takes too long."""
     deadline = time.monotonic() + LONGEST_DOWNLOAD
     with _answer(url) as response, path.open("wb") as file:
         size = int(response.headers.get("Content-Length") or 0)
@@ -73,11 +73,11 @@ def _copy(url: str, path: Path) -> None:
                 raise TimeoutError(f"it took longer than {LONGEST_DOWNLOAD / 3600:g} hours")
             file.write(block)
         if size and file.tell() != size:
-            raise OSError("it broke off")
+            raise OSError("the download broke off")
 
 
 def _answer(url: str):
-    """A server's answer, asked for again while it is busy: Hugging Face limits the requests of an address that many share."""
+    """Open a URL, retrying while the server is busy: Hugging Face limits requests from an address that many users share."""
     for pause in (*LATER, None):
         try:
             return urllib.request.urlopen(url, timeout=PATIENCE)

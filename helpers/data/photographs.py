@@ -1,4 +1,4 @@
-"""Photographs: from the data folder or from Kaggle, any file made upright, colour, square and small."""
+"""Photographs from the data folder or from Kaggle, turned upright, converted to RGB, made square and shrunk."""
 
 import logging
 import warnings
@@ -15,12 +15,12 @@ from helpers.runtime import UserError
 KAGGLE = {"pikachu": "hal0samuel/pikachu-classification-dataset"}
 HELD_OUT = 0.2
 RESIZES = ("crop", "squash")
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")  # Pillow would let Ghostscript execute an EPS
-MOST_PIXELS = 40_000_000  # decoded in full, at up to ten bytes each; a JPEG is decoded smaller, so a camera's may have more
+FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")  # no EPS: Ghostscript would execute it
+MOST_PIXELS = 40_000_000  # to decode, at up to ten bytes each; JPEGs are decoded at a reduced size, so they may have more
 
 
 def read_pool(name: str, base: Path, size: int, resize: str) -> Pool:
-    """The photographs of the image folder `name`, else of `base` itself, else of Kaggle, `size` pixels wide and high."""
+    """Photographs from the image folder `name`, else from `base` itself, else from Kaggle, `size` pixels wide and high."""
     source, root = _find(name, base)
     files = list_files(root, source, is_data_folder=root == base)
     paths, read = [path for path, _, _ in files], partial(read_file, root)
@@ -30,34 +30,34 @@ def read_pool(name: str, base: Path, size: int, resize: str) -> Pool:
 
 
 def _find(name: str, base: Path) -> tuple[str, Path]:
-    """The source of the data in words, and the folder that holds its splits or classes."""
+    """A description of the source, and the folder that holds its splits or classes."""
     own = unwrap(base / name) if (base / name).is_dir() else None
-    # DATA_DIR may point at the photographs themselves, and one of their classes may be called like the data.
+    # DATA_DIR may point at the photographs themselves, and one of their classes may have the same name as the data set.
     if name in KAGGLE and is_image_folder(base) and (own is None or holds_images(own)):
         return f"folder {base.resolve().name}", base
     if own:
         return f"folder {Path(name).name}", own
     instead = f"or put the photographs into the data folder yourself, as {name}/train/<class>/ and so on"
     try:
-        with warnings.catch_warnings(action="ignore"):  # without ipywidgets, about the looks of its progress bars
+        with warnings.catch_warnings(action="ignore"):  # without ipywidgets, it warns about its progress bars
             import kagglehub
-        logging.getLogger("kagglehub").setLevel(logging.WARNING)  # else it prints this machine's folders
+        logging.getLogger("kagglehub").setLevel(logging.WARNING)  # otherwise it prints local paths
         return f"kaggle {KAGGLE[name]}", unwrap(Path(kagglehub.dataset_download(KAGGLE[name])))
     except ImportError as error:
         raise UserError(f"Kaggle needs a package: run 'pip install kagglehub', {instead}.") from error
-    except Exception as error:  # each library under kagglehub has its own errors, and each means: no data
+    except Exception as error:  # each library under kagglehub has its own errors, and all of them mean no data
         why = f"Kaggle did not send '{KAGGLE[name]}' ({type(error).__name__})"
-        raise UserError(f"{why}; try again with a network, {instead}.") from error
+        raise UserError(f"{why}; try again with a network connection, {instead}.") from error
 
 
 def decode_photograph(content: bytes, size: int, resize: str = "crop") -> tuple[np.ndarray, tuple[int, int]]:
-    """An image file made square, whatever its mode, upright and in colour: uint8 (3, size, size); and its own width and height.
+    """Decode an image file of any mode to an upright RGB square, uint8 (3, size, size), and its original width and height.
 
-    `crop` keeps the middle square; `squash` the whole image and not its aspect ratio, as the code of report `pikachu` does.
+    `crop` keeps the middle square; `squash` keeps the whole image but not its aspect ratio, as report `pikachu`'s code does.
 
     Raises:
         ValueError: the file is empty, or has more than `MOST_PIXELS`.
-        PIL.UnidentifiedImageError, PIL.Image.DecompressionBombError, OSError: it is no image, too large, or cut off.
+        PIL.UnidentifiedImageError, PIL.Image.DecompressionBombError, OSError: it is not an image, too large, or truncated.
     """
     if not content:
         raise ValueError("an empty file")
@@ -67,9 +67,9 @@ def decode_photograph(content: bytes, size: int, resize: str = "crop") -> tuple[
             raise Image.DecompressionBombError
         on_its_side = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
         width, height = image.size[::-1] if on_its_side else image.size
-        image.draft(None, (2 * size, 2 * size))  # a JPEG is read at 1/2, 1/4 or 1/8, never below twice the size
+        image.draft(None, (2 * size, 2 * size))  # JPEGs are decoded at 1/2, 1/4 or 1/8 scale, never below twice the size
         if image.width * image.height > MOST_PIXELS:
-            raise ValueError(f"{width}x{height} pixels are too many; make it smaller, or a JPEG")
+            raise ValueError(f"{width}x{height} pixels are too many; shrink it or save it as a JPEG")
         upright = _to_rgb(ImageOps.exif_transpose(image))
     # `fit` crops while resizing: an image of 1 x 10,000 pixels would otherwise grow to millions on the way.
     squared = ImageOps.fit if resize == "crop" else Image.Image.resize
@@ -78,8 +78,8 @@ def decode_photograph(content: bytes, size: int, resize: str = "crop") -> tuple[
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """The image in 8-bit colour; what is transparent becomes white."""
-    if image.mode == "F" or image.mode.startswith("I"):  # Pillow would cut 16 bits off at 255
+    """The image in 8-bit RGB; transparent areas become white."""
+    if image.mode == "F" or image.mode.startswith("I"):  # Pillow would clip 16-bit values at 255
         values = np.array(image, np.float32)
         float_white = 1 if values.max() <= 1 else 255
         values *= 255 / (float_white if image.mode == "F" else 65535)

@@ -1,4 +1,4 @@
-"""Image files: where a folder has its splits and classes, every file decoded once, and the pixels kept in a cache file."""
+"""Image files: find a folder's splits and classes, decode every file once, and keep the pixels in a cache file."""
 
 import hashlib
 import json
@@ -22,17 +22,17 @@ EXTENSIONS = {".jpg", ".jpeg", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif",
 OURS = {"cache", "checkpoints", "classify", "results", "cifar10", "cifar100", "cifar-10-batches-py", "cifar-100-python"}
 IGNORED = {"__macosx", "thumbs.db", "desktop.ini"}
 
-File = tuple[str, int, int]  # path in the folder of the data, with '/'; bytes; nanoseconds of the last change
+File = tuple[str, int, int]  # path in the data set's folder, with '/'; size in bytes; modification time in nanoseconds
 
 
 def stamp(path: Path, root: Path) -> File:
-    """A file's path in the folder `root`, its size and the time of its last change: a changed file has another stamp."""
+    """A file's path relative to `root`, its size and its modification time: a changed file has a different stamp."""
     status = path.stat()
     return path.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns
 
 
 def place(folder: str) -> tuple[str, str]:
-    """The split and the class of the files in a folder; train, to be split later, where there are only class folders."""
+    """The split and class of the files in a folder; train, to be split later, if there are only class folders."""
     split, _, class_name = folder.rpartition("/")
     return SPLIT_FOLDERS[split.lower()] if split else "train", class_name
 
@@ -47,18 +47,18 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def holds_images(folder: Path) -> bool:
-    """Whether a file in it is called like an image."""
+    """Whether the folder directly contains a file with an image extension."""
     return any(path.suffix.lower() in EXTENSIONS and path.is_file() for path in _visible(folder))
 
 
 def split_folders(folder: Path) -> list[tuple[str, Path]]:
-    """(split, its folder) for each subfolder that is named like a split and is not itself a class with images."""
+    """(split, folder) for each subfolder that is named after a split and is not itself a class with images."""
     named = [(SPLIT_FOLDERS.get(path.name.lower()), path) for path in subfolders(folder)]
     return [(split, path) for split, path in named if split and not holds_images(path)]
 
 
 def is_image_folder(folder: Path) -> bool:
-    """Whether it has a train split, or else two classes or more."""
+    """Whether the folder has a train split or at least two classes."""
     has_train = any(split == "train" for split, _ in split_folders(folder))
     return has_train or sum(holds_images(path) for path in subfolders(folder)) > 1
 
@@ -74,7 +74,7 @@ def unwrap(folder: Path) -> Path:
 
 
 def list_files(root: Path, source: str, is_data_folder: bool = False) -> list[File]:
-    """Files of every class folder, by path; a UserError if a split or a class is missing or empty, or a split comes twice."""
+    """All class folders' files, by path; a UserError if a split or class is missing or empty, or a split occurs twice."""
     groups = split_folders(root)
     splits = Counter(split for split, _ in groups)
     needed = f"The {source} has the splits {', '.join(splits)}; it needs train and test, or only classes."
@@ -83,7 +83,7 @@ def list_files(root: Path, source: str, is_data_folder: bool = False) -> list[Fi
         require(number == 1, f"The {source} has two folders for the {split} split; keep one of them.")
     files, classes = [], {}
     for split, group in groups or [("", root)]:
-        # Where the data folder itself is the image folder, some of its folders are ours and no classes.
+        # If the data folder itself is the image folder, some of its subfolders are ours and not classes.
         folders = [folder for folder in subfolders(group) if groups or not is_data_folder or folder.name not in OURS]
         require(folders or not groups, f"The {split} split of the {source} is empty; put a folder for each class into it.")
         classes[group.name] = {folder.name for folder in folders}
@@ -101,10 +101,10 @@ def list_files(root: Path, source: str, is_data_folder: bool = False) -> list[Fi
 
 
 class Pool(NamedTuple):
-    """Every readable image of a source, before anything is split: what the cache file keeps.
+    """All readable images of a source, before they are split: the content of a cache file.
 
-    source: where they came from, in words; images: uint8 (N, 3, size, size); sizes: int64 (N, 2), each file's own width
-    and height; names: paths with '/'; digests: SHA-256 in hex; skipped: (file, why) of each that could not be read.
+    source: a description of where they came from; images: uint8 (N, 3, size, size); sizes: int64 (N, 2), each file's width
+    and height; names: paths with '/'; digests: SHA-256 in hex; skipped: (file, reason) for each that could not be read.
     """
 
     source: str
@@ -121,18 +121,18 @@ class Pool(NamedTuple):
 
 
 def listed(items: list[str], most: int = 10) -> str:
-    """The items in one line, and how many more there are."""
+    """The first `most` items in one line, and how many more there are."""
     rest = [f"and {len(items) - most} more"] if len(items) > most else []
     return "; ".join(items[:most] + rest)
 
 
 def listed_files(skipped: list[tuple[str, str]], most: int = 10) -> str:
-    """Files that cannot be read in one line, each with the reason."""
+    """Unreadable files in one line, each with the reason."""
     return listed([f"{file} ({reason})" for file, reason in skipped], most)
 
 
 def why(error: Exception) -> str:
-    """What went wrong, in words that name no folder of this machine."""
+    """A description of the error, without local paths."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image"
     if isinstance(error, Image.DecompressionBombError):
@@ -141,26 +141,26 @@ def why(error: Exception) -> str:
 
 
 def read_file(root: Path, path: str) -> bytes:
-    """A file's content, without pathlib, which would take longer than decoding a tiny image."""
+    """A file's content, read without pathlib, which would take longer than decoding a tiny image."""
     with open(os.path.join(root, path), "rb") as file:
         return file.read()
 
 
 def decode(source: str, paths: list[str], read: Callable, decoder: Callable, size: int) -> Pool:
-    """Every image: `read(path)` gives a file's content, `decoder(content, size)` its pixels, and its width and height.
+    """Decode all images: `read(path)` gives a file's content, `decoder(content, size)` its pixels and its width and height.
 
-    Threads, because Pillow decodes without Python's lock: faster than processes here, and nothing to send back. Where
-    images are tiny, two threads would only take the lock from each other, and be slower than one.
+    Uses threads, because Pillow releases the GIL while decoding: faster than processes here, with nothing to send back.
+    Tiny images are decoded in one thread, because two would compete for the GIL and be slower.
     """
     images = np.empty((len(paths), 3, size, size), np.uint8)
     sizes = np.empty((len(paths), 2), np.int64)
 
     def decode_one(position: int) -> tuple[str, str]:
-        """(digest, "") of a file whose image is now in place, or ("", why) of one that cannot be read."""
+        """(digest, "") if the file was decoded into `images`, or ("", reason) if it cannot be read."""
         try:
             content = read(paths[position])
             images[position], sizes[position] = decoder(content, size)
-        except Exception as error:  # a broken file can make Pillow raise nearly anything, and none may be fatal
+        except Exception as error:  # a broken file can make Pillow raise almost anything, which must not be fatal
             return "", why(error)
         return hashlib.sha256(content).hexdigest(), ""
 
@@ -179,21 +179,21 @@ def cache_path(base: Path, name: str, size: int) -> Path:
 
 
 def read_cache(path: Path) -> tuple[str, Pool | None]:
-    """What a cache file was made from, as a hash, and its images; "" and None where there is none, or a broken one."""
+    """A hash of what a cache file was made from, and its images; "" and None if it is missing or damaged."""
     try:
-        with np.load(path, allow_pickle=False) as stored:  # a zip file, so reading compares its checksums
+        with np.load(path, allow_pickle=False) as stored:  # a zip file, so reading verifies its checksums
             about = json.loads(stored["about"].tobytes())
             about["skipped"] = [tuple(pair) for pair in about["skipped"]]
             return about.pop("key"), Pool(images=stored["images"], sizes=stored["sizes"], **about)
     except FileNotFoundError:
         pass
     except DAMAGED:
-        print(f"The cache file {path.name} cannot be read and is made again.")
+        print(f"The cache file {path.name} cannot be read and will be rebuilt.")
     return "", None
 
 
 def cached(path: Path, source: str, files: list[File], size: int, read: Callable[[], Pool]) -> Pool:
-    """The images in a cache file if it was made from these files at this size; else read, and kept there."""
+    """The images in a cache file if it was made from these files at this size; otherwise read and cache them."""
     key = hashlib.sha256(json.dumps([CACHE_VERSION, source, size, files]).encode()).hexdigest()
     made_from, pool = read_cache(path)
     if made_from == key:

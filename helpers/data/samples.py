@@ -1,4 +1,4 @@
-"""Generated images in the place of real ones, for smoke runs and tests."""
+"""Generated images in place of real ones, for smoke runs and tests."""
 
 import hashlib
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ SAMPLE_COUNTS = {2: (48, 16, 16), 10: (40, 20, 20), 100: (200, 100, 100)}  # by 
 
 
 def sample(name: str, *, image_size: int = 64, counts: Sequence[int] | None = None) -> Dataset:
-    """Generated images with the classes of a published data set: a disc whose colour tells the class, on coloured noise.
+    """Generated images with the classes of a published data set: a disc whose colour encodes the class, on coloured noise.
 
-    With more than ten classes, the colour around the disc tells the last digit, and the disc those before it. The images
-    are the same at every call, and a model learns them in a few batches. So that the audit has something to find, the
-    first test image is a copy of the first training image, and the second nearly so. Photographs are stored a seventh
-    larger than `image_size`, as in `load`. `counts`: images in train, validation and test, at least two in each.
+    With more than ten classes, the colour around the disc encodes the label's last digit, and the disc the others. The
+    images are the same in every call, and a model learns them in a few batches. To give the audit something to find, the
+    first test image is a copy of the first training image, and the second nearly a copy of the second. Photographs are
+    stored a seventh larger than `image_size`, as in `load`. `counts`: images in train, validation and test, each at least 2.
     """
     require(name in SAMPLE_CLASSES, f"There is no sample data for '{name}'; choose from {', '.join(SAMPLE_CLASSES)}.")
     classes = SAMPLE_CLASSES[name]
@@ -41,7 +41,7 @@ def sample(name: str, *, image_size: int = 64, counts: Sequence[int] | None = No
 
 
 def _discs(labels: np.ndarray, num_classes: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """uint8 (N, 3, size, size): discs with the colours of the classes spread evenly around the colour circle."""
+    """uint8 (N, 3, size, size): discs, with the class colours spread evenly around the colour circle."""
     count, two_colours = len(labels), num_classes > 10
     colours = _hues((labels // 10 * 10 if two_colours else labels) / num_classes)
     rows, columns = np.mgrid[:size, :size] / size
@@ -53,5 +53,5 @@ def _discs(labels: np.ndarray, num_classes: int, size: int, rng: np.random.Gener
 
 
 def _hues(turns: np.ndarray) -> np.ndarray:
-    """float (N, 3, 1, 1): the colours at so many turns of the colour circle."""
+    """float (N, 3, 1, 1): the colours at these positions on the colour circle, in turns."""
     return (0.55 + 0.35 * np.cos(2 * np.pi * (turns[:, None] + np.array([1, 2, 0]) / 3)))[:, :, None, None]

@@ -1,5 +1,5 @@
-"""What can be tried: saved models, labels for images, a page."""
-# ruff: noqa: F401 (the names that notebooks and the command line use)
+"""Saved models, labels for images, and the page in the browser."""
+# ruff: noqa: F401 (re-exported for notebooks and other packages)
 
 from helpers.demo.images import read_image
 from helpers.demo.labels import classify, features, grad_cam, nearest, probabilities

@@ -1,4 +1,4 @@
-"""Images from files and from the web, whatever is wrong with them."""
+"""Read images from files and the web safely, whatever is wrong with them."""
 
 import os
 import socket
@@ -22,20 +22,20 @@ from helpers.runtime import require
 
 LARGEST_DOWNLOAD = 32 * 2**20  # bytes
 LARGEST_FILE = 256 * 2**20  # bytes
-LONGEST_DOWNLOAD = 20.0  # seconds, for names, connections, redirects, headers and content together
+LONGEST_DOWNLOAD = 20.0  # seconds in all: name lookups, connections, redirects, headers and content
 REDIRECTS = 5
-TRANSLATED = IPv6Network("64:ff9b::/96")  # IPv4 addresses as IPv6-only networks write them (RFC 6052)
+TRANSLATED = IPv6Network("64:ff9b::/96")  # IPv4 addresses embedded in IPv6, for IPv6-only networks (RFC 6052)
 
 
 def is_address(source: str) -> bool:
-    """Whether a source is an http:// or https:// address, and not a file."""
+    """Whether a source is an http:// or https:// address rather than a file."""
     return source.lower().startswith(("http://", "https://"))
 
 
 def read_image(source: str | Path, size: int, name: str | None = None, *, resize: str = "crop") -> Tensor:
-    """An image file or address as in training: uint8 (3, size, size), upright and in colour.
+    """Read an image from a file or address as in training: uint8 (3, size, size), upright and in colour.
 
-    A UserError, which calls it `name`, where it is not there, cannot be reached, or is no image.
+    Raises UserError, calling the image `name`, if it does not exist, cannot be reached or is not an image.
     """
     image, reason = try_image(str(source), size, resize)
     require(not reason, f"{name or printable(str(source))} cannot be classified: {reason}.")
@@ -43,23 +43,23 @@ def read_image(source: str | Path, size: int, name: str | None = None, *, resize
 
 
 def try_image(source: str, size: int, resize: str = "crop") -> tuple[Tensor | None, str]:
-    """(image, "") or (None, why not), as `read_image`."""
+    """Like `read_image`, but return (image, "") or (None, the reason) instead of raising."""
     try:
         content = download(source) if is_address(source) else _read_file(source)
         with warnings.catch_warnings(action="ignore"):
             pixels, _ = decode_photograph(content, size, resize)
         return torch.from_numpy(pixels.copy()), ""
-    except Exception as error:  # a broken file can make Pillow raise nearly anything, and the other images must go on
+    except Exception as error:  # a broken file can make Pillow raise almost anything, and must not stop the other images
         return None, printable(" ".join(why(error).split()))
 
 
 def printable(text: str) -> str:
-    """The text in one line, with escapes for what cannot be printed, such as odd bytes in the name of a file."""
+    """The text on one line, with unprintable characters escaped, such as stray bytes in a file name."""
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def _read_file(name: str) -> bytes:
-    path = Path(os.path.expanduser(name))  # which leaves the home folder of nobody as it is
+    path = Path(os.path.expanduser(name))  # unlike Path.expanduser, leaves ~name alone if there is no such user
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise OSError("it is not a regular file")
@@ -69,11 +69,11 @@ def _read_file(name: str) -> bytes:
 
 
 class Refused(OSError):
-    """What a server does not give; its text says why."""
+    """A download that failed or was refused; the message says why."""
 
 
 def download(url: str) -> bytes:
-    """The content at a public address, through every redirect; else Refused, after `LONGEST_DOWNLOAD` at the latest."""
+    """Download a public address, following redirects; raises Refused, within `LONGEST_DOWNLOAD` seconds, if that fails."""
     answer, sockets = Future(), []
 
     def work() -> None:
@@ -92,7 +92,7 @@ def download(url: str) -> bytes:
     except Exception as error:
         raise Refused(f"it could not be reached ({error})") from error
     finally:
-        for connection in sockets:  # ends the work, should it still wait
+        for connection in sockets:  # unblocks the thread if it is still waiting
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
             connection.close()
@@ -114,30 +114,30 @@ def _follow(url: str, sockets: list[socket.socket]) -> bytes:
 
 
 def _ask(url: str, sockets: list[socket.socket]):
-    """The response of the server at an address, once the address is known to be public."""
+    """Send a GET request once the host's addresses are known to be public; returns the response."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise Refused(f"it could not be reached ('{url[:80]}' is no http:// or https:// address)")
+        raise Refused(f"it could not be reached ('{url[:80]}' is not an http:// or https:// address)")
     is_https = parts.scheme == "https"
     port = parts.port or (443 if is_https else 80)
     found = [place[4][0] for place in socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)]
-    if not all(map(is_public, found)):  # all of them, so that no answer tells what is inside
+    if not all(map(is_public, found)):  # all of them, so that the reply reveals nothing about the private network
         raise Refused("its address is not a public one")
     connection = (HTTPSConnection if is_https else HTTPConnection)(parts.hostname, port)
-    # The address that was checked is the one that is used: a name could mean another one the next time.
+    # Connect to the address that was checked: another lookup of the name could return a different one.
     connection.sock = socket.create_connection((found[0], port), timeout=LONGEST_DOWNLOAD)
     sockets.append(connection.sock)
     if is_https:
         connection.sock = ssl.create_default_context().wrap_socket(connection.sock, server_hostname=parts.hostname)
         sockets.append(connection.sock)
     target = parts._replace(scheme="", netloc="", fragment="", path=parts.path or "/").geturl()
-    # Some servers refuse Python's own name.
+    # Some servers refuse Python's default User-Agent.
     connection.request("GET", quote(target, safe="/%:@!$&'()*+,;=~?"), headers={"User-Agent": "Mozilla/5.0"})
     return connection.getresponse()
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address belongs to the public internet, whichever way it is written."""
+    """Whether an IP address, in any notation, belongs to the public internet."""
     number = ip_address(address.partition("%")[0])
     if number.version == 6:
         translated = IPv4Address(int(number) & 0xFFFFFFFF) if number in TRANSLATED else None

@@ -1,4 +1,4 @@
-"""Labels for images, and what a label rests on."""
+"""Classify images, and show what a label rests on: Grad-CAM and the most similar training images."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ CHUNK = 256  # images held in memory at a time
 
 
 def probabilities(model: SavedModel, images: Tensor) -> Tensor:
-    """The probability of each class, float32 (N, C), for images as `read_image` gives them, uint8 (N, 3, S, S)."""
+    """The probability of each class, float32 (N, C), for images as `read_image` returns them, uint8 (N, 3, S, S)."""
     return training.predict(model.network, _unlabelled(images), model.about.recipe).softmax(1)
 
 
@@ -26,10 +26,10 @@ def _unlabelled(images: Tensor) -> data.Split:
 
 
 def classify(model: SavedModel, sources: Sequence[str | Path]) -> pd.DataFrame:
-    """One row per image: `image`, the most probable `label`, its `probability`, and `probability of …` for each class.
+    """One row per image: `image`, the likeliest `label`, its `probability`, any `error`, `probability of …` for each class.
 
-    An image that cannot be read has the reason in its `error`, and the others are classified. The labels of a model that was
-    trained on generated images say so.
+    If an image cannot be read, `error` gives the reason, and the others are still classified. Labels of a model trained on
+    generated images start with SAMPLE.
     """
     about, stamp = model.about, "SAMPLE: " if model.about.sample else ""
     rows = []
@@ -51,9 +51,9 @@ def classify(model: SavedModel, sources: Sequence[str | Path]) -> pd.DataFrame:
 
 
 def grad_cam(model: SavedModel, image: Tensor, label: int | None = None) -> Tensor:
-    """Where in an image, uint8 (3, S, S), the network sees a class, by default its answer: float32 (image_size, image_size).
+    """Grad-CAM of an image, uint8 (3, S, S), for a class, by default the most likely: float32 (image_size, image_size).
 
-    From 0 to 1, over the middle of the image that the network is shown; all 0 where nothing speaks for the class.
+    From 0 to 1, over the middle of the image, which is what the network sees; all 0 if nothing supports the class.
     """
     about, device = model.about, next(model.network.parameters()).device
     inputs = data.batches(_unlabelled(image[None]).to(device), 1, image_size=about.image_size, mean=about.mean, std=about.std)
@@ -65,10 +65,10 @@ def grad_cam(model: SavedModel, image: Tensor, label: int | None = None) -> Tens
 
 
 def class_activation(network: nn.Module, image: Tensor, label: int) -> Tensor:
-    """The Grad-CAM of one class on the network's last stage, (h, w), for an input (1, 3, H, W).
+    """Grad-CAM of one class at the network's last stage, (h, w), for an input (1, 3, H, W).
 
-    ReLU of the sum of the stage's channels, each weighted by the mean over its pixels of the class score's gradient. The
-    last stage is the last child of the network that still gives images of more than one pixel.
+    ReLU of a weighted sum of the stage's channels; a channel's weight is the mean over its pixels of the class score's
+    gradient. The last stage is the last child of the network whose output is an image of more than one pixel.
 
     Source: Selvaraju et al. 2017, equations 1 and 2.
     """
@@ -86,7 +86,7 @@ def class_activation(network: nn.Module, image: Tensor, label: int) -> Tensor:
 
 
 def features(model: SavedModel, images: Tensor) -> Tensor:
-    """What the network's last layer sees of images, uint8 (N, 3, S, S): its pooled features, float32 (N, D)."""
+    """The inputs of the network's last layer, its pooled features, float32 (N, D), for images, uint8 (N, 3, S, S)."""
     last = [layer for layer in model.network.modules() if isinstance(layer, nn.Linear)][-1]
     seen = []
     hook = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float().cpu()))
@@ -98,7 +98,7 @@ def features(model: SavedModel, images: Tensor) -> Tensor:
 
 
 def nearest(query: Tensor, others: Tensor, count: int = 8) -> tuple[Tensor, Tensor]:
-    """The places in `others` (N, D) of the features most like `query` (D,), and their cosine similarities, the best first."""
+    """The indices of the rows of `others` (N, D) most similar to `query` (D,), and their cosine similarities, best first."""
     similarity = F.normalize(others, dim=1) @ F.normalize(query, dim=0)
     best = similarity.topk(min(count, len(others)))
     return best.indices, best.values

@@ -1,4 +1,4 @@
-"""A page in the browser to try a model on: an image goes in, its label and what the label rests on come out."""
+"""A page in the browser to try a model: give it an image, and it shows the label and what the label rests on."""
 
 import os
 import re
@@ -24,13 +24,13 @@ from helpers.runtime import UserError, require
 MOST_LIKELY = 5  # classes shown
 NEAREST = 8  # training images shown
 SMALLEST = 224  # pixels of a picture's side
-UNLABELLED = ["flower.jpg", "china.jpg"]  # examples where there is no data
+UNLABELLED = ["flower.jpg", "china.jpg"]  # examples if there is no data
 SAMPLE = "SAMPLE: this model was trained on generated images; its labels mean nothing."
 READING = """\
-**How to read it.** *What it sees* is the middle square of the image, made small. *Grad-CAM* is light where the
-network sees its first answer, and dark all over where nothing speaks for it. *The training images most like it* are
-compared by what the network's last layer is given; a similarity of 1 is the most there is. Where they show something
-else, distrust the answer."""
+**How to read it.** *What it sees* is the image as the network gets it: square, cropped or squashed as in training, and
+small. *Grad-CAM*: bright regions support the most likely class; an all-dark map means that nothing does. *The training
+images most like it* are found by comparing what the network's last layer receives; the highest possible similarity is 1.
+If they show something else, distrust the answer."""
 
 _PICTURE = {"format": "png", "buttons": [], "elem_classes": "picture"}
 _TILES = {"height": "fit-content", "format": "png", "buttons": [], "elem_classes": "tiles"}
@@ -41,18 +41,18 @@ class Exhibit:
     """A model on the page."""
 
     model: SavedModel
-    dataset: Dataset  # its training images are searched for those most like the image
+    dataset: Dataset  # its training images are searched for the most similar ones
     known: Tensor  # their `features` (N, D)
     measured: str = ""  # a sentence on how accurate the model is
-    examples: Split | None = None  # images to click on, preferably none that it was trained on
+    examples: Split | None = None  # images to click on, preferably none from the training set
     card: str = ""  # its model card, in Markdown
 
 
 def prepare(path: Path, data_dir: str | Path | None = None, searched: int = 1000, dataset: Dataset | None = None) -> Exhibit:
-    """A saved model with the data at hand: some training images to search, and eight test images that are not among them.
+    """Load a saved model and its data: `searched` training images to compare with, and eight test images not among them.
 
-    Where the data cannot be had, a line says why, and the examples are two photographs that come with scikit-learn. `dataset`
-    holds the images that it was trained on, by default those that its card names.
+    If the data cannot be loaded, a printed line says why, and the examples are two photographs from scikit-learn. `dataset`
+    holds the images that the model was trained on; by default they are loaded as its card says.
     """
     model = load_model(path)
     card, about = model.card, model.about
@@ -79,10 +79,10 @@ def prepare(path: Path, data_dir: str | Path | None = None, searched: int = 1000
 
 
 def build_page(exhibits: Mapping[str, Exhibit]):
-    """The page, a `gradio.Blocks` that `start` opens, with models to choose from by name; the first is shown first.
+    """Build the page, a `gradio.Blocks` for `start`, with models to choose from by name; the first is shown first.
 
-    An image comes as a file, from a camera, from an address, or from the examples. What cannot be read is answered with one
-    sentence, and the page goes on. A UserError where gradio is not installed.
+    An image comes from a file, a camera, an address or the examples. One that cannot be read gets one sentence, and the page
+    carries on. Raises UserError if gradio is not installed or is older than version 6.
     """
     gradio = _gradio()
     first = next(iter(exhibits))
@@ -108,7 +108,7 @@ def build_page(exhibits: Mapping[str, Exhibit]):
         with gradio.Accordion("Model card", open=False):
             card = gradio.Markdown(exhibits[first].card, elem_classes="card")
         uploaded, photographed, fetched, clicked, switched = _handlers(exhibits)
-        # One image at a time, as a model keeps what it was shown last; and no way in but the page itself.
+        # One image at a time, since hooks on a model would mix up two; and no API, so that the page is the only way in.
         alone = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
         outputs = [status, label, seen, heat, near]
         file.upload(uploaded, [chosen, file], [*outputs, file], **alone)
@@ -120,7 +120,7 @@ def build_page(exhibits: Mapping[str, Exhibit]):
 
 
 def _handlers(exhibits: Mapping[str, Exhibit]) -> tuple[Callable, ...]:
-    """What the page does with a file, a snapshot, an address, a click on an example, and the choice of another model."""
+    """The page's event handlers: a file, a snapshot, an address, a click on an example, and a change of model."""
     gradio, nothing = _gradio(), [None] * 4
 
     def answer(chosen: str, name: str, read: Callable[[Preprocessing], Tensor]) -> list:
@@ -161,11 +161,11 @@ def _pictures(exhibit: Exhibit) -> list[np.ndarray]:
 
 
 def start(page, **options) -> str:
-    """Open a page that `build_page` made, inside a notebook where there is one; returns its address.
+    """Open a page made by `build_page`, inside the notebook if there is one; returns its address.
 
-    Nobody else can reach it, unless `share=True` asks gradio for a public address. Gradio's limits: it listens on this
-    machine's loopback address, takes files of `LARGEST_DOWNLOAD` at most, and one worker answers one image at a time.
-    The options are those of `gradio.Blocks.launch`.
+    Nobody else can reach it unless `share=True` asks gradio for a public address. Gradio listens on this machine's
+    loopback address, accepts files of at most `LARGEST_DOWNLOAD` bytes, and answers one image at a time, in one worker.
+    `options` are those of `gradio.Blocks.launch`.
     """
     theme = _gradio().themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"])
     css = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
@@ -179,20 +179,20 @@ def start(page, **options) -> str:
 
 
 def _gradio():
-    """The library, when it is first needed: training machines do without it."""
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # it is read when gradio is imported
+    """Import gradio only when it is needed: training machines do without it."""
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # gradio reads it on import
     try:
-        with warnings.catch_warnings(action="ignore"):  # without ipywidgets, about the looks of progress bars
+        with warnings.catch_warnings(action="ignore"):  # without ipywidgets, a warning about progress bars
             import gradio
     except ImportError as error:
         raise UserError("The page needs a package: run 'pip install gradio'.") from error
-    old = f"The page needs gradio 6, and {gradio.__version__} is here: run 'pip install -U gradio', and restart the notebook."
+    old = f"The page needs gradio 6, but {gradio.__version__} is here: run 'pip install -U gradio' and restart the notebook."
     require(int(gradio.__version__.partition(".")[0]) >= 6, old)
     return gradio
 
 
 def introduction(exhibit: Exhibit) -> str:
-    """What the page is, in Markdown: which model, what it knows, how accurate it is and what it cannot do."""
+    """The page's introduction, in Markdown: the model, its classes, its accuracy and its limits."""
     about = exhibit.model.about
     stamp = f"**{SAMPLE}**\n\n" if about.sample else ""
     known = _plain(listed([name[:100] for name in about.classes]))
@@ -204,26 +204,26 @@ def introduction(exhibit: Exhibit) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown, HTML and formulas leave as it is."""
+    """Escape text so that Markdown, HTML and formulas show it as it is."""
     return re.sub(r"([\\`*_{}\[\]()#+!|<>$~&])", r"\\\1", " ".join(text.split()))
 
 
 def read_address(url: str, about: Preprocessing) -> Tensor:
-    """The image at a URL, as `read_image` gives it; a UserError where it is a file of the machine that runs the page."""
-    require(is_address(url), f"'{url}' is no address of an image; it must start with http:// or https://.")
+    """Read the image at a URL, by `read_image`; raises UserError for anything but an http:// or https:// address."""
+    require(is_address(url), f"'{url}' is not the address of an image; it must start with http:// or https://.")
     return read_image(url, about.stored_size, resize=about.resize)
 
 
 def explain(exhibit: Exhibit, image: Tensor) -> tuple[dict, np.ndarray, np.ndarray, list]:
-    """What the page shows of an image, uint8 (3, S, S), as `read_image` gives it.
+    """What the page shows for an image, uint8 (3, S, S), as `read_image` returns it.
 
-    The probabilities of the most likely classes; what the network sees, and where it sees the first class, each a
-    `picture`; and the nearest training images, the nearest first, each a `picture` and its caption.
+    The probabilities of the most likely classes; the network's input and the Grad-CAM of the most likely class, each a
+    `picture`; and the most similar training images, best first, each a `picture` with its caption.
     """
     model, dataset, about = exhibit.model, exhibit.dataset, exhibit.model.about
     classes, stamp = about.classes, "SAMPLE: " if about.sample else ""
     shares, labels = probabilities(model, image[None])[0].sort()
-    # The most likely last: of two ImageNet classes with the same name, "crane" or "maillot", it is the one that stays.
+    # Most likely last: if two ImageNet classes share a name, such as "crane" or "maillot", the dict keeps the likelier.
     likely = [(stamp + classes[label], share) for label, share in zip(labels.tolist(), shares.tolist(), strict=True)]
     heat = grad_cam(model, image, int(labels[-1]))
     places, similarities = nearest(features(model, image[None])[0], exhibit.known, NEAREST)
@@ -236,7 +236,7 @@ def explain(exhibit: Exhibit, image: Tensor) -> tuple[dict, np.ndarray, np.ndarr
 
 
 def picture(image: Tensor, sample: bool) -> np.ndarray:
-    """An image, uint8 (3, H, W), for the page: uint8 (H, W, 3), enlarged where it is small, stamped where it is a sample."""
+    """An image, uint8 (3, H, W), for the page: uint8 (H, W, 3), enlarged if it is small, stamped SAMPLE if `sample`."""
     pixels = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
     if pixels.width < SMALLEST:
         pixels = pixels.resize((SMALLEST, SMALLEST), Image.Resampling.NEAREST)

@@ -1,4 +1,4 @@
-"""Saved models: a network's weights in one safetensors file, with all that is needed to use them."""
+"""Saved models: one safetensors file with a network's weights and everything needed to use them."""
 
 import json
 import math
@@ -22,8 +22,8 @@ class Preprocessing:
 
     model: str  # its name in `models.MODELS`
     classes: list[str]  # the name of each label
-    image_size: int  # pixels of its input
-    stored_size: int  # those to which an image is resized before its middle is cut out
+    image_size: int  # pixels of the input's side
+    stored_size: int  # pixels of the side to which an image is resized before the centre crop
     mean: tuple[float, ...]  # of each channel, for pixels in [0, 1]
     std: tuple[float, ...]
     sample: bool  # trained on generated images: its labels mean nothing
@@ -35,17 +35,17 @@ class Preprocessing:
         named = formed and self.classes and all(isinstance(name, str) for name in self.classes)
         scaled = len(self.mean) == len(self.std) == 3 and all(map(math.isfinite, [*self.mean, *self.std])) and min(self.std) > 0
         if not (named and scaled and 1 <= self.image_size <= self.stored_size <= LARGEST_SIZE):
-            raise ValueError("a value is missing, of another kind, or cannot be")
+            raise ValueError("a value is missing, of the wrong type or out of range")
 
     @property
     def recipe(self) -> training.Recipe:
-        """A recipe with this preprocessing, for `training.predict`; in full precision, as there is no hurry."""
+        """A recipe with this preprocessing for `training.predict`, in full precision, as speed does not matter here."""
         return training.Recipe(1, 1, self.image_size, self.mean, self.std, mixed_precision=False)  # one epoch, batches of one
 
 
 @dataclass(frozen=True, eq=False)
 class SavedModel:
-    """A network in eval mode, how its images are made, and the facts of its model card, where it has one."""
+    """A network in eval mode, its preprocessing, and the facts of its model card, if it has one."""
 
     network: nn.Module
     about: Preprocessing
@@ -53,9 +53,9 @@ class SavedModel:
 
 
 def save_model(path: str | Path, state_dict: dict[str, Tensor], about: Preprocessing, card: dict | None = None) -> Path:
-    """Write weights and their metadata into one safetensors file, whole or not at all; a UserError where they do not fit.
+    """Write weights and their metadata to one safetensors file, atomically; raises UserError if they do not fit the model.
 
-    With a `card`, the facts of a model card, the weights are in half precision, biases and BatchNorm excepted.
+    With a `card`, the facts of a model card, the weights are stored in half precision, except biases and BatchNorm.
     """
     path = Path(os.path.expanduser(path))
     build_network(state_dict, about, path.name)
@@ -73,7 +73,7 @@ def save_model(path: str | Path, state_dict: dict[str, Tensor], about: Preproces
 
 
 def best_weights(record: dict, checkpoint_dir: str | Path | None = None) -> tuple[dict[str, Tensor], Preprocessing]:
-    """The weights that a recorded run kept, if its checkpoint is still there (else a UserError), and their metadata."""
+    """The best weights of a recorded run and their metadata; raises UserError if its checkpoint is gone or was replaced."""
     name, profile, seed = record["experiment"], record["profile"], record["seed"]
     checkpoint = experiments.checkpoint_path(name, profile, seed, checkpoint_dir)
     state = checkpoints.load_checkpoint(checkpoint)
@@ -89,12 +89,12 @@ def best_weights(record: dict, checkpoint_dir: str | Path | None = None) -> tupl
 
 
 def save_run(path: str | Path, record: dict, checkpoint_dir: str | Path | None = None) -> Path:
-    """Write the model of a recorded run, by `best_weights`."""
+    """Write the model of a recorded run, with its `best_weights`."""
     return save_model(path, *best_weights(record, checkpoint_dir))
 
 
 def load_model(path: str | Path, device: str | torch.device | None = None) -> SavedModel:
-    """A model that `save_model` wrote; a UserError where the file is missing, not whole, not ours or of other weights."""
+    """Load a model from `save_model`; raises UserError if the file is missing, damaged, foreign or has the wrong weights."""
     path, device = Path(os.path.expanduser(path)), choose_device(device)
     require(os.path.isfile(path), f"There is no model file '{path}'; make one with python -m helpers save EXPERIMENT FILE.")
     metadata, tensors = _read(path)
@@ -109,7 +109,7 @@ def load_model(path: str | Path, device: str | torch.device | None = None) -> Sa
 
 
 def read_card(path: Path) -> dict:
-    """The facts of a saved model's card; empty where there are none or the file is not whole."""
+    """The facts of a saved model's card; empty if it has none or the file is damaged."""
     try:
         card = json.loads(_read(path, weights=False)[0].get("card", "{}"))
     except (UserError, ValueError, RecursionError):
@@ -124,11 +124,11 @@ def _read(path: Path, weights: bool = True) -> tuple[dict[str, str], dict[str, T
             names = list(file.keys()) if weights else []
             return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
     except (library.SafetensorError, OSError) as error:
-        raise UserError(f"{path.name} is not a whole safetensors file; save the model again, or copy it again.") from error
+        raise UserError(f"{path.name} is not a valid safetensors file; save the model again, or copy it again.") from error
 
 
 def _safetensors():
-    """The library, when it is first needed: training machines do without it."""
+    """Import safetensors only when it is needed: training machines do without it."""
     try:
         import safetensors.torch
     except ImportError as error:
@@ -137,10 +137,10 @@ def _safetensors():
 
 
 def build_network(tensors: dict[str, Tensor], about: Preprocessing, name: str) -> nn.Module:
-    """The network with these weights. Raises UserError, which calls them `name`, where they do not fit or are not finite."""
+    """Build the network with these weights; raises UserError, calling them `name`, if they do not fit or are not finite."""
     if about.model not in models.MODELS:
         known = ", ".join(models.MODELS)
-        raise UserError(f"{name} is of a model '{about.model[:40]}', which is not known here; choose one of {known}.")
+        raise UserError(f"{name} needs the model '{about.model[:40]}', which is unknown here; choose one of {known}.")
     with torch.device("meta"):
         network = models.build(about.model, len(about.classes))
     kinds = [{key: (value.shape, value.dtype) for key, value in state.items()} for state in (network.state_dict(), tensors)]

@@ -1,4 +1,4 @@
-"""Models that come with the repository, each with its card: shipped from runs, found by name, and checked."""
+"""Models that come with the repository, each with a model card: ship, find and evaluate them."""
 
 import os
 from pathlib import Path
@@ -13,9 +13,9 @@ from helpers.runtime import ROOT, UserError, require, save_text
 
 MODELS = ROOT / "results" / "models"
 LARGEST = 24  # MiB of a file
-OPTIMISER = ("optimizer", "momentum")  # told even where they are the defaults
+OPTIMISER = ("optimizer", "momentum")  # listed on the card even if they are the defaults
 AGREEMENT = 0.999  # share of test images on which half and full precision must agree
-LIMITS = {  # what notebooks 01 and 04 find in a data set, by the fingerprint of its images
+LIMITS = {  # known limits of a data set, as notebooks 01 and 04 find them, by the fingerprint of its images
     "5b74394de064d3cf": "Seven of the 258 test photographs are also in training. No file of 120 × 120 pixels shows Pikachu, "
     "and nearly all are on black: a small figure alone on black may be called *not Pikachu* for that.\n",
 }
@@ -24,7 +24,7 @@ LIMITS = {  # what notebooks 01 and 04 find in a data set, by the fingerprint of
 def ship(record: dict, checkpoint_dir: str | Path | None, data_dir: str | Path | None, results_dir: str | Path | None) -> Path:
     """Write the model of a recorded run in half precision, and its card beside it; returns the model's path.
 
-    A UserError where it has no checkpoint any more, is of generated images, or is too large.
+    Raises UserError if its checkpoint is gone, it was trained on generated images, or it is too large.
     """
     name = record["experiment"].replace("/", "-")
     weights, about = best_weights(record, checkpoint_dir)
@@ -33,19 +33,19 @@ def ship(record: dict, checkpoint_dir: str | Path | None, data_dir: str | Path |
     require(size <= LARGEST, f"{name} takes {size:.0f} MiB; at most {LARGEST} are shipped, choose a smaller network.")
     facts = {key: record[key] for key in ("experiment", "profile", "seed", "dataset", "recipe", "test", "best")}
     model = SavedModel(build_network(weights, about, name), about, facts)
-    facts["predicted"] = _predict(model, data_dir)[0].tolist()  # the run's own may be of 16-bit arithmetic
+    facts["predicted"] = _predict(model, data_dir)[0].tolist()  # the record's own may come from mixed precision
     path = save_model(MODELS / f"{name}.safetensors", weights, about, facts)
     save_text(path.with_suffix(".md"), card_text(record, about, path, results_dir))
     return path
 
 
 def card_text(record: dict, about: Preprocessing, path: Path, results_dir: str | Path | None) -> str:
-    """The model card of a recorded run whose weights are in the file; of its recipe, the optimiser and what is no default."""
+    """The model card of a recorded run with its weights at `path`; lists the optimiser and all non-default settings."""
     runs = [one for one in records.load_all(results_dir, record["profile"]) if one["experiment"] == record["experiment"]]
     accuracies = {one["seed"]: one["test"]["accuracy"] for one in [*runs, record]}
     test, recipe = record["test"], training.completed(record["recipe"])
     side, stored = about.image_size, about.stored_size
-    plain = training.completed({"sizes": []})  # a record has lists for tuples
+    plain = training.completed({"sizes": []})  # records store tuples as lists
     used = {key: value for key, value in recipe.items() if key in OPTIMISER or value != plain.get(key)}
     facts = {
         "classes": len(about.classes),
@@ -61,7 +61,7 @@ def card_text(record: dict, about: Preprocessing, path: Path, results_dir: str |
 
 
 def list_models() -> dict[str, Path]:
-    """The models that come with the repository, by name; those on photographs first, the best of them before the others."""
+    """The shipped models by name: first those trained on photographs, by validation accuracy, then the others by name."""
 
     def rank(path: Path) -> tuple:
         card = read_card(path)
@@ -72,22 +72,22 @@ def list_models() -> dict[str, Path]:
 
 
 def find_model(name: str | Path | None = None) -> Path:
-    """A shipped model by name, or a file; without a name the first of `list_models`. A UserError where there is none."""
+    """The path of a shipped model or a file; by default the first of `list_models`. Raises UserError if there is none."""
     known = list_models()
     name = next(iter(known), None) if name is None else str(name)
     require(name is not None, "No model comes with this copy; name one of your own with --model FILE.")
     if name in known:
         return known[name]
     path = Path(os.path.expanduser(name))
-    if path.name == str(path) and not path.suffix and not os.path.exists(path):  # also where the name is too long for a file
+    if path.name == str(path) and not path.suffix and not os.path.exists(path):  # also if the name is too long for a file
         raise UserError(f"There is no model '{name}'; choose one of {', '.join(known) or 'your own files'}, or give a file.")
     return path
 
 
 def evaluate(name: str, data_dir: str | Path | None = None, device: str | None = None) -> str:
-    """Recompute a model's accuracy on the data at hand and compare it with its card; returns a sentence.
+    """Recompute a model's accuracy on the data at hand and compare it with its card; returns the result as text.
 
-    A UserError where it has no card, the data are others, or half and full precision disagree on too many test images.
+    Raises UserError if it has no card, the data differ, or half and full precision disagree on too many test images.
     """
     model = load_model(find_model(name), device)
     if not model.card:
@@ -95,16 +95,16 @@ def evaluate(name: str, data_dir: str | Path | None = None, device: str | None =
     predicted, labels = _predict(model, data_dir)
     accuracy = (predicted == labels).double().mean().item()
     agreement = (predicted == torch.tensor(model.card["predicted"])).double().mean().item()
-    told = (
+    result = (
         f"{name}: {accuracy:.2%} of {len(labels):,} test images; its card says {model.card['test']['accuracy']:.2%}. "
-        f"{agreement:.2%} of its answers are those in full precision."
+        f"{agreement:.2%} of its answers agree with full precision."
     )
-    require(agreement >= AGREEMENT, f"{told} That should be {AGREEMENT:.1%} or more: save the model again.")
-    return told
+    require(agreement >= AGREEMENT, f"{result} That should be {AGREEMENT:.1%} or more: save the model again.")
+    return result
 
 
 def _predict(model: SavedModel, data_dir: str | Path | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a model with a card answers to its test images, and the right answers; in full precision arithmetic."""
+    """A model's answers on the test images that its card names, in full precision, and the labels."""
     card, about = model.card, model.about
     dataset_name = card["dataset"]["name"].removesuffix("-jpeg")
     dataset = data.load(dataset_name, data_dir, image_size=about.image_size, resize=about.resize)

@@ -1,5 +1,5 @@
-"""What is run: the plan, its runs and their records."""
-# ruff: noqa: F401 (the names that notebooks and other rooms use)
+"""Experiments: the plan, its runs and their records."""
+# ruff: noqa: F401 (re-exported for notebooks and other packages)
 
 from helpers.experiments import recipes, records, search
 from helpers.experiments.plan import EXPERIMENTS, Experiment

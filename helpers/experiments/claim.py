@@ -1,4 +1,4 @@
-"""Claims: two programs never do the same run, and one that was killed holds nothing back."""
+"""Claims: lock files that keep two programs from doing the same run, and that a killed program does not keep locked."""
 
 import fcntl
 import json
@@ -13,20 +13,20 @@ from typing import TextIO
 
 from helpers.runtime import UserError
 
-HEARTBEAT = 30.0  # seconds between two signs of life
-STALE = 600.0  # seconds without one after which a program on another machine is taken for dead
+HEARTBEAT = 30.0  # seconds between heartbeats
+STALE = 600.0  # seconds without a heartbeat after which a program on another machine is presumed dead
 
 
 class Taken(UserError):
-    """Another program is at it."""
+    """Another program is working on it."""
 
 
 @contextmanager
 def claim(path: Path) -> Iterator[None]:
-    """Hold a file, such as a checkpoint or a record, for as long as the block runs, by a lock file beside it.
+    """Claim a file, such as a checkpoint or a record, for as long as the block runs, using a lock file next to it.
 
-    On one machine the system's own lock decides, which goes when its process goes. Where several machines share the folder,
-    the host, process and time in the lock file do: another machine's claim holds until `STALE` seconds after its last sign.
+    On one machine, the operating system's lock decides; it is released when its process ends. If several machines share the
+    folder, the host and time in the lock file decide: a claim holds until `STALE` seconds after its last heartbeat.
 
     Raises:
         Taken: another program holds it.
@@ -57,10 +57,10 @@ def claim(path: Path) -> Iterator[None]:
 
 
 def _locked(lock: Path, path: Path) -> TextIO:
-    """The lock file, opened and held."""
+    """Open and lock the lock file."""
     while True:
         file, here, holder = os.fdopen(os.open(lock, os.O_RDWR | os.O_CREAT, 0o644), "r+"), socket.gethostname(), {}
-        with suppress(ValueError, KeyError, TypeError):  # nobody has signed yet, or is at it
+        with suppress(ValueError, KeyError, TypeError):  # the file is still empty, or is being written
             sign = json.loads(file.read())
             holder = {"host": str(sign["host"]), "pid": int(sign["pid"]), "time": float(sign["time"])}
         try:
@@ -74,11 +74,11 @@ def _locked(lock: Path, path: Path) -> TextIO:
         if taken:
             who = f"process {holder['pid']} on {holder['host']}" if holder else "another program"
             raise Taken(f"{path.name} under {path.parent.name} is in use by {who}; wait for it, or stop it.")
-        # Its last holder has removed it since it was opened.
+        # The last holder removed the file after it was opened here: try again.
 
 
 def _sign(file: TextIO) -> None:
-    """Say who holds the lock file, and when: seconds since 1970."""
+    """Write the holder's host and process, and the time in seconds since 1970, into the lock file."""
     file.seek(0)
     file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}))
     file.truncate()

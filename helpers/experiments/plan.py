@@ -1,7 +1,7 @@
-"""The plan: every experiment as one declared row, in the order of what it is worth to run it.
+"""The plan: one row per experiment, the most useful to run first.
 
-`…_coded` rows follow the report's published code where it differs from its text; `…_8ep` and the like are a report's recipe,
-shortened to so many epochs. Ours are the short recipes, `…_fast`, and the long ones, `…_long` and `…_strong`.
+`…_coded` rows follow the report's published code where it differs from its text. `…_8ep` and the like shorten a report's
+recipe to that many epochs. Our own recipes are short (`…_fast`) or long (`…_long` and `…_strong`).
 """
 
 import re
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from helpers.experiments import recipes
 from helpers.training.recipe import Recipe
 
-NETWORKS = {  # by the end of a row's name, where that is not the network itself
+NETWORKS = {  # by the last part of a row's name, where that is not the network's name
     "resnet18_torchvision": "torchvision/resnet18",
     "resnext50_torchvision": "torchvision/resnext50_32x4d",
     "resnext50_ours": "resnext50_32x4d",
@@ -22,9 +22,9 @@ class Experiment:
     """One row of the plan.
 
     Attributes:
-        seeds: how many are wanted: seed 0, 1, …
-        quick: epochs of the `quick` profile, where there is no `…_fast` row (`runner.recipe_for`).
-        reported: what the report prints for this row: accuracies as fractions, or (low, high) where it gives a range; the
+        seeds: how many seeds the plan wants: 0, 1, …
+        quick: epochs of the `quick` profile, if there is no `…_fast` row (`runner.recipe_for`).
+        reported: the results that the report prints for this row: accuracies as fractions, or (low, high) for a range; the
             confusion matrix as [[TN, FP], [FN, TP]].
     """
 
@@ -45,10 +45,10 @@ class Experiment:
 
 
 def row(name: str, report: str, recipe: Recipe, model: str | None = None, *, printed=None, **more) -> Experiment:
-    """A row of the plan; without a model, its network is what the name says.
+    """A row of the plan; if no model is given, the row's name determines its network.
 
     Args:
-        printed: the test accuracy, where the report prints that alone: a fraction, or a range of two.
+        printed: the test accuracy, if that is all the report prints: a fraction, or a (low, high) range.
     """
     dataset, network = name.split("/")
     if printed is not None:
@@ -57,7 +57,7 @@ def row(name: str, report: str, recipe: Recipe, model: str | None = None, *, pri
 
 
 def fast(name: str, report: str, epochs: int, peak: float, changes: dict | None = None, **more) -> Experiment:
-    """A short recipe of ours: so many epochs, an eighth of them for the rise to the peak rate, then linearly to zero."""
+    """A short recipe of ours: the rate warms up to `peak` over an eighth of the `epochs`, then falls linearly to zero."""
     dataset, network = name.split("/")
     length = {"epochs": epochs, "learning_rate": peak, "warmup_epochs": epochs // 8}
     recipe = replace(recipes.FAST, **recipes.STATISTICS[dataset] | length | (changes or {}))
@@ -65,9 +65,9 @@ def fast(name: str, report: str, epochs: int, peak: float, changes: dict | None 
 
 
 def gradient_arms() -> list[Experiment]:
-    """Ways to spend the gradients of 40 epochs on one network, and half of them on plain SGD: a perturbed step takes two.
+    """Ways to spend 40 epochs' worth of gradients on one network, and plain SGD on half of them; a perturbed step takes two.
 
-    The lengths of the momentum perturbation are about those of the two radii in all of the network's 44 tensors together.
+    The lengths of the momentum perturbation roughly match the two radii taken over all 44 of the network's tensors together.
     """
     arms = {"sgd": (20, {}), "sgd_twice": (40, {})}
     for radius, text in ((0.05, "005"), (0.1, "01")):
@@ -82,10 +82,10 @@ def gradient_arms() -> list[Experiment]:
 
 
 def priced_ingredients() -> list[Experiment]:
-    """A short recipe, some 13 minutes of one CPU core with bf16, and the same without one of its ingredients after another."""
+    """A short recipe, about 13 minutes on one CPU core with bf16, and variants that each leave out one ingredient."""
     without = {
         "warmup": {"warmup_epochs": 0},
-        "resizing": {"sizes": (), "epochs": 7},  # as many seconds, for its images are larger
+        "resizing": {"sizes": (), "epochs": 7},  # takes as long as 12 with resizing, since its images are larger
         "alternating": {"flip": "random"},
         "reflection": {"border": "zero"},
         "cutout": {"cutout": 0},
@@ -95,7 +95,7 @@ def priced_ingredients() -> list[Experiment]:
     rows = {"wrn16_2_short": ("wrn16_2", recipes.PLAIN_BLOCKS)}
     for name, changes in without.items():
         rows[f"wrn16_2_short_without_{name}"] = ("wrn16_2", recipes.PLAIN_BLOCKS | changes)
-    network = "zoo_resnext1_doubling"  # the last BatchNorm of a block: a wide block has none
+    network = "zoo_resnext1_doubling"  # for the last BatchNorm of a block, which wide blocks do not have
     rows |= {f"{network}_short": (network, {}), f"{network}_short_without_zero": (network, recipes.PLAIN_BLOCKS)}
     return [fast(f"cifar10/{name}", "slim", 12, 0.2, changes, model=model) for name, (model, changes) in rows.items()]
 
@@ -114,7 +114,7 @@ ZOO_ROWS = {  # as the report trains them
 }
 CODED = replace(recipes.CIFAR10_5K_CODED, epochs=102)
 DECAY0001 = replace(CODED, weight_decay=0.001)
-EQUAL_IMAGES = (  # 3 epochs of four copies, or 12 of one
+EQUAL_IMAGES = (  # 3 epochs with four copies of each image, or 12 with one
     ("_3ep", "", recipes.SLIM_FINAL, 3),
     ("_plain_12ep", "", recipes.SLIM_PLAIN, 12),
     ("_crop_flip_12ep", "", recipes.SLIM_CROPPED, 12),
@@ -122,7 +122,7 @@ EQUAL_IMAGES = (  # 3 epochs of four copies, or 12 of one
     ("_stride_second_3ep", "_stride_second", recipes.SLIM_FINAL, 3),
 )
 ROWS = [
-    # The reports on their own data, the cheapest and the most telling first.
+    # The reports on their own data, the cheapest and most informative first.
     *(
         row(f"cifar10/{name}", "slim", recipes.SLIM_TRIAL, seeds=2, printed=printed)
         for name, printed in recipes.SLIM_REPORTED.items()
@@ -130,7 +130,7 @@ ROWS = [
     *(ZOO_ROWS.pop(model) for model in ZOO_FIRST),
     row("cifar10_5k/resnext29_coded", "pikachu", replace(CODED, epochs=63), "pikachu_resnext29", seeds=2),
     row("cifar10_5k/resnet18_coded", "pikachu", CODED, RESNET18, seeds=2),
-    # The default of its function, for with the 0.1 of its call nothing is learnt.
+    # The default weight decay of its function: with the 0.1 that its call passes, nothing is learnt.
     row("cifar10_5k/resnet18_coded_decay0001", "pikachu", DECAY0001, RESNET18, seeds=2),
     row("cifar10_5k/resnext29_coded_decay0001", "pikachu", replace(DECAY0001, epochs=63), "pikachu_resnext29", seeds=2),
     row("cifar10_5k/resnext29_32x4d", "pikachu", recipes.CIFAR10_5K, seeds=2, printed=0.4506),
@@ -147,9 +147,9 @@ ROWS = [
         row(f"cifar10/slim_resnet{name}", "slim", replace(recipe, epochs=epochs), f"slim_resnet{change}", quick=epochs)
         for name, change, recipe, epochs in EQUAL_IMAGES
     ),
-    # The report prints an accuracy after 10 of its 50 epochs too.
+    # The report also prints an accuracy after 10 of its 50 epochs.
     row("cifar100/simplenet_10ep", "zoo", replace(recipes.ZOO_SIMPLENET, epochs=10), "simplenet", printed=0.4834),
-    # Ours in one sitting each: ten minutes of a T4, or one to three hours of a CPU core with bf16.
+    # Ours, each in one sitting: ten minutes on a T4, or one to three hours on a CPU core with bf16.
     fast("cifar10/resnext29_under5m_fast", "amp", 16, 0.15, seeds=2),
     fast("cifar10/wrn16_4_fast", "slim", 48, 0.2, recipes.PLAIN_BLOCKS),
     fast("cifar10/slim_resnet_fast", "slim", 28, 0.15),
@@ -160,7 +160,7 @@ ROWS = [
     fast("cifar100/zoo_resnext1_doubling_fast", "zoo", 60, 0.2),
     fast("pikachu/resnet18_fast", "pikachu", 60, 0.05, recipes.PHOTOGRAPHS_FAST),
     fast("pikachu/resnext50_fast", "pikachu", 40, 0.05, recipes.PHOTOGRAPHS_FAST, model="resnext50_32x4d"),
-    # What each ingredient of a short recipe buys, and a perturbation at equal numbers of gradients.
+    # What each ingredient of a short recipe contributes, and perturbation at equal numbers of gradients.
     *priced_ingredients(),
     *gradient_arms(),
     fast("cifar10/slim_resnet_strong_fast", "slim", 16, 0.15),
@@ -172,7 +172,7 @@ ROWS = [
     row(f"cifar10/{UNDER5M}_amp_16ep", "amp", replace(recipes.AMP_PERTURBED, epochs=16), UNDER5M),
     *(ZOO_ROWS.pop(model) for model in ("wrn28_4", "wrn16_8")),
     fast("cifar10/resnext29_under5m_long", "amp", 48, 0.15),
-    # The reports at full length, and what stands beside them.
+    # The reports at full length, and variants to compare them with.
     *(
         row(f"cifar10/{UNDER5M}_{arm}", "amp", full, UNDER5M, quick=full.epochs // 12, printed=recipes.AMP_REPORTED.get(arm))
         for arm, full in recipes.AMP.items()
@@ -191,13 +191,13 @@ ROWS = [
         for model, report in ((UNDER5M, "amp"), ("wrn16_4", "slim"), ("resnext29_32x4d", "pikachu"))
     ),
     row(f"cifar10/{UNDER5M}_strong_amp", "amp", replace(recipes.STRONG, perturbation=0.5, clip_norm=50.0), UNDER5M),
-    row("cifar10/slim_resnet_strong", "slim", recipes.STRONG),  # a network of ours; the report's own is the next one
+    row("cifar10/slim_resnet_strong", "slim", recipes.STRONG),  # our network; the next row is the report's own
     row("cifar10/slim_resnet_final_strong", "slim", recipes.STRONG, "slim_resnet"),
     *(row(f"cifar100/{model}_strong", "zoo", recipes.STRONG_100, model) for model in recipes.ZOO_STRONG),
     row("pikachu/resnet18_strong", "pikachu", recipes.PHOTOGRAPHS_STRONG, "resnet18"),
     row("pikachu/resnext50_strong", "pikachu", recipes.PHOTOGRAPHS_STRONG, "resnext50_32x4d"),
     *(row(f"cifar10/{model}", "zoo", recipes.ZOO_TIMED) for model in recipes.ZOO_REPORTED),
-    # The fast path beside the plain one, on a tenth of the images: the two must end alike.
+    # The fast path against the plain one, on a tenth of the images: their results must agree.
     row("cifar10_tenth/speed_fast", "speed", recipes.SPEED, UNDER5M),
     row("cifar10_tenth/speed_plain", "speed", replace(recipes.SPEED, channels_last=False, mixed_precision=False), UNDER5M),
 ]

@@ -1,4 +1,4 @@
-"""The queue: what the plan declares and the records lack, how long it would take here, and the program that runs it."""
+"""The queue: planned runs that have no record, how long they would take here, and the loop that runs them."""
 
 import statistics
 import time
@@ -20,18 +20,18 @@ from helpers.training import checkpoints
 from helpers.training.recipe import Recipe, pixels_at
 from helpers.training.step import Learner, train_epoch
 
-# Images for training and for validation.
+# The numbers of training and validation images.
 SIZES = {"pikachu": (774, 258), "cifar10": (45_000, 5_000), "cifar100": (45_000, 5_000)}
 SIZES |= dict.fromkeys(("cifar10_5k", "cifar10_tenth"), (4_500, 500))
-MEASURED_SECONDS = 0.2  # at least, for each network
+MEASURED_SECONDS = 0.2  # at least, for each network and batch size
 
 
 @dataclass(frozen=True)
 class Queue:
-    """Which runs are looked at, and where their records and checkpoints lie.
+    """A selection of runs, and the folders of their records and checkpoints.
 
     Raises:
-        UserError: there is no such report, data set or profile, or smoke runs have no folder of their own.
+        UserError: there is no such report, data set or profile, or smoke runs have no results folder of their own.
     """
 
     results_dir: str | Path | None = None
@@ -51,7 +51,7 @@ class Queue:
 
     @property
     def rows(self) -> list[Experiment]:
-        """The rows of the plan, in its order of worth."""
+        """The selected rows of the plan, in its order."""
         rows = EXPERIMENTS.values()
         return [row for row in rows if self.report in (None, row.report) and self.dataset in (None, row.dataset)]
 
@@ -59,11 +59,11 @@ class Queue:
         return records.record_path(row.name, self.profile, seed, self.results_dir)
 
     def missing(self) -> list[tuple[Experiment, int]]:
-        """The runs, a row and a seed each, that the plan wants and that have no record."""
+        """The (row, seed) of every planned run that has no record."""
         return [(row, seed) for row in self.rows for seed in range(row.seeds) if not self.record(row, seed).exists()]
 
     def table(self, device: torch.device) -> Iterator[dict]:
-        """One row per experiment: what it is, the seeds that are there, and the minutes each missing one would take."""
+        """One row per experiment: its settings, the recorded seeds, and the minutes each missing one would take."""
         for row in self.rows:
             have = [seed for seed in range(row.seeds) if self.record(row, seed).exists()]
             lack = {seed: self.minutes(row, seed, device) for seed in range(row.seeds) if seed not in have}
@@ -71,7 +71,7 @@ class Queue:
             yield {"experiment": row.name, **about, "epochs": row.recipe.epochs, "have": have, "minutes": lack}
 
     def minutes(self, row: Experiment, seed: int, device: torch.device) -> float:
-        """How long what is left of a run would take on a device, at the pace of its network, which is measured here, once."""
+        """The minutes that the rest of a run would take on a device, from its network's pace, which is measured once."""
         recipe = runner.recipe_for(row, self.profile)
         checkpoint = runner.checkpoint_path(row.name, self.profile, seed, self.checkpoint_dir)
         state = checkpoints.load_checkpoint(checkpoint) if checkpoint.exists() else None
@@ -89,7 +89,7 @@ class Queue:
 
 
 def lines(table: Iterable[dict]) -> Iterator[str]:
-    """A `Queue.table` as text: a line for each experiment, as soon as it is known."""
+    """A `Queue.table` as text: one line per experiment, as soon as its row is ready."""
     yield f"{'experiment':48} {'report':8} {'dataset':13} {'model':28} epochs  full runs"
     for row in table:
         have = ", ".join(map(str, row["have"]))
@@ -100,7 +100,7 @@ def lines(table: Iterable[dict]) -> Iterator[str]:
 
 
 def passes(recipe: Recipe, epoch: int) -> tuple[float, float]:
-    """The gradients of a step in an epoch, counted from 0, and the share of the full size's pixels that its images have."""
+    """The gradients per step in an epoch (counted from 0), and the pixels of its images as a fraction of the full size's."""
     share = (epoch + 0.5) / recipe.epochs
     perturbed = recipe.perturbation is not None and share >= recipe.perturbation_start
     gradients = 1 + recipe.inner_steps / recipe.perturbation_every if perturbed else 1
@@ -109,10 +109,10 @@ def passes(recipe: Recipe, epoch: int) -> tuple[float, float]:
 
 @cache
 def pace(device: torch.device, model: str, pixels: int) -> tuple[float, float]:
-    """The seconds that a network trains on a device: for each image, and for each step whatever its batch.
+    """A network's training time on a device, in seconds: per image, and per step regardless of its batch size.
 
-    Both are measured, from steps with a small batch and a larger one. No rate of multiply–adds would do: on one core with bf16,
-    a network of a few narrow groups reaches a fifth of what a wide one does.
+    Both are measured, from steps with a small and a larger batch. A single rate of multiply–adds would not do: on one core
+    with bf16, a network with a few narrow groups reaches a fifth of the rate of a wide one.
     """
     batches = (64, 256) if device.type == "cuda" and pixels == 32 else (2, 8) if pixels > 32 else (4, 16)
     network = models.build(model, 10).to(device, memory_format=torch.channels_last)
@@ -121,7 +121,7 @@ def pace(device: torch.device, model: str, pixels: int) -> tuple[float, float]:
         images = torch.rand(batch, 3, pixels, pixels).to(device, memory_format=torch.channels_last)
         labels, times = torch.zeros(batch, dtype=torch.int64, device=device), [time.perf_counter()]
         while len(times) < 3 or times[-1] - times[0] < MEASURED_SECONDS:
-            train_epoch(learner, [(images, labels)])  # a batch too large for the memory is taken in parts
+            train_epoch(learner, [(images, labels)])  # a batch that does not fit in memory is processed in parts
             times.append(time.perf_counter())
         seconds.append(statistics.median(end - start for start, end in pairwise(times[1:])))
     per_image = max((seconds[1] - seconds[0]) / (batches[1] - batches[0]), 0.1 * seconds[1] / batches[1])
@@ -129,16 +129,16 @@ def pace(device: torch.device, model: str, pixels: int) -> tuple[float, float]:
 
 
 def run_missing(queue: Queue, minutes: float | None = None, **options) -> None:
-    """Run what is missing, in the plan's order of worth, until all of it is done or the minutes are spent.
+    """Run what is missing, in the plan's order, until all of it is done or the time is up.
 
-    A run that was stopped goes on from its checkpoint; one that another program is at is passed over, and so is one that
-    fails, which is told at the end. The minutes end between two epochs.
+    Stopped runs resume from their checkpoints. Runs claimed by another program are skipped; failed runs are skipped too and
+    reported at the end. The time limit takes effect between epochs.
 
     Args:
         options: fields of `runner.Options`, the same for every run.
 
     Raises:
-        UserError: the minutes are not greater than 0; or runs failed, and all others are done.
+        UserError: `minutes` is not greater than 0; or, at the end, some runs failed.
     """
     if minutes is not None and not 0 < minutes < float("inf"):
         raise UserError(f"--minutes is {minutes:g}; it must be greater than 0.")
@@ -152,7 +152,7 @@ def run_missing(queue: Queue, minutes: float | None = None, **options) -> None:
         path, label = queue.record(row, seed), f"{row.name}, seed {seed}"
         try:
             with claim(path):
-                if path.exists():  # another program has done it since
+                if path.exists():  # another program has finished it in the meantime
                     continue
                 print(f"{label}:")
                 records.save(*runner.run(row.name, seed, queue.profile, **options), queue.results_dir)

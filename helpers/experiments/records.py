@@ -1,4 +1,4 @@
-"""What came out: run records, where they lie, and how one is obtained."""
+"""Run records: what they hold, where they are stored, and how missing ones are obtained."""
 
 import atexit
 import fcntl
@@ -47,56 +47,56 @@ def _locked(folder: Path) -> bool:
 
 
 def folder_for(profile: str, fingerprint: str = "", name: str = "") -> Path:
-    """The results folder of a profile: the repository's, a temporary one for `smoke`, and one of their own for other images.
+    """The results folder of a profile: the repository's, a temporary one for `smoke`, or a separate one for other images.
 
-    Other images are those of a data set whose fingerprint is not that of the repository's records of that name.
+    Images count as other if none of the repository's records of the same data set name has their fingerprint.
     """
     if profile == "smoke":
         return _temporary_folder()
-    name = name.removesuffix("-jpeg")  # whose images are others
+    name = name.removesuffix("-jpeg")  # JPEG copies: the same data set, but other images
     known = {record["dataset"]["fingerprint"] for record in load_all() if record["dataset"]["name"] == name}
     return OWN / fingerprint if known and fingerprint not in known else RESULTS
 
 
 def checkpoint_folder(profile: str, results_dir: Path) -> Path | None:
-    """Where `obtain_all` leaves checkpoints: those of smoke runs and of other images beside their records; None: as usual."""
+    """Where `obtain_all` keeps checkpoints: next to the records for smoke runs and other images, else None, the default."""
     return results_dir / "checkpoints" if profile == "smoke" or results_dir.parent == OWN else None
 
 
 def record_path(name: str, profile: str, seed: int, results_dir: str | Path | None = None) -> Path:
-    """Where the record of a run lies: `R/runs/<experiment>/<profile>/seed<k>.json`."""
+    """The path of a run's record: `<results_dir>/runs/<experiment>/<profile>/seed<k>.json`."""
     return Path(results_dir or RESULTS).expanduser() / "runs" / name / profile / f"seed{seed}.json"
 
 
 def save(record: dict, predictions: dict[str, np.ndarray], results_dir: str | Path | None = None) -> Path:
-    """Write a record and its predictions, both or neither, as the record, written last, names them; returns its path.
+    """Write a record and its predictions, both or neither: the record is written last and names them. Returns its path.
 
     Raises:
-        UserError: the folder cannot be written, or it holds the record of a run on other images, or of a whole run while
-            this one stopped early.
+        UserError: the folder cannot be written, or it holds the record of a run on other images, or of a complete run
+            while this one stopped early.
     """
     path = record_path(record["experiment"], record["profile"], record["seed"], results_dir)
-    there = load(path) if path.exists() else None
-    if there:
+    old = load(path) if path.exists() else None
+    if old:
         where = f"{path.name} of {record['experiment']}"
-        if there["dataset"]["fingerprint"] != record["dataset"]["fingerprint"]:
-            mend = "remove it and run the same again, which takes up the checkpoint, or choose another --results-dir"
+        if old["dataset"]["fingerprint"] != record["dataset"]["fingerprint"]:
+            mend = "remove it and repeat the run, which resumes from the checkpoint, or choose another --results-dir"
             raise UserError(f"{where} is a run on other images; it was not replaced: {mend}.")
-        if record["stopped_early"] and not there["stopped_early"]:
-            raise UserError(f"{where} is a whole run, this one stopped early; it was not replaced: use another --results-dir.")
+        if record["stopped_early"] and not old["stopped_early"]:
+            raise UserError(f"{where} is complete, and this run stopped early; it was not replaced: use another --results-dir.")
     first, second = f"{path.stem}.predictions.npz", f"{path.stem}.predictions.2.npz"
-    record = record | {"predictions": second if there and there["predictions"] == first else first}
+    record = record | {"predictions": second if old and old["predictions"] == first else first}
     with runtime.writing(f"The record {path.name}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         runtime.save_arrays(path.with_name(record["predictions"]), **predictions)
         runtime.save_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    if there:  # what belongs to the run that this one replaces
-        for name in (there["predictions"], f"{path.stem}.landscape.npz"):
+    if old:  # delete the other files of the run that this one replaces
+        for name in (old["predictions"], f"{path.stem}.landscape.npz"):
             path.with_name(name).unlink(missing_ok=True)
     return path
 
 
-# What a record must hold, as far as tables and figures read it: names, and the kinds of their values.
+# The fields that a record must have, as far as tables and figures read them, with the types of their values.
 FORM = {
     "": {"experiment": str, "report": str, "seed": int, "profile": str, "predictions": str, "history": list}
     | {"seconds": float, "stopped_early": str | None},
@@ -112,7 +112,7 @@ EPOCH |= {"seconds": float, "train_seconds": float}
 
 
 def _fits(part: dict, form: dict) -> bool:
-    """Whether a part of a record has the values of a form, its numbers finite."""
+    """Whether a part of a record has the fields and types of a form, and finite numbers."""
     return all(
         isinstance(part[name], float | int) and math.isfinite(part[name]) if kind is float else isinstance(part[name], kind)
         for name, kind in form.items()
@@ -120,10 +120,10 @@ def _fits(part: dict, form: dict) -> bool:
 
 
 def load(path: Path) -> dict:
-    """One run record, checked against its form and against itself.
+    """Load a run record, and check its fields and their consistency.
 
     Raises:
-        UserError: the file is not a run record, or its confusion matrix does not give its own accuracy and test size.
+        UserError: the file is not a run record, or its confusion matrix contradicts its accuracy or test size.
     """
     no_record = UserError(f"{path.name} under {path.parent.name} is not a run record; remove it and run it again.")
     try:
@@ -135,21 +135,21 @@ def load(path: Path) -> dict:
         named = named and all(re.fullmatch(r"\w[\w.,=-]*", name) for name in record["experiment"].split("/"))
         named = named and re.fullmatch(r"seed\d+\.predictions(\.2)?\.npz", record["predictions"])
         counts, test = np.array(record["test"]["confusion"]), record["test"]
-        whole = counts.sum() == test["n"] and abs(np.trace(counts) / test["n"] - test["accuracy"]) < 1e-9
+        agrees = counts.sum() == test["n"] and abs(np.trace(counts) / test["n"] - test["accuracy"]) < 1e-9
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise no_record from error
     if not (formed and named):
         raise no_record
     where = f"{path.name} of {record['experiment']}"
-    require(whole, f"{where} contradicts itself in its confusion matrix; remove it and run it again.")
+    require(agrees, f"{where} contradicts itself: its confusion matrix gives another result; remove it and run it again.")
     return record
 
 
 def load_all(results_dir: str | Path | None = None, profile: str | None = None) -> list[dict]:
-    """Every run record under a results folder, of one profile or of all, by experiment, profile and seed.
+    """All run records under a results folder, of one profile or of all, sorted by experiment, profile and seed.
 
     Raises:
-        UserError: a record is damaged, or the folder's name is none that this system can have.
+        UserError: a record is damaged, or the folder cannot be read.
     """
     folder = Path(results_dir or RESULTS).expanduser() / "runs"
     try:
@@ -161,10 +161,10 @@ def load_all(results_dir: str | Path | None = None, profile: str | None = None) 
 
 
 def predictions(record: dict, results_dir: str | Path | None = None) -> dict[str, np.ndarray]:
-    """The predictions that lie beside a record: `true` and `predicted` (N,), and `confidence` (N,).
+    """The predictions stored next to a record: `true` and `predicted` (N,), and `confidence` (N,).
 
     Raises:
-        UserError: the file is not there, is damaged, or is of another run: it does not give the record's confusion matrix.
+        UserError: the file is missing, damaged or from another run: it does not give the record's confusion matrix.
     """
     path = record_path(record["experiment"], record["profile"], record["seed"], results_dir).with_name(record["predictions"])
     try:
@@ -175,7 +175,7 @@ def predictions(record: dict, results_dir: str | Path | None = None) -> dict[str
         same = (counts == record["test"]["confusion"]).all() and len(arrays["confidence"]) == record["test"]["n"]
     except runtime.DAMAGED as error:
         raise UserError(f"{path.name} of {record['experiment']} is missing or damaged; run it again.") from error
-    require(same, f"{path.name} of {record['experiment']} is of another run than its record; run it again.")
+    require(same, f"{path.name} of {record['experiment']} does not match its record; run it again.")
     return arrays
 
 
@@ -190,16 +190,16 @@ def obtain_all(
     minutes: float = 0,
     **arguments,
 ) -> list[dict]:
-    """The records of several experiments at several seeds; those that are missing are trained, or named with their minutes.
+    """The records of several experiments at several seeds; missing ones are trained, or listed with the minutes they need.
 
-    `full` runs are trained only where there is a GPU, as they take hours elsewhere, and only those that the plan wants. A run
-    that a shorter time budget cut goes on from its checkpoint; one whose loss is no longer finite is left out, with a line.
+    `full` runs are trained only on a GPU, since they take hours elsewhere, and only if the plan wants them. A run cut short
+    by a smaller time budget resumes from its checkpoint; one whose loss is no longer finite is reported and left out.
 
     Args:
         save_to_drive: whether checkpoints are copied to Google Drive, in Colab.
-        minutes: the time budget of each run; 0 leaves it to the recipe.
+        minutes: the time budget of each run; 0 means the recipe's own.
     """
-    from helpers.experiments.queue import Queue  # which itself reads the records
+    from helpers.experiments.queue import Queue  # here, because queue imports this module
 
     drive = runtime.mount_drive() if save_to_drive else None
     checkpoint_dir = arguments.setdefault("checkpoint_dir", checkpoint_folder(profile, results_dir))
@@ -217,17 +217,17 @@ def obtain_all(
     todo = [(name, seed) for name, lacking in missing.items() for seed in lacking] if trains else []
     if todo and profile == "full":
         expected = sum(queue.minutes(experiments.find(name), seed, device) for name, seed in todo)
-        print(f"What is missing is trained now, in about {expected:,.0f} minutes; interrupt to stop.")
+        print(f"Training the missing runs now, for about {expected:,.0f} minutes; interrupt to stop.")
     for name, seed in todo:
         mirror = drive / "checkpoints" / own / name / profile if drive else None
         try:
             path = save(*experiments.run(name, seed, profile, mirror=mirror, **arguments), results_dir)
             found[name, seed] = load(path)
-        except Diverged as error:  # the other runs are worth having
+        except Diverged as error:  # go on with the other runs
             print(f"{name}, seed {seed}: {error}")
-    there = [record for record in found.values() if record]
+    obtained = [record for record in found.values() if record]
     lacking = f"; not run yet: {sum(map(len, missing.values()))}" if missing and not trains else "."
-    print(f"{len(there)} {profile} {'run is' if len(there) == 1 else 'runs are'} here{lacking}")
+    print(f"{len(obtained)} {profile} {'run is' if len(obtained) == 1 else 'runs are'} here{lacking}")
     if not trains:
         given = {
             "--data-dir": arguments.get("data_dir"),
@@ -235,17 +235,17 @@ def obtain_all(
             "--checkpoint-dir": checkpoint_dir,
         }
         _name_missing(missing, queue, device, "".join(f" {option} '{value}'" for option, value in given.items() if value))
-    return there
+    return obtained
 
 
 def _is_cut(record: dict, seconds: float) -> bool:
-    """Whether a shorter time budget than is wanted now stopped a run; seconds, 0 for the recipe's own, if any."""
+    """Whether a run was stopped by a shorter time budget than `seconds`; 0 means the recipe's own budget, if any."""
     wanted = seconds or record["recipe"].get("time_budget") or math.inf
     return "time budget" in (record["stopped_early"] or "") and record["limits"]["time_budget"] < wanted
 
 
 def _name_missing(missing: dict[str, list[int]], queue, device: torch.device, more: str) -> None:
-    """A line for each of the first missing experiments: its minutes here, and the command that runs it."""
+    """Print a line for each of the first missing experiments: its minutes here, and the command that runs it."""
     for name, seeds in itertools.islice(missing.items(), NAMED):
         expected = queue.minutes(experiments.find(name), seeds[0], device)
         print(f"  {expected:,.0f} minutes here: python -m helpers run {name} --seed {seeds[0]}{more}", end="")

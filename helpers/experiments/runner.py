@@ -29,16 +29,16 @@ def find(name: str) -> Experiment:
     """The experiment of this name.
 
     Raises:
-        UserError: there is none; the sentence names those most like it.
+        UserError: there is none; the message suggests similar names.
     """
     if name not in EXPERIMENTS:
-        alike = get_close_matches(name, EXPERIMENTS, cutoff=0.0)
-        raise UserError(f"There is no experiment '{name}'; choose one such as {', '.join(alike)}, of python -m helpers list.")
+        alike = ", ".join(get_close_matches(name, EXPERIMENTS, cutoff=0.0))
+        raise UserError(f"There is no experiment '{name}'; choose one such as {alike}; python -m helpers list shows all.")
     return EXPERIMENTS[name]
 
 
 def short_form(experiment: Experiment) -> Experiment | None:
-    """The `…_fast` row of an experiment's network, whose recipe its `quick` profile takes; None where there is none."""
+    """The `…_fast` row of an experiment's network, whose recipe the `quick` profile uses; None if there is none."""
     bare = re.sub("_(ours|torchvision|strong|long)$", "", experiment.name)
     rows = [EXPERIMENTS.get(f"{name}_fast") for name in (experiment.name, bare)]
     short = next((row for row in rows if row and row.report == experiment.report), None)
@@ -46,10 +46,10 @@ def short_form(experiment: Experiment) -> Experiment | None:
 
 
 def recipe_for(experiment: Experiment, profile: str) -> Recipe:
-    """The experiment's recipe at a profile: `full` as declared, `quick` for ten minutes of a T4, `smoke` two tiny epochs.
+    """The experiment's recipe at a profile: `full` as declared, `quick` for ten minutes on a T4, `smoke` two tiny epochs.
 
-    At `quick` it is that of the network's `…_fast` row (`short_form`), or where there is none, the row's own for fewer epochs
-    and any time budget cut to ten minutes. Either way cuDNN chooses by speed: two runs on a GPU differ in their last bits.
+    `quick` uses the recipe of the network's `…_fast` row (`short_form`), or else the row's own with fewer epochs and any
+    time budget cut to ten minutes. Either way cuDNN picks its fastest algorithms: two GPU runs differ in their last bits.
 
     Raises:
         UserError: the profile is unknown.
@@ -73,7 +73,7 @@ def recipe_for(experiment: Experiment, profile: str) -> Recipe:
 
 
 def load_data(experiment: Experiment, profile: str, data_dir: str | Path | None = None) -> data.Dataset:
-    """The experiment's data at a profile: generated sample data for `smoke`, else the real thing."""
+    """The experiment's data at a profile: generated sample data for `smoke`, else the real data."""
     recipe = recipe_for(experiment, profile)
     if profile == "smoke":
         return data.sample(experiment.dataset, image_size=recipe.image_size)
@@ -81,28 +81,28 @@ def load_data(experiment: Experiment, profile: str, data_dir: str | Path | None 
 
 
 def load_data_or_sample(experiment: Experiment, profile: str, data_dir: str | Path | None = None) -> tuple[data.Dataset, str]:
-    """As `load_data`, but where the real data cannot be had: a sentence that says why, sample data, profile `smoke`."""
+    """Like `load_data`, but if the real data is unavailable, print why and return sample data and the profile `smoke`."""
     try:
         return load_data(experiment, profile, data_dir), profile
     except UserError as error:
-        print(f"{error}\nGoing on with generated sample data, profile 'smoke'.")
+        print(f"{error}\nContinuing with generated sample data, profile 'smoke'.")
         return load_data(experiment, "smoke"), "smoke"
 
 
 @dataclass(frozen=True)
 class Options(loop.Options):
-    """How a run is done, beside what its row declares: what `training.fit` may be told, and this."""
+    """The options of a run beyond what its row declares: those of `training.fit`, and these."""
 
-    epochs: int | None = None  # in place of the recipe's
+    epochs: int | None = None  # instead of the recipe's
     data_dir: str | Path | None = None
     checkpoint_dir: str | Path | None = None
     device: str | torch.device | None = None
-    compiled: bool = False  # train through `torch.compile`, on a GPU with CUDA graphs
-    sync_batchnorm: bool = False  # where several processes train, BatchNorm sees the whole batch, not each its share
+    compiled: bool = False  # train through `torch.compile`; on a GPU, with CUDA graphs
+    sync_batchnorm: bool = False  # with several processes, BatchNorm sees the whole batch, not just each process's share
 
 
 class Unfinished(UserError):
-    """A run was stopped between two epochs, to go on from its checkpoint another time."""
+    """A run was stopped between two epochs and can be resumed from its checkpoint."""
 
 
 def run(name: str, seed: int = 0, profile: str = "full", **options) -> tuple[dict, dict[str, np.ndarray]]:
@@ -112,7 +112,7 @@ def run(name: str, seed: int = 0, profile: str = "full", **options) -> tuple[dic
     class, in the order of the test split. The `options` are the fields of `Options`.
 
     Raises:
-        UserError: any of the arguments, the data or the checkpoint is not usable, or in use; nothing is half written.
+        UserError: an argument, the data or the checkpoint is unusable or in use; no file is left half written.
         Unfinished: the deadline, or the epoch to stop at, came before the run's end.
     """
     options, experiment = Options(**options), find(name)
@@ -127,9 +127,9 @@ def run(name: str, seed: int = 0, profile: str = "full", **options) -> tuple[dic
 
 
 def run_row(row: Experiment, dataset: data.Dataset, seed: int, profile: str, options: Options) -> tuple[dict, dict]:
-    """As `run`, for a row that need not be of the plan, with just its recipe, and data at hand."""
+    """Like `run`, for a row that need not be in the plan: its recipe is used as it is, and its data is already loaded."""
     recipe, device = row.recipe, choose_device(options.device)
-    around = environment(device)  # before the run: the commit whose code is running
+    around = environment(device)  # read before the run, to get the commit whose code is running
     model = make_model(row, recipe, len(dataset.classes), seed).to(device)
     macs = models.count_macs(model, (1, 3, recipe.image_size, recipe.image_size))
     if options.sync_batchnorm:
@@ -138,13 +138,13 @@ def run_row(row: Experiment, dataset: data.Dataset, seed: int, profile: str, opt
         torch.cuda.reset_peak_memory_stats(device)
     checkpoint = checkpoint_path(row.name, profile, seed, options.checkpoint_dir)
     require_writable(checkpoint.parent, "--checkpoint-dir")
-    told = {setting.name: getattr(options, setting.name) for setting in fields(loop.Options)}
-    told |= {"seed": seed, "checkpoint": checkpoint, "about": {"experiment": row.name, "images": dataset.fingerprint}}
+    settings = {setting.name: getattr(options, setting.name) for setting in fields(loop.Options)}
+    settings |= {"seed": seed, "checkpoint": checkpoint, "about": {"experiment": row.name, "images": dataset.fingerprint}}
     with claim(checkpoint) if processes.rank() == 0 else nullcontext():
-        fitted = training.fit(model, dataset.train, dataset.validation, recipe, **told)
+        fitted = training.fit(model, dataset.train, dataset.validation, recipe, **settings)
     history = fitted.history
     if fitted.stopped and (fitted.stopped == training.OUT_OF_TIME or len(history) >= (options.until or math.inf)):
-        raise Unfinished(f"Stopped after epoch {len(history)} of {recipe.epochs}; run the same again to go on.")
+        raise Unfinished(f"Stopped after epoch {len(history)} of {recipe.epochs}; rerun to continue.")
     test, predictions = measure(model, dataset.test, recipe, mirrored=row.is_ours)
     images = {name: getattr(dataset, name) for name in ("name", "source", "fingerprint", "classes")}
     images |= {"num_classes": len(dataset.classes), "n_train": len(dataset.train)}
@@ -171,14 +171,14 @@ def make_model(experiment: Experiment, recipe: Recipe, num_classes: int, seed: i
 
 
 def measure(model: nn.Module, split: data.Split, recipe: Recipe, mirrored: bool) -> tuple[dict, dict[str, np.ndarray]]:
-    """A record's `test`, and the predictions it comes from, on a split of at least one image of every class."""
+    """A record's `test` entry and the predictions behind it, on a split with at least one image of every class."""
     logits = training.predict(model, split, recipe)
     confidence, predicted = logits.softmax(1).max(1)
     loss, accuracy = training.score(logits, split.labels)
     true, predicted = split.labels.short().numpy(), predicted.short().numpy()
     counts = confusion_matrix(true, predicted, labels=range(logits.shape[1]))
     test = {"loss": loss, "accuracy": accuracy, "n": len(split), "confusion": counts.tolist()}
-    if logits.shape[1] > 5:  # of fewer, the label is always among the five highest scores
+    if logits.shape[1] > 5:  # with five classes or fewer, the label is always among the five highest scores
         test["accuracy_at_5"] = (logits.topk(5, dim=1).indices == split.labels[:, None]).any(1).double().mean().item()
     if mirrored:
         test["accuracy_mirrored"] = training.score(training.predict(model, split, recipe, mirrored=True), split.labels)[1]
@@ -186,12 +186,12 @@ def measure(model: nn.Module, split: data.Split, recipe: Recipe, mirrored: bool)
 
 
 def checkpoint_path(name: str, profile: str, seed: int, folder: str | Path | None = None) -> Path:
-    """Where a run's checkpoint lies: under the folder given, else under `data/checkpoints`, which git ignores."""
+    """The path of a run's checkpoint: in the given folder, or by default in `data/checkpoints`, which git ignores."""
     return Path(folder or ROOT / "data" / "checkpoints").expanduser() / name / profile / f"seed{seed}.ckpt"
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most memory used so far, in bytes: on a GPU by torch's allocator in this run, on a CPU by the whole process."""
+    """The peak memory so far, in bytes: on a GPU, of torch's allocator in this run; on a CPU, of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux

@@ -1,4 +1,4 @@
-"""The exhaustive search: every trial of a grid, chosen on validation; and successive halving, the cheaper way."""
+"""Hyperparameter search: every trial of a grid, chosen on validation, and successive halving as the cheaper way."""
 
 import json
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ GRID = {"learning_rate": (0.1, 0.05, 0.005), "weight_decay": (5e-4, 1e-4), "batc
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched; a trial is a run like any other, with its record in `runs/search_<model>/<trial>`.
+    """What to search. A trial is a run like any other, with its record in `runs/search_<model>/<trial>`.
 
     Attributes:
-        folder: the results folder. Another data set, or another recipe to vary, needs another one.
-        checkpoint_dir: where unfinished trials lie; by default `data/checkpoints`, for sample data `folder`/checkpoints.
+        folder: the results folder; each data set and each base recipe needs its own.
+        checkpoint_dir: the folder of unfinished trials; default `data/checkpoints`, or `folder`/checkpoints for sample data.
     """
 
     model: str
@@ -37,7 +37,7 @@ class Search:
 
     @property
     def trials(self) -> dict[str, Recipe]:
-        """The recipe of each trial by its name, such as `batch_size=128,learning_rate=0.1,weight_decay=0.0005`."""
+        """The recipe of each trial, keyed by its name, such as `batch_size=128,learning_rate=0.1,weight_decay=0.0005`."""
         points = ParameterGrid(self.grid)
         return {",".join(f"{key}={point[key]}" for key in sorted(point)): replace(self.base, **point) for point in points}
 
@@ -49,9 +49,9 @@ class Search:
 
 
 def advance(search: Search, trial: str, until: int | None = None) -> dict:
-    """Train a trial up to the epoch `until` (the recipe's last by default), if that was not done; returns its record.
+    """Train a trial up to epoch `until` (by default the recipe's last), if not done already; returns its record.
 
-    A trial that was stopped or killed ends as one that never was. Where it did not reach its end, because of `until` or
+    A trial that was stopped or killed ends like one that never was. If it does not reach its end, because of `until` or
     because its loss is no longer finite, the record has only `experiment`, `recipe` and `history`, and is not written.
 
     Raises:
@@ -75,17 +75,17 @@ def advance(search: Search, trial: str, until: int | None = None) -> dict:
 
 
 def load(search: Search, trial: str) -> dict | None:
-    """The record of a trial that has reached its end, or None.
+    """The record of a finished trial, or None.
 
     Raises:
-        UserError: the file is not a run record, or it is one of another search.
+        UserError: the file is not a run record, or it belongs to another search.
     """
     row, profile, seed = search.run_of(trial)
     path = records.record_path(row.name, profile, seed, search.folder)
     if not path.exists():
         return None
     record = records.load(path)
-    kept = json.dumps(training.completed(record["recipe"]), sort_keys=True)  # as text: a record has lists for tuples
+    kept = json.dumps(training.completed(record["recipe"]), sort_keys=True)  # as JSON, which turns tuples into lists
     wanted = json.dumps(asdict(row.recipe), sort_keys=True)
     if kept != wanted or record["dataset"]["fingerprint"] != search.dataset.fingerprint:
         raise UserError(f"The record of {trial} belongs to another search; choose another folder, or remove it.")
@@ -93,9 +93,9 @@ def load(search: Search, trial: str) -> dict | None:
 
 
 def exhaustive(search: Search) -> list[dict]:
-    """The records of every trial of the grid, trained to its end.
+    """Train every trial of the grid to its end; returns their records.
 
-    Stop it as you like: what is finished stays, and the trial at hand goes on from its last whole epoch.
+    You can stop it at any time: finished trials are kept, and the current one resumes from its last complete epoch.
     """
     return [advance(search, trial) for trial in search.trials]
 
@@ -106,14 +106,14 @@ def trial_of(record: dict) -> str:
 
 
 def best_epoch(record: dict, until: int | None = None) -> dict | None:
-    """The first epoch of best validation accuracy up to an epoch, by default the last; None where the trial diverged before."""
+    """The first epoch with the best validation accuracy up to `until` (default: the last); None if it diverged before."""
     if "test" not in record and len(record["history"]) < (until or record["recipe"]["epochs"]):
         return None
     return max(record["history"][:until], key=lambda row: row["val_accuracy"])
 
 
 def ranked(found: list[dict], until: int | None = None) -> list[dict]:
-    """The records, the best first, by the validation accuracy of their best epoch up to an epoch, then by its loss."""
+    """The records, best first, by the validation accuracy of their best epoch up to `until`, then by its loss."""
 
     def rank(record: dict) -> tuple[float, float]:
         best = best_epoch(record, until)
@@ -123,9 +123,9 @@ def ranked(found: list[dict], until: int | None = None) -> list[dict]:
 
 
 def rungs(trials: int, epochs: int, factor: int = 2) -> list[tuple[int, int]]:
-    """How many trials are trained up to which epoch, rung by rung: each rung keeps one in `factor`, for `factor` times as long.
+    """(trials, last epoch) of each rung: a rung keeps one trial in `factor` and trains it for `factor` times as long.
 
-    Source: Jamieson and Talwalkar 2016, algorithm 1, as Li et al. 2018 write it, rounded down and up.
+    Source: Jamieson and Talwalkar 2016, algorithm 1, in the form of Li et al. 2018; trials are rounded down, epochs up.
     """
     require(factor >= 2, f"The factor of successive halving is {factor}; choose 2 or more.")
     last = 0
@@ -135,25 +135,25 @@ def rungs(trials: int, epochs: int, factor: int = 2) -> list[tuple[int, int]]:
 
 
 def halving(search: Search, factor: int = 2) -> dict:
-    """Successive halving over the same trials, on the schedule of the whole run; after a kill, it goes on.
+    """Successive halving over the same trials, on the learning-rate schedule of the whole run; it resumes after a kill.
 
-    No epoch is trained twice. Over a finished exhaustive search it trains nothing, and tells what it would have chosen.
+    No epoch is trained twice. After a finished exhaustive search it trains nothing and returns what it would have chosen.
 
     Returns:
         `factor`; `chosen`, the last survivor; `epochs`, how many it takes in all; `rungs`, each with its `epochs` and its
-        `trials`, the best first.
+        `trials`, best first.
     """
-    alive, told, spent, before = list(search.trials), [], 0, 0
+    alive, done, spent, before = list(search.trials), [], 0, 0
     for count, epochs in rungs(len(alive), search.base.epochs, factor):
         alive = alive[:count]
         spent, before = spent + count * (epochs - before), epochs
         alive = [trial_of(record) for record in ranked([advance(search, trial, epochs) for trial in alive], epochs)]
-        told.append({"epochs": epochs, "trials": alive})
-    return {"factor": factor, "chosen": alive[0], "epochs": spent, "rungs": told}
+        done.append({"epochs": epochs, "trials": alive})
+    return {"factor": factor, "chosen": alive[0], "epochs": spent, "rungs": done}
 
 
 def comparison(found: list[dict], halvings: list[dict]) -> pd.DataFrame:
-    """The exhaustive search beside successive halvings over its trials: what each chose, and for how many epochs.
+    """The exhaustive search next to successive halvings over its trials: what each chose, and after how many epochs.
 
     `val accuracy` is that of the chosen trial, and `rank` its place among all `found`, both at the end of the whole run.
     """

@@ -1,5 +1,5 @@
-"""What is trained: blocks, networks by name, and (in `inspect`) what can be counted about them."""
-# ruff: noqa: F401 (the names that notebooks use)
+"""Blocks, networks by name, and (in `inspect`) their sizes and costs."""
+# ruff: noqa: F401 (re-exported for notebooks and other packages)
 
 from helpers.models import inspect
 from helpers.models.blocks import BasicBlock, Bottleneck, EarlyConcatenation, Res2NetBlock, SplitBranches, WideBlock

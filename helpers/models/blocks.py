@@ -1,4 +1,4 @@
-"""Residual blocks, and the three equal forms of a ResNeXt block. Parameters are named as in torchvision."""
+"""Residual blocks, and the three equivalent forms of a ResNeXt block. Parameters are named as in torchvision."""
 
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from torchvision.ops import SqueezeExcitation
 
 
 def require_positive(**sizes: int) -> None:
-    """Raise a ValueError that names the first size which is not a whole number of at least 1."""
+    """Raise a ValueError that names the first size that is not a whole number of at least 1."""
     for name, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, not {size!r}.")
@@ -35,9 +35,9 @@ def projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequentia
 
 
 class ResidualBlock(nn.Module):
-    """The base of residual blocks: `relu(residual(x) + shortcut(x))`. A size that is no whole number above 0: ValueError.
+    """Base of residual blocks: `relu(residual(x) + shortcut(x))`. A size that is not a whole number above 0 is a ValueError.
 
-    A subclass registers its layers in torchvision's order, `downsample` last: initialisation draws random numbers in it.
+    A subclass registers layers in torchvision's order, `downsample` last: initialisation draws random numbers in that order.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, **sizes: int):
@@ -52,17 +52,17 @@ class ResidualBlock(nn.Module):
 
 
 def excitation(channels: int, reduction: int) -> SqueezeExcitation:
-    """Scales each channel by a factor between 0 and 1, computed from the means of all. Source: Hu et al. 2018, section 3."""
+    """Scale each channel by a factor between 0 and 1, computed from all channel means. Source: Hu et al. 2018, section 3."""
     require_positive(reduction=reduction)
     if channels % reduction:
-        raise ValueError(f"{channels} channels do not divide by the reduction {reduction}; change one of the two.")
+        raise ValueError(f"{channels} channels are not divisible by the reduction {reduction}; change one of the two.")
     return SqueezeExcitation(channels, channels // reduction)
 
 
 class BasicBlock(ResidualBlock):
-    """Two convolutions of `kernel_size`, the 'first' or 'second' of them `strided`. An even kernel is a ValueError.
+    """Two convolutions of `kernel_size`; `strided` ('first' or 'second') has the stride. An even kernel is a ValueError.
 
-    With a `reduction`, squeeze-and-excitation before the addition, with a hidden layer of `out_channels / reduction`.
+    With `reduction`, squeeze-and-excitation with `out_channels / reduction` hidden channels comes before the addition.
     Source: He et al. 2016, figure 5 left; squeeze-and-excitation as in Hu et al. 2018, figure 3.
     """
 
@@ -139,7 +139,7 @@ class SplitBranches(ResidualBlock):
 
     @classmethod
     def slices(cls, tensors: Mapping[str, Tensor], cardinality: int) -> dict[str, Tensor]:
-        """The tensors of a `Bottleneck` (state dict, gradients) by this form's names; branch k has channels k·d to (k+1)·d."""
+        """A `Bottleneck`'s tensors (state dict, gradients) under this form's names; branch k has channels k·d to (k+1)·d."""
         dimensions = {"conv1": 0, "bn1": 0, "conv2": 0, "bn2": 0} | ({} if cls.concatenated else {"conv3": 1})
         sliced = {}
         for name, tensor in tensors.items():
@@ -178,9 +178,9 @@ class Res2NetBlock(ResidualBlock):
     """1×1 down, a hierarchy of small 3×3 convolutions, 1×1 up: each part of the channels sees more than the one before.
 
     The channels after the first 1×1 are split into `scale` parts x1, x2, … of `cardinality` · `group_width` channels, and
-    y1 = x1, y2 = K2(x2), yi = Ki(xi + y(i-1)) for i > 2, where a K is a 3×3 convolution of `cardinality` groups with
-    BatchNorm and ReLU. A stride above 1 leaves y(i-1) smaller than xi; then, as in the authors' code, the parts are not
-    added and x1 is averaged over 3×3 instead. (That code does so in every first block of a stage, stride 1 included.)
+    y1 = x1, y2 = K2(x2), yi = Ki(xi + y(i-1)) for i > 2, where each K is a 3×3 convolution with `cardinality` groups,
+    BatchNorm and ReLU. With a stride above 1, y(i-1) is smaller than xi; then, as in the authors' code, parts are not added
+    and x1 is average-pooled over 3×3. (The authors do this in the first block of every stage, even where the stride is 1.)
     Source: Gao et al. 2019, section 3.1, equation 1, and section 3.2 for the groups.
     """
 
@@ -211,9 +211,9 @@ class Res2NetBlock(ResidualBlock):
 
 
 class WideBlock(nn.Module):
-    """Two 3×3 convolutions, each after its BatchNorm and ReLU, with dropout between them; the first carries the stride.
+    """Two 3×3 convolutions, each preceded by BatchNorm and ReLU, with dropout between them; the first carries the stride.
 
-    Where the shape changes, the shortcut is a bare 1×1 convolution of the activated input; else it is the input itself.
+    If the shape changes, the shortcut is a bare 1×1 convolution of the activated input; otherwise it is the input itself.
     Source: Zagoruyko and Komodakis 2016, figure 1(d), and the authors' code for the shortcut; its dropout is 0.3 or none.
     """
 

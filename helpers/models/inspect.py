@@ -1,4 +1,4 @@
-"""What a network is made of: layers, shapes, parameters, multiply–adds, receptive fields; and the widest that fits a limit."""
+"""Layers, shapes, parameters, multiply–adds and receptive fields of a network, and the widest network within a limit."""
 
 import contextlib
 import copy
@@ -22,7 +22,7 @@ from helpers.models.zoo import ZooResNeXt
 
 
 def count_parameters(model: nn.Module) -> int:
-    """How many trainable numbers the network has; a shared one counts once."""
+    """The number of trainable parameters; shared ones count once."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
@@ -41,16 +41,16 @@ class LayerRow(NamedTuple):
 
 
 def layer_table(model: nn.Module, input_shape: Sequence[int] = (1, 3, 224, 224)) -> list[LayerRow]:
-    """The direct children of a network in the order of their use, for a batch of `input_shape` (N, 3, H, W)."""
+    """The direct children of a network in execution order, for a batch of `input_shape` (N, 3, H, W)."""
     with FlopCounterMode(display=False) as counter:
         outputs = _outputs(model, input_shape, lambda name, layer: name and "." not in name)
     operations, root = counter.get_flop_counts(), type(model).__name__
-    macs = {name: sum(operations.get(f"{root}.{name}", {}).values()) // 2 for name, _, _ in outputs}  # torch counts both
+    macs = {name: sum(operations.get(f"{root}.{name}", {}).values()) // 2 for name, _, _ in outputs}  # 2 per multiply–add
     return [LayerRow(name, shape, count_parameters(layer), macs[name]) for name, layer, shape in outputs]
 
 
 def _outputs(model: nn.Module, input_shape: Sequence[int], wanted: Callable) -> list[tuple[str, nn.Module, tuple[int, ...]]]:
-    """Name, layer and output shape of each wanted layer in the order of their use, on a copy that computes nothing."""
+    """Name, layer and output shape of each wanted layer in execution order, from a copy on the meta device."""
     ghost, found = copy.deepcopy(model).to("meta").eval(), []
 
     def note(name: str, layer: nn.Module, inputs: tuple, output: Tensor) -> None:
@@ -68,7 +68,7 @@ def torchsummary_table(model: nn.Module, image_size: int) -> str:
     """The text that torchsummary prints for square images, `image_size` pixels a side."""
     from torchsummary import summary
 
-    with torch.random.fork_rng(), contextlib.redirect_stdout(io.StringIO()) as text:  # it runs random images through a copy
+    with torch.random.fork_rng(), contextlib.redirect_stdout(io.StringIO()) as text:  # `summary` draws random images
         summary(copy.deepcopy(model).cpu(), (3, image_size, image_size), device="cpu")
     return text.getvalue()
 
@@ -81,7 +81,7 @@ def network(name: str, num_classes: int) -> nn.Module:
 
 
 def layers(kind: type[nn.Module], model: nn.Module) -> list[nn.Module]:
-    """All layers of a kind, in the order of registration."""
+    """All layers of a kind, in registration order."""
     return [layer for layer in model.modules() if isinstance(layer, kind)]
 
 
@@ -122,9 +122,9 @@ def lines(model: nn.Module, image_size: int) -> list[Line]:
 def receptive_fields(block: Bottleneck | Res2NetBlock, parts: int, image_size: int = 11) -> Tensor:
     """(parts, image_size, image_size): how much each part of the channels before a block's last 1×1 depends on each pixel.
 
-    The absolute gradient of the part's middle pixel, summed over its channels, by the pixels of a random image, summed too.
+    The gradient of the part's middle pixel (summed over channels) with respect to a random image; absolute, channels summed.
     """
-    block, seen = copy.deepcopy(block).eval(), {}  # BatchNorm in training would mix all pixels
+    block, seen = copy.deepcopy(block).eval(), {}  # in training mode, BatchNorm would mix all pixels
     weight = block.conv1.weight
     image = torch.randn(1, weight.shape[1], image_size, image_size, generator=torch.Generator().manual_seed(0))
     image = image.to(weight).requires_grad_()
@@ -136,7 +136,7 @@ def receptive_fields(block: Bottleneck | Res2NetBlock, parts: int, image_size: i
 
 
 def stage_table(network: ResidualNet | ZooResNeXt) -> pd.DataFrame:
-    """One row each for the stem, every stage and the head: output shape, parameters, multiply–adds of a CIFAR image, shares."""
+    """One row for the stem, each stage and the head: output shape, parameters, multiply–adds for a CIFAR image, shares."""
     rows = pd.DataFrame(layer_table(network, (1, 3, 32, 32))).rename(columns={"macs": "MACs"})
     rows["output"] = ["×".join(map(str, shape[1:])) for shape in rows["output_shape"]]
     inside = rows["name"].isin(network.stage_names)
@@ -147,9 +147,9 @@ def stage_table(network: ResidualNet | ZooResNeXt) -> pd.DataFrame:
 
 
 def at_width(description: Description, width: int) -> Description:
-    """The same network at another width: its channels and group widths in their smallest whole proportion, times `width`.
+    """The same network at another width: channels and group widths, divided by their greatest common divisor, times `width`.
 
-    ResNet-18 with 64, 64, 128, 256 and 512 channels is 1, 1, 2, 4 and 8 times 64.
+    ResNet-18, with 64, 64, 128, 256 and 512 channels, is 1, 1, 2, 4 and 8 times 64.
     """
     stem, stages, changed = description.stem, description.stages, []
     groups = [stage.block_arguments.get("group_width", 0) for stage in stages]
@@ -163,13 +163,13 @@ def at_width(description: Description, width: int) -> Description:
 
 
 def widest(description: Description, num_classes: int, max_parameters: int) -> Description:
-    """The widest network of this form with at most `max_parameters`, of those whose channels divide by the reduction.
+    """The widest network of this form with at most `max_parameters` and with channels divisible by any `reduction`.
 
-    A description that cannot be built, or of which not even the narrowest fits, is a ValueError.
+    Raises a ValueError if the description cannot be built, or if even its narrowest network is too large.
     """
     best = None
     with torch.device("meta"):
-        description.build(num_classes)  # if this one can be built, so can those of its multiples: the search ends
+        description.build(num_classes)  # if this one can be built, so can its multiples, and the search ends
         for width in count(1):
             with contextlib.suppress(ValueError):
                 candidate = at_width(description, width)

@@ -1,4 +1,4 @@
-"""The names of all networks, and their published ImageNet weights."""
+"""All networks by name, and their published ImageNet weights."""
 
 import contextlib
 import hashlib
@@ -19,20 +19,20 @@ from helpers.models.resnet import NETWORKS, initialise_he, initialise_torch
 from helpers.models.zoo import SimpleNet, WideResNet, ZooResNeXt
 from helpers.runtime import UserError, require
 
-# Each layer's default; He-normal, fan-in; the same with biases as they are.
+# Each layer's default; He-normal (fan-in) with zero biases; the same with biases unchanged.
 INITIALISATIONS = {"torch": initialise_torch, "he": initialise_he, "he_weights": partial(initialise_he, zero_biases=False)}
 
 
 @dataclass(frozen=True)
 class Model:
-    """How to make a network, its ImageNet weights if any, and its initialisation if not `make`'s."""
+    """How to make a network, its ImageNet weights if any, and its initialisation if other than `make`'s."""
 
     make: Callable[..., nn.Module]  # called with `num_classes`
     weights: WeightsEnum | None = None
     initialisation: str | None = None
 
 
-# Always the first published weights: ResNet-18 has no others, and the second come from another training recipe.
+# Always the first published weights: ResNet-18 has no others, and the second set comes from another training recipe.
 WEIGHTS = {name: get_model_weights(name).IMAGENET1K_V1 for name in ("resnext50_32x4d", "resnet18", "resnet50")}
 
 MODELS = {
@@ -48,7 +48,7 @@ MODELS = {
     "zoo_resnext2": Model(partial(ZooResNeXt, stages=((64, 32), (32, 16), (16, 8)))),
     "zoo_resnext3": Model(partial(ZooResNeXt, stages=((16, 8), (8, 4), (4, 4)))),
     "zoo_resnext1_rectified": Model(partial(ZooResNeXt, stages=((32, 16), (16, 8)), rectify=True)),
-    # 12 channels, doubled twice, make as many parameters as 32, halved twice: 76,864 against 75,484 for 100 classes.
+    # 12 channels, doubled twice, give about as many parameters as 32, halved twice: 76,864 against 75,484 for 100 classes.
     "zoo_resnext1_doubling": Model(partial(ZooResNeXt, stages=((12, 24), (24, 48)))),
     "zoo_resnext1_doubling_wide": Model(partial(ZooResNeXt, stages=((32, 64), (64, 128)))),  # from the report's own 32
 }
@@ -57,12 +57,12 @@ MODELS = {
 def build(name: str, num_classes: int, *, pretrained: bool = False, initialisation: str | None = None) -> nn.Module:
     """A named network with `num_classes` outputs, from scratch or (`pretrained`) from torchvision's ImageNet weights.
 
-    Ours take torchvision's weights too: the parameter names are the same. The pretrained head is replaced by a new one.
-    `initialisation` is one of `INITIALISATIONS`, or None, the network's own. What cannot be had is a UserError.
+    Our networks load torchvision's weights too: parameter names are the same. The pretrained head is replaced by a new one.
+    `initialisation` is one of `INITIALISATIONS`, or None for the network's own. Anything unavailable is a UserError.
     """
     require(name in MODELS, f"There is no model '{name}'; choose one of {', '.join(MODELS)}.")
-    there = initialisation in (None, *INITIALISATIONS)
-    require(there, f"There is no initialisation '{initialisation}'; choose one of {', '.join(INITIALISATIONS)}, or None.")
+    known = initialisation in (None, *INITIALISATIONS)
+    require(known, f"There is no initialisation '{initialisation}'; choose one of {', '.join(INITIALISATIONS)}, or None.")
     require(not (pretrained and initialisation), "Pretrained weights need no initialisation; leave out one of the two.")
     model = MODELS[name]
     try:
@@ -79,25 +79,25 @@ def build(name: str, num_classes: int, *, pretrained: bool = False, initialisati
 
 
 def imagenet_weights(name: str) -> dict[str, Tensor]:
-    """The state dict of torchvision's weights, from torch's cache or downloaded, checked by its hash; or a UserError."""
+    """The state dict of torchvision's weights, from torch's cache or downloaded, verified by hash; else a UserError."""
     weights = MODELS[name].weights
     require(weights is not None, f"There are no ImageNet weights for '{name}'; train it from scratch.")
     cache = Path(torch.hub.get_dir()) / "checkpoints"
     try:
         require_published(cache / weights.url.rpartition("/")[2])
-        # Torch would name this machine's folders, on stdout or, in older versions, on stderr.
+        # Torch would print local paths to stdout or, in older versions, to stderr.
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             return weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (OSError, HTTPException, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason, folder = str(error).partition("\n")[0], str(cache).replace(str(Path.home()), "~", 1)
-        had = f"The ImageNet weights for '{name}' could not be had from {weights.url} ({reason})"
-        raise UserError(f"{had}; connect to the internet, or put a whole copy of that file into {folder}.") from error
+        failed = f"The ImageNet weights for '{name}' could not be loaded from {weights.url} ({reason})"
+        raise UserError(f"{failed}; connect to the internet, or put an intact copy of that file into {folder}.") from error
 
 
 def require_published(path: Path) -> None:
-    """Raise an OSError if the file is there and its SHA-256 does not begin with the digits that end its name."""
+    """Raise an OSError if the file exists and its SHA-256 does not start with the digits at the end of its name."""
     if path.exists():
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if not digest.startswith(path.stem.rpartition("-")[2]):
-            raise OSError(f"the {path.name} that is there is not the published one")
+            raise OSError(f"the existing {path.name} is not the published one")

@@ -1,4 +1,4 @@
-"""The residual skeleton (stem, stages, head), and the networks that are made of it."""
+"""The residual skeleton (stem, stages, head), and the networks built from it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -10,7 +10,7 @@ from helpers.models.blocks import BasicBlock, Bottleneck, Res2NetBlock, Residual
 
 @dataclass(frozen=True)
 class Stem:
-    """The layers before the first residual block, by default an ImageNet network's. `padding` None: stride 1 keeps the size."""
+    """The layers before the first residual block, by default as for ImageNet. `padding` None: stride 1 keeps the size."""
 
     channels: int = 64
     kernel_size: int = 7
@@ -22,7 +22,7 @@ class Stem:
 
 @dataclass(frozen=True)
 class Stage:
-    """Residual blocks at one image size; the first carries the stride. `block_arguments`: more keywords of the block class."""
+    """Residual blocks at one image size; the first carries the stride. `block_arguments`: further keywords for the block."""
 
     blocks: int
     out_channels: int
@@ -33,8 +33,8 @@ class Stage:
 class ResidualNet(nn.Module):
     """Stem, stages `layer1`, `layer2`, …, average pooling and one linear layer, with torchvision's parameter names.
 
-    Parameters are drawn in torchvision's order: under one seed, this network and torchvision's start bit for bit equal.
-    A wrong size is a ValueError. Source: He et al. 2016, table 1; Xie et al. 2017, table 1.
+    Parameters are drawn in torchvision's order: with the same seed, this network and torchvision's start bit-identical.
+    An invalid size is a ValueError. Source: He et al. 2016, table 1; Xie et al. 2017, table 1.
     """
 
     def __init__(self, block: type[ResidualBlock], stem: Stem, stages: Sequence[Stage], num_classes: int):
@@ -66,9 +66,9 @@ class ResidualNet(nn.Module):
 
 
 def initialise_he(model: nn.Module, zero_biases: bool = True) -> None:
-    """He-normal convolutions and linear layers (fan-in), biases at zero or as they are. Source: He et al. 2015, section 2.2.
+    """He-normal convolutions and linear layers (fan-in), with zero or unchanged biases. Source: He et al. 2015, section 2.2.
 
-    Report `zoo`, section 3.4, uses Keras's `he_normal`, which cuts the tails too; report `pikachu`'s code keeps torch's biases.
+    Report `zoo`, section 3.4, uses Keras's `he_normal`, which is truncated; report `pikachu`'s code keeps torch's biases.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -78,7 +78,7 @@ def initialise_he(model: nn.Module, zero_biases: bool = True) -> None:
 
 
 def initialise_torch(model: nn.Module) -> None:
-    """Torch's default weights in every layer, drawn anew."""
+    """Reinitialise every layer with torch's defaults."""
     for layer in [module for module in model.modules() if hasattr(module, "reset_parameters")]:
         layer.reset_parameters()
 
@@ -86,7 +86,7 @@ def initialise_torch(model: nn.Module) -> None:
 def zero_last_batchnorm(model: nn.Module) -> None:
     """Make every residual block start as its shortcut: its last BatchNorm's weight becomes 0. Goyal et al. 2017, section 5.1.
 
-    A network without a block that ends in a BatchNorm, such as a WideResNet, is a ValueError.
+    Raises a ValueError if no block of the network ends in a BatchNorm, as in a WideResNet.
     """
     blocks = [block for block in model.modules() if hasattr(block, "downsample") and not isinstance(block, WideBlock)]
     if not blocks:
@@ -111,7 +111,7 @@ class Description:
 def bottlenecks(
     blocks: Sequence[int], stem: Stem, group_width: int, block: type[ResidualBlock] = Bottleneck, **block_arguments: int
 ) -> Description:
-    """Bottlenecks from 256 channels on; where the image halves, channels and group width double. Xie et al. 2017, table 1."""
+    """Bottlenecks, from 256 channels; when the image halves, channels and group width double. Xie et al. 2017, table 1."""
     stages = (
         Stage(count, 256 * 2**number, 2 if number else 1, block_arguments | {"group_width": group_width * 2**number})
         for number, count in enumerate(blocks)
@@ -122,15 +122,15 @@ def bottlenecks(
 def slim_resnet(
     stem: Stem, blocks: Sequence[int], channels: Sequence[int], strides: Sequence[int], kernel_sizes: Sequence[int]
 ) -> Description:
-    """A network as report `slim` writes it down, figure 1: for each thing it tried, one number per stage."""
+    """A network as report `slim` specifies it in figure 1: for each setting it varied, one number per stage."""
     stages = zip(blocks, channels, strides, ({"kernel_size": size} for size in kernel_sizes), strict=True)
     return Description(stem, tuple(Stage(*stage) for stage in stages))
 
 
 RESNET18 = Description(Stem(), (Stage(2, 64), Stage(2, 128, 2), Stage(2, 256, 2), Stage(2, 512, 2)))  # He et al. 2016, table 1
 
-# Report `slim`, figures 1, 3 and 4. A trial's stem stride and max-pool are not recorded: the first two get ImageNet's, with
-# whose small images torchvision's ResNet-18 reaches as little (78 %); the last two have neither, as its text and code say.
+# Report `slim`, figures 1, 3 and 4. A trial's stem stride and max-pool are not recorded. The first two get ImageNet's, whose
+# small maps hold torchvision's ResNet-18 to as little (78 %); the last two have neither, as the report's text and code say.
 SLIM_STEM = Stem(32, 3, 1, max_pool=False)
 SLIM = {
     "slim_resnet_trial1": slim_resnet(Stem(32), (2, 2, 2, 2), (64, 128, 256, 512), (1, 2, 2, 2), (3, 3, 3, 3)),
@@ -143,7 +143,7 @@ SLIM = {
         (Stage(4, 64, 1, {"reduction": 16}), Stage(4, 128, 2, {"reduction": 16}), Stage(3, 256, 2, {"reduction": 16})),
     ),
 }
-# The final network with one of the report's two other moves taken back.
+# The final network with one of the report's two other changes undone.
 SLIM["slim_resnet_max_pool"] = replace(SLIM["slim_resnet"], stem=replace(SLIM_STEM, max_pool=True))
 _moved = (replace(stage, block_arguments=stage.block_arguments | {"strided": "second"}) for stage in SLIM["slim_resnet"].stages)
 SLIM["slim_resnet_stride_second"] = replace(SLIM["slim_resnet"], stages=tuple(_moved))

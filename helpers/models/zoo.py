@@ -14,9 +14,9 @@ from helpers.models.resnet import initialise_he
 class SimpleNet(nn.Sequential):
     """Thirteen convolutions in a row, `layer1` to `layer13`, each with BatchNorm and ReLU, and one linear layer.
 
-    All are 3×3 but the 11th and the 12th, which are 1×1; a 2×2 max-pooling follows four of them, and the last map is
-    max-pooled whole, so images need 16 pixels a side. Dropout follows each of the first twelve. The convolutions keep their
-    biases, as published.
+    All are 3×3 except the 11th and 12th, which are 1×1. Four of them are followed by 2×2 max-pooling, and the last map is
+    max-pooled globally, so images need at least 16 pixels a side. Dropout follows each of the first twelve. The convolutions
+    keep their biases, as published.
 
     Source: Hasanpour et al. 2016 (arXiv 1608.06037), figure 1 and the authors' networks for CIFAR (their first PyTorch port
     pools after the 10th layer too). BatchNorm in all 13, with torch's momentum of 0.05, is the report's, section 1.4.
@@ -50,8 +50,8 @@ class SimpleNet(nn.Sequential):
 class WideResNet(nn.Sequential):
     """A WideResNet-`depth`-`width`: three stages of N wide blocks with 16, 32 and 64 times `width` channels.
 
-    The stem is a bare convolution: each block has its BatchNorm first, and one more follows the last. A depth that is not
-    6N + 4, or a width that is no whole number of at least 1, is a ValueError.
+    The stem is a bare convolution: each block starts with its BatchNorm, and one more follows the last block. Raises a
+    ValueError unless the depth is 6N + 4 and the width is a whole number of at least 1.
 
     Source: Zagoruyko and Komodakis 2016, table 1.
     """
@@ -77,18 +77,18 @@ class WideResNet(nn.Sequential):
 
 
 class ZooResNeXt(nn.Sequential):
-    """A home-made ResNeXt of report `zoo`: stages of three 32×4d blocks, each closed by a 3×3 convolution of stride 2.
+    """A home-made ResNeXt of report `zoo`: stages of three 32×4d blocks, each followed by a 3×3 convolution of stride 2.
 
-    The closing convolution, `transition1` and so on, halves the side of the maps and changes the channels: to half in the
-    report, to twice as many by the second rule of Xie et al. 2017, section 3.1, which the report cites.
+    The convolution after each stage (`transition1`, …) halves the side of the maps and changes the number of channels: it
+    halves them in the report, and doubles them by the second rule of Xie et al. 2017, section 3.1, which the report cites.
 
-    Source: report `zoo`, sections 3.4 and 5.2, read so: in "1: 32, 16" the blocks have 32 channels and the convolution, bare
-    as written, gives 16; the blocks are its figure's, 32 paths 4 wide at every stage, as no other number is given; the stem
-    has no padding; before "a Dense layer" the maps are averaged, as in the paper.
+    Source: report `zoo`, sections 3.4 and 5.2, read as follows: in "1: 32, 16" the blocks have 32 channels, and the bare
+    convolution gives 16; the blocks are those of its figure, with 32 paths 4 wide at every stage, as no other number is
+    given; the stem has no padding; before "a Dense layer" the maps are averaged, as in the paper.
 
     Args:
-        stages: for each stage, its channels and those after its transition; the stem has the first stage's.
-        rectify: put a ReLU on the scores, as section 3.4 does and section 5.2, with the results, does not.
+        stages: for each stage, its channels and those after its transition; the stem has as many as the first stage.
+        rectify: apply a ReLU to the scores, as in section 3.4 but not in section 5.2, which has the results.
     """
 
     def __init__(self, num_classes: int, stages: Sequence[tuple[int, int]], rectify: bool = False):

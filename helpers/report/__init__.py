@@ -1,5 +1,5 @@
-"""What is told: tables and pictures of the runs; `claims`, `diagrams`, `landscape` and `statistics` by name."""
-# ruff: noqa: F401 (the names that notebooks use)
+"""Reporting: tables and figures of the runs; `claims`, `diagrams`, `landscape` and `statistics` are used as modules."""
+# ruff: noqa: F401 (re-exported for notebooks and other packages)
 
 from helpers.report import claims, diagrams, landscape, statistics
 from helpers.report.figures import drawn

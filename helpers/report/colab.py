@@ -1,4 +1,4 @@
-"""Where the badges and setup cells of README and the notebooks point to, written by `python -m helpers colab`."""
+"""The repository that README's badges and the notebooks' badges and setup cells use: `python -m helpers colab`."""
 
 import re
 from pathlib import Path
@@ -7,14 +7,14 @@ from helpers import runtime
 from helpers.runtime import ROOT, UserError, require
 
 BADGE = re.compile(r"(https://colab\.research\.google\.com/github/)[^)]*(/notebooks/[^)/]+\.ipynb\))")
-# In a notebook's file, where quotes are escaped.
+# As they appear in a notebook's JSON, where quotes are escaped.
 REPO_URL, REF = re.compile(r'(\bREPO_URL = \\"https://github\.com/)[^"\\]+'), re.compile(r'(\bREF = \\")[^"\\]+')
 
 
 def write(repository: str, ref: str = "main", root: Path = ROOT) -> list[Path]:
-    """Point README and every notebook to a repository at a branch or tag; return the files that changed.
+    """Point README and every notebook at a branch or tag of a repository; return the files that changed.
 
-    A UserError where the repository is not OWNER/REPO, the ref is not a branch or tag name, or a notebook has no setup cell.
+    Raises a UserError if the repository is not OWNER/REPO, the ref is not a branch or tag name, or a setup cell is missing.
     """
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repository):
         raise UserError(f"'{repository}' is not a GitHub repository; write it as OWNER/REPO.")

@@ -1,4 +1,4 @@
-"""Networks and blocks as pictures: boxes and arrows with their own numbers, and what a unit sees."""
+"""Diagrams of networks and blocks, with sizes and costs read from the model, and of receptive fields."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,13 +11,13 @@ from helpers.models.blocks import Bottleneck
 from helpers.models.inspect import layer_table
 from helpers.models.resnet import ResidualNet
 
-LAYER, GROUPED, SHORTCUT = "#E6E6E6", "#9CCBEB", "#E69F00"  # 1×1 convolutions and the rest, the 3×3, the shortcut
+LAYER, GROUPED, SHORTCUT = "#E6E6E6", "#9CCBEB", "#E69F00"  # 1×1 convolutions and other layers; 3×3; shortcuts
 
 
 def draw_block(block: Bottleneck) -> Figure:
-    """The three equal forms of a ResNeXt block side by side, with the block's own numbers, as in Xie et al. 2017, figure 3.
+    """The three equivalent forms of a ResNeXt block side by side, with this block's sizes, as in Xie et al. 2017, figure 3.
 
-    A box is a convolution: channels in, kernel, channels out. The 3×3 is blue, the shortcut orange.
+    Each box is a convolution: channels in, kernel, channels out. 3×3 convolutions are blue, the shortcut orange.
     """
     cardinality, width = block.conv2.groups, block.conv2.in_channels
     narrow, channels, out = width // cardinality, block.conv1.in_channels, block.conv3.out_channels
@@ -58,7 +58,7 @@ def draw_block(block: Bottleneck) -> Figure:
 
 
 def _layers(axis, x: float, width: float, layers: Sequence[str], top: float = 8.15, colour: str = LAYER) -> None:
-    """Boxes one under the other, arrows between them; a 3×3 convolution is blue."""
+    """Draw a column of boxes with arrows between them; 3×3 convolutions are blue."""
     for number, text in enumerate(layers):
         y = top - 2 * number
         fill = GROUPED if "3×3" in text else colour
@@ -73,9 +73,9 @@ def _arrow(axis, start: tuple[float, float], end: tuple[float, float]) -> None:
 
 
 def draw_network(model: ResidualNet, image_size: int = 224) -> Figure:
-    """A residual network from left to right: the higher a box, the larger its images (one step for each doubling).
+    """A residual network from left to right: the taller a box, the larger its feature maps (one step per doubling).
 
-    In a box stand its layers, under it the shape it gives, its parameters and its multiply–adds. Stages are blue.
+    Each box lists its layers; below it are its output shape, parameters and multiply–adds. Stages are blue.
     """
     rows = {row.name: row for row in layer_table(model, (1, 3, image_size, image_size))}
     stem = f"{_convolution(model.conv1)}\nstride {model.conv1.stride[0]}"
@@ -108,15 +108,15 @@ def draw_network(model: ResidualNet, image_size: int = 224) -> Figure:
 
 
 def _convolution(layer: nn.Conv2d) -> str:
-    """Kernel and channels as the paper writes them; C is the cardinality."""
+    """Kernel size and output channels in the paper's notation; C is the cardinality."""
     text = f"{layer.kernel_size[0]}×{layer.kernel_size[0]}, {layer.out_channels}"
     return f"{text}, C={layer.groups}" if layer.groups > 1 else text
 
 
 def receptive_fields(fields: Mapping[str, Tensor]) -> Figure:
-    """The fields (H, W) of `models.inspect.receptive_fields`, one panel per title: the darker a pixel, the more it counts.
+    """The fields (H, W) of `models.inspect.receptive_fields`, a panel per title: darker pixels have more influence.
 
-    A square goes around all that count.
+    A square encloses all pixels that have any.
     """
     figure, axes = plt.subplots(1, len(fields), figsize=(2.1 * len(fields), 2.5), squeeze=False, layout="constrained")
     for axis, (title, field) in zip(axes.flat, fields.items(), strict=True):

@@ -1,4 +1,4 @@
-"""The figures of all recorded runs, fit for print, each with its caption: what `python -m helpers table` draws."""
+"""Print-quality figures of all recorded runs, each with its caption, as drawn by `python -m helpers table`."""
 
 import io
 from collections.abc import Iterator
@@ -25,9 +25,9 @@ ACCURACY = (
 
 
 def write(records: list[dict], results_dir: str | Path | None = None) -> list[Path]:
-    """Rebuild `R/figures` from all records of `R/runs`: PNG files, and a README with their captions; other PNG files go.
+    """Rebuild `R/figures` from all records in `R/runs`: PNG files and a README with their captions; delete other PNG files.
 
-    A UserError where the folder cannot be written.
+    Raises a UserError if the folder cannot be written.
     """
     folder = Path(results_dir or results.RESULTS).expanduser() / "figures"
     captions = {}
@@ -45,7 +45,7 @@ def write(records: list[dict], results_dir: str | Path | None = None) -> list[Pa
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """Write a figure as a PNG of 256 colours, for a third of the size: it has few, and the rest are shades at edges."""
+    """Write a figure as a 256-colour PNG, a third of the size: it has few colours, and the rest are antialiasing shades."""
     content = io.BytesIO()
     figure.savefig(content, dpi=DPI)
     with Image.open(content) as image, runtime.whole(path) as file:
@@ -54,7 +54,7 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def drawn(records: list[dict]) -> Iterator[tuple[str, Figure, str]]:
-    """Name, figure and caption: all accuracies; then for each data set the cost, the curves and the best run's confusions."""
+    """Yield (name, figure, caption): all accuracies, then each data set's costs, curves and best run's confusion matrix."""
     records = tables.on_whole_data(records)
     runs_of = tables.by_experiment(records)
     if runs_of:
@@ -78,7 +78,7 @@ def drawn(records: list[dict]) -> Iterator[tuple[str, Figure, str]]:
 
 
 def _rows(runs_of: dict[str, list[dict]]) -> dict[str, dict[str, str]]:
-    """The rows of the accuracy chart by data set, a network's experiments side by side: what was run, or a report prints."""
+    """The accuracy chart's rows by data set: experiments that were run or that a report prints, grouped by network."""
     groups: dict[str, dict[str, str]] = {title: {} for title in DATA.values()}
     for name, row in sorted(EXPERIMENTS.items(), key=lambda item: item[1].model.removeprefix("torchvision/")):
         if (name in runs_of or tables.printed_accuracy(name)) and row.dataset in DATA:
@@ -87,9 +87,9 @@ def _rows(runs_of: dict[str, list[dict]]) -> dict[str, dict[str, str]]:
 
 
 def _costs(own: dict[str, list[dict]]) -> pd.DataFrame:
-    """What `plots.accuracy_against_cost` draws: of each network on one data set the best experiment by validation accuracy."""
+    """The table for `plots.accuracy_against_cost`: each network's best experiment on a data set, by validation accuracy."""
     ascending = sorted(own, key=lambda name: tables.validation_accuracy(own[name]))
-    best = {own[name][0]["model"]["name"].removeprefix("torchvision/"): name for name in ascending}  # the last one stays
+    best = {own[name][0]["model"]["name"].removeprefix("torchvision/"): name for name in ascending}  # the last one wins
     rows = {}
     for name in best.values():
         model = own[name][0]["model"]
@@ -98,7 +98,7 @@ def _costs(own: dict[str, list[dict]]) -> pd.DataFrame:
 
 
 def readme(captions: dict[str, str]) -> str:
-    """The README of the figures: each with its caption."""
+    """The README of the figures, showing each with its caption."""
     parts = ["# Figures", "Drawn from the run records by `python -m helpers table`."]
     for name, caption in captions.items():
         parts += [f"## {name}", f"![{name}]({name}.png)", caption]

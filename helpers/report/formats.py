@@ -1,4 +1,4 @@
-"""How a table is printed: every number as a reader wants it, in a notebook and in Markdown."""
+"""Table formatting for notebooks and Markdown: how the numbers of each column are printed."""
 
 import re
 import zlib
@@ -23,7 +23,7 @@ _FORMATS = {
 
 
 def percent(value: float | tuple[float, float] | None) -> str:
-    """A fraction or a range of two in percent, as a reader wants it; empty for None."""
+    """A fraction, or a (low, high) range of fractions, as a percentage; empty for None."""
     if isinstance(value, tuple):
         return f"{100 * value[0]:g}–{100 * value[1]:g}%"
     return "" if value is None else f"{value:.2%}"
@@ -40,12 +40,12 @@ def _cell(column: str, value) -> str:
 
 
 def as_text(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with every number as a reader wants it; an empty cell where there is none."""
+    """The table with every number formatted as text; missing values become empty cells."""
     return pd.DataFrame({name: [_cell(name, value) for value in table[name]] for name in table.columns})
 
 
 def _is_text(values: pd.Series) -> bool:
-    """Whether a column has words, most of which begin with no digit: they stand to the left, and numbers to the right."""
+    """Whether a column is left-aligned as text: most of its entries do not begin with a digit. Numbers are right-aligned."""
     words = set(values) - {"", NOT_YET}
     if not words or not all(isinstance(value, str) for value in words):
         return False
@@ -53,9 +53,9 @@ def _is_text(values: pd.Series) -> bool:
 
 
 def styled(table: pd.DataFrame, caption: str, best: str | dict[str, str] | None = None) -> Styler:
-    """The table for a notebook: a caption, numbers as in `as_text`, and the best value of each column of `best` in bold.
+    """The table for a notebook: a caption, numbers as in `as_text`, and the best value of each column in `best` in bold.
 
-    `best` is the column whose largest value is best, or `"max"` or `"min"` for each of several columns.
+    `best` is the column whose largest value is best, or maps several columns to `"max"` or `"min"`.
     """
     best = {best: "max"} if isinstance(best, str) else best or {}
     bold = pd.DataFrame("", index=table.index, columns=table.columns)
@@ -68,7 +68,7 @@ def styled(table: pd.DataFrame, caption: str, best: str | dict[str, str] | None 
     left = [{"selector": "", "props": "text-align: left"}]
     style = style.set_table_styles({name: left for name in table.columns if _is_text(table[name])})
     style = style.set_table_styles([{"selector": "caption", "props": "text-align: left; white-space: nowrap"}], overwrite=False)
-    return style.set_uuid(f"{zlib.crc32(caption.encode()):x}")  # else it is random, and no two runs of a notebook are equal
+    return style.set_uuid(f"{zlib.crc32(caption.encode()):x}")  # a random one would change a notebook's output every run
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -20,10 +20,10 @@ Folder = str | Path | None
 
 
 def filter_normalised_direction(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
-    """A random direction of the weights in which each filter is as long as the network's own.
+    """A random direction in weight space, with each filter scaled to the norm of the network's own filter.
 
-    Without that, a network with larger weights looks flatter, though BatchNorm makes their size mean nothing. Biases and
-    BatchNorm's parameters, of one dimension, stay where they are. Source: Li et al. 2018 (arXiv 1712.09913), section 4.
+    Without the scaling, a network with larger weights looks flatter, though BatchNorm makes their scale irrelevant. Biases
+    and BatchNorm's parameters (one-dimensional) are not moved. Source: Li et al. 2018 (arXiv 1712.09913), section 4.
     """
     direction = {}
     for name, weight in model.named_parameters():
@@ -36,9 +36,9 @@ def filter_normalised_direction(model: nn.Module, generator: torch.Generator) ->
 
 @torch.no_grad()
 def loss_along(model: nn.Module, direction: dict[str, Tensor], radii: Sequence[float], split: data.Split, recipe: Recipe):
-    """The mean cross-entropy at the weights plus each radius times the direction, as float64; the weights are put back.
+    """The mean cross-entropy at weights + radius × direction for each radius, as float64; the weights are restored.
 
-    BatchNorm keeps its running statistics.
+    BatchNorm keeps the running statistics of the trained network.
     """
     parameters = dict(model.named_parameters())
     weights = {name: parameters[name].clone() for name in direction}
@@ -55,7 +55,7 @@ def loss_along(model: nn.Module, direction: dict[str, Tensor], radii: Sequence[f
 
 
 def subset(split: data.Split, images: int = IMAGES) -> data.Split:
-    """So many images with every class in its share: the same ones in whatever order the split has them."""
+    """A stratified sample of `images` images, the same ones whatever the order of the split."""
     keys = list(zip(split.digests or split.names, split.labels.tolist(), strict=True))
     return data.stratified(split.subset(sorted(range(len(split)), key=keys.__getitem__)), images)
 
@@ -65,8 +65,8 @@ def obtain(
 ) -> np.ndarray | None:
     """The losses around a run's best weights on a `subset` of a split: float64 (DIRECTIONS, len(RADII)).
 
-    Read from beside the run's record if they are there and whole, else measured from its checkpoint, on the device or the best
-    there is, and put there; None where there is no checkpoint either. The directions' random numbers are those of every run.
+    Loaded from the file beside the run's record if it is intact, otherwise measured from the checkpoint and saved there;
+    None if there is no checkpoint either. The device defaults to the best one. Directions have the same seed for every run.
     """
     name, profile, seed = record["experiment"], record["profile"], record["seed"]
     path = results.record_path(name, profile, seed, results_dir).with_name(f"seed{seed}.landscape.npz")
@@ -75,13 +75,13 @@ def obtain(
     checkpoint_dir = checkpoint_dir or results.checkpoint_folder(profile, Path(results_dir or results.RESULTS))
     state = checkpoints.load_checkpoint(experiments.checkpoint_path(name, profile, seed, checkpoint_dir))
     if state is None:
-        print(f"{name}, seed {seed}: the loss around it was not measured, and its checkpoint is not here.")
+        print(f"{name}, seed {seed}: no loss landscape is recorded, and its checkpoint is not here to measure one.")
         return None
     device = runtime.choose_device(device)
     model = models.build(record["model"]["name"], record["dataset"]["num_classes"]).to(device)
     model.load_state_dict(state["best_weights"])
     images = subset(split, 10 if profile == "smoke" else IMAGES).to(device)
-    # In fp32: far from the weights that were trained, scores may be too large for the 16 bits of an older GPU.
+    # In fp32: far from the trained weights, the logits may overflow the fp16 of an older GPU.
     recipe = replace(experiments.recipe_for(experiments.find(name), profile), mixed_precision=False)
     generator = torch.Generator().manual_seed(0)
     directions = [filter_normalised_direction(model, generator) for _ in range(DIRECTIONS)]

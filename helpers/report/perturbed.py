@@ -1,4 +1,4 @@
-"""Perturbed training, seen closely: the losses of its first steps, and the gradients that a run takes."""
+"""Perturbed training in detail: the losses of its first steps, and how many gradients a run computes."""
 
 import json
 from dataclasses import replace
@@ -14,7 +14,7 @@ from helpers.training.loop import batches_of_epoch
 from helpers.training.recipe import Recipe, is_perturbed
 
 PERTURBED = "cifar10/resnext29_under5m_amp"
-# What the sources that report `amp` names do, and the report does not say; each left out, and then all three.
+# Choices of the sources that report `amp` names, which the report does not mention: each left out, then all three.
 FIRST_STEPS = {
     "as its sources": {},
     "without torch's weights": {"initialisation": None},  # the network's own are He-normal
@@ -26,10 +26,9 @@ FILE, STEPS = RESULTS / "first_steps.json", 300
 
 
 def first_steps(train: data.Split, device: torch.device, steps: int, **sizes: int) -> dict[str, list[float]]:
-    """The loss before each of the first steps of report `amp`'s perturbed run, for every entry of `FIRST_STEPS`.
+    """The loss before each of the first `steps` steps of report `amp`'s perturbed run, for every entry of `FIRST_STEPS`.
 
-    All begin with the random numbers of seed 0 and see the same batches; the rate is the recipe's first. `sizes` are in place
-    of the recipe's own.
+    All start from seed 0 and see the same batches, at the recipe's initial learning rate. `sizes` override the recipe's own.
     """
     row, losses = experiments.find(PERTURBED), {}
     for label, changes in FIRST_STEPS.items():
@@ -43,7 +42,7 @@ def first_steps(train: data.Split, device: torch.device, steps: int, **sizes: in
 
 
 def measure_first_steps() -> None:
-    """Measure `first_steps` on CIFAR-10, on the best device there is, and write `results/first_steps.json`."""
+    """Measure `first_steps` on CIFAR-10, on the best available device, and write `results/first_steps.json`."""
     device = runtime.choose_device()
     train = experiments.load_data(experiments.find(PERTURBED), "full").train
     measured = {"device": runtime.device_name(device), "losses": first_steps(train, device, STEPS)}
@@ -51,7 +50,7 @@ def measure_first_steps() -> None:
 
 
 def obtain_first_steps(train: data.Split, device: torch.device, profile: str) -> dict[str, list[float]]:
-    """`first_steps`: two for `smoke`, 300 on a GPU, elsewhere those that `measure_first_steps` wrote, if it ever ran."""
+    """`first_steps`: 2 steps for `smoke`, 300 on a GPU; otherwise what `measure_first_steps` saved, if it has been run."""
     if profile == "smoke":
         return first_steps(train, device, 2, batch_size=8, image_size=8)
     if device.type == "cuda":
@@ -60,7 +59,7 @@ def obtain_first_steps(train: data.Split, device: torch.device, profile: str) ->
 
 
 def gradients(recipe: Recipe, steps: int) -> np.ndarray:
-    """How many gradients of a batch each epoch of so many steps takes: int64 (epochs,)."""
+    """How many batch gradients each epoch of `steps` steps computes: int64 (epochs,)."""
     inner = 0 if recipe.perturbation is None else recipe.inner_steps
     total = steps * recipe.epochs
     taken = [1 + inner * is_perturbed(recipe, step / total, step) for step in range(total)]

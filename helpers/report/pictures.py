@@ -1,4 +1,4 @@
-"""What it looks like, as images: grids, heat maps over images, probabilities under them."""
+"""Figures made of images: grids, heat-map overlays, and images above their class probabilities."""
 
 import math
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ from torch import Tensor
 
 
 def stamp(figure: Figure) -> Figure:
-    """Write SAMPLE across a figure made from generated data, so that it is never taken for a result."""
+    """Write SAMPLE across a figure made from generated data, so that it is never mistaken for a result."""
     figure.text(0.5, 0.5, "SAMPLE", fontsize=56, color="0.5", alpha=0.35, rotation=25, ha="center", va="center")
     return figure
 
 
 def image_grid(images, titles: Sequence[str] | None = None, columns: int = 8, sample: bool = False, inches=1.25) -> Figure:
-    """A grid of images, uint8 (N, 3, H, W), so many inches wide, each under its title."""
+    """A grid of images, uint8 (N, 3, H, W), each `inches` wide and under its title."""
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
     size = (inches * columns, (inches if titles is None else inches + 0.3) * rows)
@@ -30,14 +30,14 @@ def image_grid(images, titles: Sequence[str] | None = None, columns: int = 8, sa
 
 
 def middle(image: Tensor, size: int) -> Tensor:
-    """What a network with inputs of `size` pixels sees of an image (3, H, W): its middle, (3, size, size)."""
+    """The centre crop (3, size, size) of an image (3, H, W): what a network with inputs of `size` pixels sees."""
     top, left = ((side - size) // 2 for side in image.shape[-2:])
     return image[:, top : top + size, left : left + size]
 
 
 def overlay(image: Tensor, heat: Tensor) -> Tensor:
-    """A heat map (S, S), from 0 to 1, over the middle of an image, uint8 (3, H, W): uint8 (3, S, S)."""
-    grey = middle(image, len(heat)).float().mean(0)  # so that the image's own colours are not taken for heat
+    """A heat map (S, S), from 0 to 1, over the centre crop of an image, uint8 (3, H, W): uint8 (3, S, S)."""
+    grey = middle(image, len(heat)).float().mean(0)  # so that the image's own colours are not mistaken for heat
     colours = 255 * torch.from_numpy(plt.get_cmap("inferno")(heat.numpy())[..., :3]).permute(2, 0, 1)
     return (0.4 * grey + 0.6 * colours).round().to(torch.uint8)
 
@@ -45,7 +45,7 @@ def overlay(image: Tensor, heat: Tensor) -> Tensor:
 def probability_bars(
     images: Sequence[Tensor], titles: Sequence[str], shares: Tensor, classes: Sequence[str], sample: bool = False
 ) -> Figure:
-    """Images, each uint8 (3, H, W), under their titles and over their five most likely classes by their `shares` (N, C)."""
+    """Images, each uint8 (3, H, W), with a title above and the five most likely classes by `shares` (N, C) below."""
     count = min(5, len(classes))
     size, heights = (2.3 * len(images), 2.5 + 0.36 * count), (2.4, 0.36 * count)
     figure, axes = plt.subplots(2, len(images), figsize=size, height_ratios=heights, squeeze=False, layout="constrained")

@@ -1,4 +1,4 @@
-"""What it looks like, drawn: training curves, accuracies, confusion matrices, costs, searches."""
+"""Plots: training curves, accuracies, confusion matrices, costs and searches."""
 
 import itertools
 import math
@@ -17,9 +17,9 @@ from helpers.experiments import EXPERIMENTS
 from helpers.report import tables
 from helpers.report.pictures import stamp
 
-# Okabe and Ito (2008), with a grey in the place of their yellow, which is hard to see on white paper.
+# Okabe and Ito (2008), with grey in place of their yellow, which is hard to see on white paper.
 PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#888888"]
-FAMILIES = {  # what a model's name begins with: its colour, and its marker, which tells it apart in grey
+FAMILIES = {  # by prefix of the model's name: colour, and marker, which tells families apart in greyscale
     "resnext50": ("#0072B2", "o"),
     "torchvision/resnext50": ("#E69F00", "s"),
     "torchvision/resnet": ("#009E73", "^"),
@@ -36,13 +36,13 @@ LINES = ("-", "--", "-.", ":")
 
 
 def model_style(model: str) -> dict:
-    """Colour and marker of a model's family, the same in every figure, as arguments of `plot`; grey for a model without one."""
+    """The colour and marker of a model's family, the same in every figure, as `plot` arguments; grey if it has no family."""
     ink, marker = next((style for start, style in FAMILIES.items() if model.startswith(start)), ("#666666", "."))
     return {"color": ink, "marker": marker}
 
 
 def inks(models: Sequence[str]) -> list:
-    """A colour for each line of a figure: its family's, the paler the later it comes there; in turn, where all are of one."""
+    """One colour per line of a figure: its family's, paler for each later member, or the palette's if all share a family."""
     own = [model_style(model)["color"] for model in models]
     if len(own) > 1 and len(set(own)) == 1:
         return list(itertools.islice(itertools.cycle(PALETTE), len(own)))
@@ -51,11 +51,11 @@ def inks(models: Sequence[str]) -> list:
 
 
 def _label(axis, points: Mapping[str, tuple], at_edge: bool) -> None:
-    """A label for each (x, y, colour), beside its point or at the right edge, moved up or down so that no two overlap.
+    """Label each (x, y, colour) beside its point or at the right edge, moving labels up or down so that no two overlap.
 
-    A point that is not finite, of a run that diverged, has none.
+    A point that is not finite, from a run that diverged, gets no label.
     """
-    axis.get_xlim(), axis.get_ylim()  # brings the limits up to date
+    axis.get_xlim(), axis.get_ylim()  # applies any pending autoscaling
     to_fraction = (axis.transData + axis.transAxes.inverted()).transform
     fractions = {label: to_fraction(point[:2]) for label, point in points.items() if math.isfinite(point[1])}
     if not fractions:
@@ -68,7 +68,7 @@ def _label(axis, points: Mapping[str, tuple], at_edge: bool) -> None:
         *point, ink = points[label]
         across = fractions[label][0]
         hides = any(0 < right - across < 0.3 and abs(up - place) < height for right, up in fractions.values())
-        before = not at_edge and (across > 0.6 or (across > 0.2 and hides))  # behind its point, there is no room for a label
+        before = not at_edge and (across > 0.6 or (across > 0.2 and hides))  # no room for a label to the right of its point
         axis.annotate(
             label,
             point,
@@ -90,7 +90,7 @@ def _plain_numbers(axis) -> None:
 
 
 def curves(runs: Mapping[str, Mapping], sample: bool = False) -> Figure:
-    """Runs by label: validation accuracy on one axis, the losses on a logarithmic one, with the label on each line."""
+    """Training curves of runs by label: validation accuracy, and losses on a logarithmic axis, with a label on each line."""
     colours = inks([run["model"]["name"] for run in runs.values()])
     figure, axes = plt.subplots(1, 2, figsize=(12, max(3.6, 0.2 * len(runs) + 1)), layout="constrained")
     axes[1].set_yscale("log")
@@ -122,11 +122,11 @@ TICK = {"marker": "|", "color": "0.5", "markersize": 12, "markeredgewidth": 1, "
 
 
 def accuracy_chart(groups: Mapping[str, Mapping[str, str]], records: Iterable[dict], reported: bool = True) -> Figure:
-    """Test accuracies as dots: under each title, on one scale, a row for each label and experiment, run or not.
+    """Test accuracies as dots, all on one scale: a panel per title, with a row per labelled experiment, run or not.
 
-    A dot is a seed, a coloured line their mean, a hollow diamond the report's value (two and a line: a range), a grey tick an
-    accuracy known from elsewhere for the network on this data set. `reported` False: the runs are not of the report's recipe
-    and images, and its value is left out.
+    A dot is a seed, a coloured line the mean over seeds, a hollow diamond the report's value (two joined by a line: a
+    range), and a grey tick an accuracy published elsewhere for the network on this data set. `reported=False` leaves out
+    the report's value, for runs that do not use its recipe and images.
     """
     runs_of, ticks = tables.by_experiment(records), 0
     tall = [len(rows) + 0.2 for rows in groups.values()]
@@ -197,8 +197,8 @@ def accuracy_against_cost(
 
 
 def loss_around(radii: Sequence[float], losses: Mapping[str, np.ndarray], sample: bool = False) -> Figure:
-    """The loss along random directions around trained networks, on a logarithmic axis: a thin line per direction, a thick one
-    for their mean. `losses` has a label for each (directions, len(radii)) array, as `landscape.obtain` gives it.
+    """The loss around trained networks on a logarithmic axis: a thin line per random direction, a thick one for their mean.
+    `losses` maps labels to (directions, len(radii)) arrays, as returned by `landscape.obtain`.
     """
     figure, axis = plt.subplots(figsize=(7.5, 4), layout="constrained")
     for ink, line, (label, curves_around) in zip(PALETTE, itertools.cycle(LINES), losses.items(), strict=False):
@@ -221,10 +221,10 @@ def _cells(axis, shares: np.ndarray, texts: np.ndarray, limits: tuple[float, flo
 
 
 def confusion_matrices(runs: Mapping[str, Mapping], sample: bool = False) -> Figure:
-    """The confusion matrices of runs by label, at most four side by side: rows are the true class, columns the predicted one.
+    """Confusion matrices of runs by label, at most four side by side: true classes in rows, predicted ones in columns.
 
-    CIFAR-100's are by superclass. The darker a cell, the larger its share of its row. Counts other than zero are in the cells
-    where there is room: in up to four matrices, or up to ten classes.
+    CIFAR-100's are by superclass. The darker a cell, the larger its share of its row. Non-zero counts are printed where
+    there is room: with up to four matrices or up to ten classes.
     """
     matrices, what = {label: np.array(run["test"]["confusion"]) for label, run in runs.items()}, ""
     classes = next(iter(runs.values()))["dataset"]["classes"]
@@ -254,8 +254,8 @@ def confusion_matrices(runs: Mapping[str, Mapping], sample: bool = False) -> Fig
 
 
 def stage_bars(networks: Mapping[str, pd.DataFrame], models: Sequence[str]) -> Figure:
-    """Parameters and multiply–adds of each stage, with the totals in the legend: a label for each network's `stage_table`, and
-    the networks' models for their colours, `""` for one that is none.
+    """Parameters and multiply–adds of each stage, with the totals in the legend.
+    `networks` maps labels to `stage_table`s; `models` has the model name that sets each one's colour, `""` if it has none.
     """
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     width = 0.8 / len(networks)
@@ -276,7 +276,7 @@ def stage_bars(networks: Mapping[str, pd.DataFrame], models: Sequence[str]) -> F
 def search_heat_map(table: pd.DataFrame, sample: bool = False) -> Figure:
     """The best validation accuracy of each trial: one panel per batch size, a row per weight decay, a column per learning rate.
 
-    All panels share their shades. A trial that the table misses, or without a `val accuracy` since it diverged, stays white.
+    All panels share one colour scale. A trial not in the table, or without `val accuracy` because it diverged, stays white.
     """
     batch_sizes = sorted(table["batch size"].unique())
     rates, decays = (sorted(table[name].unique(), reverse=True) for name in ("learning rate", "weight decay"))

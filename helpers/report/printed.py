@@ -1,4 +1,4 @@
-"""Figures and tables that the reports print, line by line beside what their networks and recipes give."""
+"""Figures and tables printed in the reports, compared line by line with what their networks and recipes give."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -14,13 +14,13 @@ from helpers.report.claims.measures import printed_lines
 # Report `slim`, figure 2: the learning rates printed at epochs 11 to 17, counted from 0.
 SLIM_RATES = [0.0912902842758814, 0.08264049551198992, 0.01424664832292858, 0.014829184220305288]
 SLIM_RATES += [0.08273569243054962, 0.09122470424783691, 0.023935585672309027]
-# Report `zoo`, section 5.3: pairs of networks of which the second is only wider, or only deeper.
+# Report `zoo`, section 5.3: pairs of networks in which the second is only wider, or only deeper.
 ZOO_STEPS = [("wider", *pair) for pair in pairwise(["wrn16_2", "wrn16_4", "wrn16_8", "wrn16_16"])]
 ZOO_STEPS += [("wider", "wrn28_2", "wrn28_4"), ("deeper", "wrn16_2", "wrn28_2"), ("deeper", "wrn16_4", "wrn28_4")]
 
 
 def amp_figure2() -> pd.DataFrame:
-    """The lines of report `amp`'s figure 2, its network's summary, that are not the network's: as printed, and as they are."""
+    """The lines of report `amp`'s figure 2, its network's summary, that do not match the network: printed and true value."""
     rows = []
     for number, (printed, true) in enumerate(zip(printed_lines(), lines(network("resnext29_under5m", 10), 32), strict=True), 1):
         if printed != true:
@@ -31,9 +31,9 @@ def amp_figure2() -> pd.DataFrame:
 
 
 def slim_rates(batches: Sequence[int]) -> pd.DataFrame:
-    """The learning rates of report `slim`'s log beside those that a cosine of 25 batches gives, by the batches of an epoch.
+    """The learning rates in report `slim`'s log beside those of a cosine of 25 batches, for each count of batches per epoch.
 
-    The log prints the scheduler's `get_lr()`, which extrapolates by one step more between steps; so do these.
+    The log prints the scheduler's `get_lr()`, which extrapolates one step further when called between steps; so do these.
     """
     recipe = recipes.SLIM_FINAL
     lowest = recipe.lowest_learning_rate
@@ -48,9 +48,9 @@ def slim_rates(batches: Sequence[int]) -> pd.DataFrame:
 
 
 def zoo_steps() -> pd.DataFrame:
-    """Report `zoo`'s steps in width and depth: the arithmetic's ratio, the points gained, and what they leave to chance.
+    """Report `zoo`'s steps in width and depth: the ratio of MACs, the points gained, their 95 % interval and p-value.
 
-    As if each accuracy had been measured on 10,000 test images of its own.
+    Both treat each accuracy as measured on its own 10,000 test images.
     """
     rows = []
     for change, first, second in ZOO_STEPS:

@@ -1,4 +1,4 @@
-"""What README shows of the records, each part between its own markers: first what the reports print beside what came out."""
+"""The parts of README made from the records, each between its own markers: what the reports print beside our results."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from helpers.runtime import ROOT, require
 
 HALVING = [f"cifar100/zoo_resnext{number}" for number in (1, 2, 3)]
 UNSTATED = [name for name in EXPERIMENTS if re.match("cifar100/(wrn|simplenet)", name)]
-# Where the network of a row is not, or not surely, the report's own.
+# Rows whose network is not, or may not be, the report's own.
 NETWORKS = {
     "pikachu/resnext50_ours": "its code pads no max-pool",
     "cifar10_5k/resnext29_32x4d": "no, the paper's",
@@ -26,7 +26,7 @@ NETWORKS = {
     **dict.fromkeys(HALVING, "block not described in full"),
     **dict.fromkeys(UNSTATED, "dropout not stated"),
 }
-# What the report leaves open of a row's recipe; its code, or a guess, fills it in.
+# What the report leaves open in a row's recipe, filled in from its code or by a guess.
 OPEN = {
     "cifar10/resnet18_torchvision": "no recipe stated",
     **dict.fromkeys((f"cifar10/slim_resnet_trial{number}" for number in (1, 2, 3)), "epochs not stated"),
@@ -48,7 +48,7 @@ def _seeds(runs: list[dict]) -> str:
 
 
 def _ways(name: str, runs_of: dict[str, list[dict]]) -> list[str]:
-    """A row of the plan, and how else it was run to repeat it: as coded, or shortened to some epochs."""
+    """An experiment and its variants: as coded, or, if they have been run, shortened to fewer epochs."""
     shortened = [other for other in EXPERIMENTS if re.fullmatch(rf"{name}_\d+ep", other) and not EXPERIMENTS[other].reported]
     return [name, *CODED.get(name, ()), *(other for other in shortened if other in runs_of)]
 
@@ -68,7 +68,7 @@ def _schedule(name: str, of: str, runs: list[dict]) -> str:
 
 
 def reported_table(records: Iterable[dict]) -> pd.DataFrame:
-    """One row per accuracy that a report prints, and per way in which it was run: as written, as coded, or shortened."""
+    """One row per accuracy that a report prints and per way of running it: as written, as coded, or shortened."""
     runs_of, rows = tables.by_experiment(tables.on_whole_data(records)), []
     reported = {name: row for name, row in EXPERIMENTS.items() if "test_accuracy" in row.reported}
     for name, row in reported.items():
@@ -82,10 +82,10 @@ def reported_table(records: Iterable[dict]) -> pd.DataFrame:
 
 
 def headline_table(records: Iterable[dict]) -> pd.DataFrame:
-    """One row per report: its best accuracy, ours by its own recipe and by a short one, and one known from elsewhere.
+    """One row per report: its best accuracy, ours with its own recipe and with a short one, and one published elsewhere.
 
-    Its own recipe is as written, or else as coded, or else shortened, and the cell says which, or what of it is not stated. Of
-    the short ones it is that with the best validation accuracy, and `minutes` are its time.
+    Its own recipe is as written, or else as coded, or else shortened; the cell says which, or what is not stated. The short
+    recipe is the one with the best validation accuracy, and `minutes` is its time.
     """
     runs_of, rows = tables.by_experiment(tables.on_whole_data(records)), []
     for report, subject in REPORTS.items():
@@ -111,18 +111,18 @@ def headline_table(records: Iterable[dict]) -> pd.DataFrame:
 
 
 def write(records: list[dict], readme: Path = ROOT / "README.md") -> Path:
-    """Put what the records say between the markers of README, and touch nothing else; a missing marker is a UserError."""
+    """Update README between its markers from the records and change nothing else; a UserError if a marker is missing."""
     text = readme.read_text(encoding="utf-8")
     for name, part in parts(records).items():
         pieces = re.split(rf"(<!-- {name} -->\n|<!-- /{name} -->)", text)
-        require(len(pieces) == 5, f"{readme.name} has no <!-- {name} --> … <!-- /{name} --> to write the table between.")
+        require(len(pieces) == 5, f"{readme.name} has no <!-- {name} --> … <!-- /{name} -->; add both markers, once each.")
         text = "".join([*pieces[:2], part, *pieces[3:]])
     runtime.save_text(readme, text)
     return readme
 
 
 def parts(records: list[dict]) -> dict[str, str]:
-    """The text for each pair of markers, by its name."""
+    """The text for each pair of markers, by marker name."""
     return {
         "headline": markdown(headline_table(records)),
         "reported": markdown(reported_table(records)),
@@ -137,15 +137,15 @@ SPEED_COLUMNS += ["peak memory, GiB"]
 
 
 def speed_part(results_dir: str | Path | None = None) -> str:
-    """One row per model and machine, from what `python -m helpers bench` kept in `R/bench`."""
+    """One row per model and machine, from the files that `python -m helpers bench` saved in `R/bench`."""
     rows = []
     for path in sorted((Path(results_dir or results.RESULTS) / "bench").glob("*.json")):
         measured = json.loads(path.read_text(encoding="utf-8"))
-        hardware = path.stem.replace("_", " ")  # who measures names it: a record's device does not tell processors apart
+        hardware = path.stem.replace("_", " ")  # named by whoever measured: a record's device does not tell processors apart
         for row in measured.get("results", ()):
             speeds = [f"{row[f'{side}_images_per_second']:.1f}" for side in ("textbook", "ours")]
             ratios = [f"{row[name]:.1f}×" for name in ("ratio", "input_ratio")]
             memory = " → ".join(f"{row[f'{side}_peak_memory_bytes'] / 2**30:.1f}" for side in ("textbook", "ours"))
             size = f"{row['image_size']}×{row['image_size']}"
             rows.append((hardware, row["model"], size, row["batch"], *speeds, *ratios, memory))
-    return markdown(pd.DataFrame(rows, columns=SPEED_COLUMNS)) if rows else "Nothing was measured yet.\n"
+    return markdown(pd.DataFrame(rows, columns=SPEED_COLUMNS)) if rows else "Nothing has been measured yet.\n"

@@ -1,6 +1,6 @@
-"""What more GPUs would buy: a cost model for 1 to 64, and images a second measured with the processes at hand.
+"""The speed-up from more GPUs: a cost model for 1 to 64, and images per second measured with the processes started.
 
-`[torchrun --standalone --nproc-per-node=2 | python] -m helpers.report.scaling` keeps both in `results/bench/scaling`.
+`[torchrun --standalone --nproc-per-node=2 | python] -m helpers.report.scaling` saves both in `results/bench/scaling`.
 """
 
 import json
@@ -23,13 +23,13 @@ BATCHES = {
     "resnext50_32x4d": (2, 224, (8, 32)),
 }  # classes, pixels, the recipes' batches
 ASSUMED = {
-    "operations_per_second": 2e13,  # of one GPU in training, at any batch
-    "launch_seconds": 1e-5,  # of a kernel; a step launches three a layer, and is no shorter than that
-    "latency_seconds": 1e-5,  # of each of the 2 (N - 1) messages of a ring
+    "operations_per_second": 2e13,  # of one GPU in training, at any batch size
+    "launch_seconds": 1e-5,  # per kernel; a step launches three per layer, and takes at least that long
+    "latency_seconds": 1e-5,  # of each of the 2 (N - 1) messages in a ring all-reduce
     "bytes_per_second": {"PCIe": 1e10, "NVLink": 2e11},
-    "hidden": 2 / 3,  # of a step: its backward pass, in which DistributedDataParallel sends what is ready
+    "hidden": 2 / 3,  # of a step: its backward pass, during which DistributedDataParallel sends the gradients that are ready
 }
-GPUS, PAYS, STEPS = (1, 2, 4, 8, 16, 32, 64), 1.25, 4  # twice the GPUs pay where they are this much faster
+GPUS, PAYS, STEPS = (1, 2, 4, 8, 16, 32, 64), 1.25, 4  # doubling the GPUs pays off if it is at least this much faster
 
 
 def images_per_second(parts: dict, batch: int, gpus: int, bandwidth: float) -> float:
@@ -41,7 +41,7 @@ def images_per_second(parts: dict, batch: int, gpus: int, bandwidth: float) -> f
 
 
 def modelled() -> list[dict]:
-    """One row for each network, batch and link: what is counted, the speeds by the number of GPUs, and how many pay."""
+    """One row per network, batch and link: the counts, the speeds by number of GPUs, and how many GPUs pay off."""
     rows = []
     for name, (classes, pixels, batches) in BATCHES.items():
         network = models.inspect.network(name, classes)
@@ -56,9 +56,9 @@ def modelled() -> list[dict]:
 
 
 def measured() -> dict:
-    """The first network on this machine with as many processes as there are, over a few steps after a first one.
+    """The speed of the first network on this machine with the processes started, over a few steps after a first one.
 
-    The processor's own seconds of a step in the first process tell what a free core would need where the machine is busy.
+    The CPU seconds per step of the first process show what a free core would need if the machine is busy.
     """
     device, name = processes.join(), next(iter(BATCHES))
     classes, pixels, (batch, *_) = BATCHES[name]
@@ -74,7 +74,7 @@ def measured() -> dict:
 
 
 def draw(rows: list[dict]) -> None:
-    """How many times as fast so many GPUs are; the mark is at the last that pays."""
+    """Plot the speed-up by number of GPUs; the marker is at the largest number that pays off."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
     for axis, (link, bandwidth) in zip(axes, ASSUMED["bytes_per_second"].items(), strict=True):
         for row, style in zip([row for row in rows if row["link"] == link], ("o-", "s--", "^-", "D--"), strict=True):

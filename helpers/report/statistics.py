@@ -1,4 +1,4 @@
-"""How sure a number is: intervals, paired tests, and the sample sizes that would tell two models apart."""
+"""Uncertainty: intervals, paired tests, and the sample sizes that would tell two models apart."""
 
 import math
 import re
@@ -18,7 +18,7 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
 
 
 def prediction_interval(values: Sequence[float], low: float = -math.inf, high: float = math.inf) -> tuple[float, float]:
-    """Where one further run of the same experiment falls with 95 % probability, from two seeds or more.
+    """The interval in which one further run of the same experiment falls with 95 % probability, from two or more seeds.
 
     mean ± t(k − 1) s √(1 + 1/k), cut off at `low` and `high`. The mean always lies inside.
     Source: Hahn and Meeker 1991, Statistical Intervals, section 4.7.
@@ -29,16 +29,16 @@ def prediction_interval(values: Sequence[float], low: float = -math.inf, high: f
 
 
 def accuracy_interval(accuracies: Sequence[float], n: int) -> tuple[float, float]:
-    """What an accuracy of another run is judged by: one seed's Wilson interval on n images, else the prediction interval."""
+    """The interval that another accuracy is judged by: for one seed, Wilson's on n images, else the prediction interval."""
     return wilson(round(accuracies[0] * n), n) if len(accuracies) == 1 else prediction_interval(accuracies, 0, 1)
 
 
 class Paired:
-    """Two models on the same test images under the same seeds: `right` (seeds, images), +1 where only the first is right.
+    """Two models, same images and seeds; `right` (seeds, images): +1 if only the first is right, −1 if only the second.
 
-    An image counts for the model that got it right under more seeds, so that no image counts twice; with one seed that is
-    McNemar's exact test (McNemar 1947, as a binomial test on the images that only one got right). `first` and `second` say
-    whether each model was right, a boolean array (images,) for each seed.
+    An image counts for the model that got it right under more seeds, so that no image counts twice; with one seed this is
+    McNemar's exact test (McNemar 1947, as a binomial test on the images that only one got right). `first` and `second` have
+    a boolean array (images,) for each seed, which says where that model was right.
     """
 
     def __init__(self, first: Sequence[np.ndarray], second: Sequence[np.ndarray]):
@@ -52,7 +52,7 @@ class Paired:
 
     @classmethod
     def of(cls, first: Sequence[dict[str, np.ndarray]], second: Sequence[dict[str, np.ndarray]]) -> "Paired":
-        """From the predictions of each seed, `true` and `predicted` (images,); other test images are a ValueError."""
+        """From the predictions of each seed, `true` and `predicted` (images,); a ValueError if the test images differ."""
         if any(not np.array_equal(one["true"], other["true"]) for one, other in zip(first, second, strict=True)):
             raise ValueError("The two sets of predictions are of different test images.")
         return cls(*([arrays["predicted"] == arrays["true"] for arrays in side] for side in (first, second)))
@@ -64,13 +64,13 @@ class Paired:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % normal interval of the difference in accuracy over images, widened to reach over every seed's difference."""
+        """95 % normal interval of the difference in accuracy over images, widened to cover every seed's difference."""
         half = self.half / math.sqrt(self.right.shape[1])
         return min(self.difference - half, self.by_seed.min()), max(self.difference + half, self.by_seed.max())
 
     @property
     def agree(self) -> bool:
-        """Whether there are two seeds or more, all of whose differences have the sign of that of the images that count."""
+        """Whether there are two or more seeds, and every seed's difference has the same sign as the vote over images."""
         sign = np.sign(self.only_first - self.only_second)
         return len(self.by_seed) > 1 and bool((self.by_seed * sign > 0).all())
 
@@ -86,7 +86,7 @@ class Paired:
         return told if self.agree else "the seeds disagree"
 
     def needed_inside(self, margin: float) -> str:
-        """In words, how many more images would bring the whole interval inside the margin, were the difference the true one."""
+        """In words, how many more images would bring the whole interval inside the margin if the difference held."""
         if len(self.by_seed) == 1:
             return "a second seed at least"
         if abs(self.by_seed).max() >= margin:
@@ -96,7 +96,7 @@ class Paired:
 
 
 def images_needed(only_first: float, only_second: float) -> int:
-    """Test images for McNemar's test to tell two models apart, from the share of images that only one gets right.
+    """How many test images McNemar's test needs to tell two models apart, from the shares that only one gets right.
 
     n = (z(1 − α/2) √ψ + z(power) √(ψ − δ²))² / δ² with ψ the sum and δ the difference of the shares; α 5 %, power 80 %.
     Source: Connor 1987, Biometrics 43, 207–211.
@@ -107,9 +107,9 @@ def images_needed(only_first: float, only_second: float) -> int:
 
 
 def printed_difference(first: float, second: float, n: int) -> tuple[float, tuple[float, float], int | None]:
-    """Two printed accuracies on n test images each: two-sided p (pooled normal test), 95 % interval of their difference,
-    and how many images for each would tell them apart, None where they are equal.
+    """Two printed accuracies on n test images each: p-value, 95 % interval of their difference, and images needed.
 
+    p is two-sided, from the pooled normal test; the images needed are for each accuracy, None if the two are equal.
     Source: Fleiss, Levin and Paik 2003, chapter 3, without continuity correction; Chow, Shao and Wang 2008, section 4.2:
     n = (z(1 − α/2) + z(power))² (p(1 − p) + q(1 − q)) / (p − q)².
     """
@@ -122,9 +122,9 @@ def printed_difference(first: float, second: float, n: int) -> tuple[float, tupl
 
 
 def printed_range(quoted: str) -> tuple[float, float]:
-    """The values that a printed number may stand for: `0.91` is 0.905 to 0.915, `90-91 %` is what it says.
+    """The range of values that a printed number may stand for: `0.91` is 0.905 to 0.915, `90-91 %` is 0.90 to 0.91.
 
-    Thousands have commas; `%`, `million` and `×10^n` are read. A text without a number is a ValueError.
+    Understands commas between thousands, `%`, `million` and `×10^n`. Raises a ValueError if the text has no number.
     """
     found = re.findall(r"\d[\d,]*(?:\.\d+)?", re.sub(r"×10\^\d+", "", quoted))
     if not found:
@@ -139,7 +139,7 @@ def printed_range(quoted: str) -> tuple[float, float]:
 
 
 def fraction_range(quoted: str) -> tuple[float, float]:
-    """The same for an accuracy, as a fraction: the reports write 0.91, 91 % and 91 for the same."""
+    """`printed_range` of an accuracy, as fractions: the reports write 0.91, 91 % and 91 for the same value."""
     low, high = printed_range(quoted)
     return (low / 100, high / 100) if high > 1.5 else (low, high)
 

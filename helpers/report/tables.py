@@ -1,4 +1,4 @@
-"""What the run records say, as tables of at most nine columns, and in sentences that stay true as further runs come."""
+"""The run records as tables of at most nine columns, and as sentences that stay true as runs are added."""
 
 import itertools
 import textwrap
@@ -22,7 +22,7 @@ REPORTS = {
     "zoo": "CIFAR-100, a zoo of networks",
     "slim": "CIFAR-10, a pruned ResNet",
 }
-# An accuracy known from elsewhere for a network on a data set, without images from anywhere else, and where it is printed.
+# Accuracies published elsewhere for a network on a data set, trained without extra images, and where they are printed.
 ELSEWHERE = {
     ("cifar10", "resnext29_32x4d"): (0.9685, "https://github.com/osmr/imgclsmob"),
     ("cifar10", "resnext29_under5m"): (0.9473, "https://github.com/kuangliu/pytorch-cifar"),  # its 32×4d, 350 epochs
@@ -43,14 +43,14 @@ CODED = {
     "cifar10_5k/resnet18_torchvision": ("cifar10_5k/resnet18_coded", "cifar10_5k/resnet18_coded_decay0001"),
 }
 WRITTEN = {name: row for row, names in CODED.items() for name in names}
-PRICED = "_short"  # in the name of a run that prices an ingredient of a recipe: notebook 06 compares these with one another
+PRICED = "_short"  # in the names of runs that ablate an ingredient of a recipe; notebook 06 compares them with one another
 COMPARISON_COLUMNS = "experiment,parameters,seeds,val loss,test accuracy,sd,Wilson low,Wilson high,report".split(",")
 TIME_COLUMNS = "network,parameters,million MACs,seeds,images/s,epochs,estimated,at 1,at 5".split(",")
 PAIRED_COLUMNS = "first,second,seeds,only first right,only second right,points,from,to,p".split(",")
 
 
 def on_whole_data(records: Iterable[dict]) -> list[dict]:
-    """The full runs of the reports' experiments on images without loss: of no search, comparison of speed or price, no JPEG."""
+    """The full runs of the reports' experiments on lossless images: no search, speed comparison, ablation or JPEG copy."""
     own = (record for record in records if record["report"] not in ("speed", "search") and PRICED not in record["experiment"])
     return [record for record in own if record["profile"] == "full" and "JPEG" not in record["dataset"]["source"]]
 
@@ -69,12 +69,12 @@ def mean_accuracy(runs: list[dict]) -> float:
 
 
 def validation_accuracy(runs: list[dict]) -> float:
-    """The mean validation accuracy over seeds, each at the epoch whose weights were kept, for choosing; 0 without a run."""
+    """The mean validation accuracy over seeds, each at the epoch whose weights were kept, for selection; 0 without a run."""
     return float(np.mean([run["best"]["val_accuracy"] for run in runs] or [0]))
 
 
 def best_by_validation(names: Iterable[str], records: Iterable[dict]) -> str:
-    """Of several experiments the one with the best mean validation accuracy; the first where there is no run."""
+    """The experiment with the best mean validation accuracy; the first one if none has been run."""
     runs_of = by_experiment(records)
     return max(names, key=lambda name: validation_accuracy(runs_of.get(name, [])))
 
@@ -104,7 +104,7 @@ def printed_accuracy(name: str) -> float | tuple[float, float] | None:
 
 
 def known_elsewhere(name: str) -> float | None:
-    """The test accuracy known from elsewhere for the network of an experiment on its data set, if any."""
+    """The test accuracy published elsewhere for the network of an experiment on its data set, if any."""
     row = experiments.find(name)
     return ELSEWHERE.get((row.dataset, row.model), (None,))[0]
 
@@ -112,8 +112,8 @@ def known_elsewhere(name: str) -> float | None:
 def comparison_table(records: list[dict]) -> pd.DataFrame:
     """One row per experiment: means over its seeds, and the standard deviation of its accuracy over them.
 
-    The standard deviation is that of a sample (n − 1), empty for one seed. The 95 % Wilson interval around the mean is how far
-    other test images might move it.
+    The standard deviation is that of a sample (n − 1), empty for one seed. The 95 % Wilson interval around the mean shows
+    how far other test images might move it.
     """
     rows = []
     for name, runs in by_experiment(records).items():
@@ -126,10 +126,10 @@ def comparison_table(records: list[dict]) -> pd.DataFrame:
 
 
 def time_table(names: Iterable[str], records: Iterable[dict], num_classes: int) -> pd.DataFrame:
-    """One row per experiment with a time budget, run or not: what its network costs, and what its time bought.
+    """One row per experiment with a time budget, run or not: what its network costs, and what it achieved in that time.
 
-    The costs are those of one image, with `num_classes` outputs. The rest is a mean over seeds, empty where there is no record;
-    `estimated` is how many epochs fit the recipe's budget at the pace of its first ones, `at 1` and `at 5` are test accuracies.
+    Costs are per image, with `num_classes` outputs. The rest are means over seeds, empty without a record; `estimated` is
+    how many epochs fit the recipe's budget at the pace of its first ones; `at 1`, `at 5` are top-1 and top-5 test accuracy.
     """
     runs_of, rows = by_experiment(records), []
     for name in names:
@@ -150,9 +150,9 @@ def paired_table(
 ) -> pd.DataFrame:
     """One row per pair of experiments: by how many points of test accuracy the second is better, image by image.
 
-    Over the seeds that both were run with on the same images; without one, the row is empty. An image counts for the experiment
-    that got it right under more seeds; `p` is exact, and McNemar's for one seed. `from` to `to` is the 95 % interval. Without
-    `pairs`, names of experiments, they are all that share a seed and the images.
+    Uses the seeds that both were run with on the same images; the row is empty if there are none. An image counts for the
+    experiment that got it right under more seeds; `p` is exact (McNemar's for one seed). `from` to `to` is the 95 %
+    interval. `pairs` are names of experiments; by default, all pairs that share a seed and the images are compared.
     """
     predictions, rows = {}, []
     for record in records:
@@ -173,7 +173,7 @@ def paired_table(
 
 
 def most_confused(record: dict, most: int = 10) -> pd.DataFrame:
-    """One row per pair of classes that a run confuses, the most images first; `share` is of the true class's images."""
+    """One row per pair of classes that a run confuses, most images first; `share` is of the true class's images."""
     classes = record["dataset"]["classes"]
     counts = pd.DataFrame(record["test"]["confusion"], index=pd.Index(classes, name="true"), columns=classes)
     pairs = counts.reset_index().melt("true", var_name="taken for", value_name="images")
@@ -185,9 +185,9 @@ def most_confused(record: dict, most: int = 10) -> pd.DataFrame:
 def outcome_table(rows: Mapping[str, str], records: Iterable[dict]) -> pd.DataFrame:
     """One row per label and experiment, run or not: epochs, seeds, the mean test accuracy, what the report prints, minutes.
 
-    `low` to `high`, both at 95 %: for one seed Wilson's interval, of other test images under the same weights; for two or more
-    the prediction interval of the next seed. Without a run, the epochs are those declared. `elsewhere` is an accuracy of the
-    network that is known from elsewhere, if any.
+    `low` to `high` is a 95 % interval: for one seed Wilson's (other test images, same weights), for two or more the
+    prediction interval of the next seed. Without a run, the epochs are those declared. `elsewhere` is an accuracy of the
+    network published elsewhere, if any.
     """
     runs_of, table = by_experiment(records), []
     for label, name in rows.items():
@@ -217,8 +217,8 @@ def pair_sentences(
     results_dir: Path | None = None,
     labels: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """A sentence for each pair of experiments (`paired_table`): which is better, or that it cannot be told; a last one names
-    the pairs that are not run yet. Long ones are wrapped. `labels` are what experiments are called, if not by their own names.
+    """One sentence per pair of experiments in `paired_table`: which is better, or that they cannot be told apart.
+    A last one names the pairs not run yet. Long sentences are wrapped. `labels` replace the experiments' own names.
     """
     sentences, missing = [], []
     for row in paired_table(records, pairs, results_dir).to_dict("records"):
@@ -228,7 +228,7 @@ def pair_sentences(
             continue
         found = f"{row['points']:+.1f} points, 95 % interval {row['from']:+.1f} to {row['to']:+.1f}, {row['seeds']:.0f} seed"
         found += "s" if row["seeds"] > 1 else ""
-        if row["p"] >= statistics.LEVEL or row["from"] <= 0 <= row["to"]:  # which reaches over every seed's difference
+        if row["p"] >= statistics.LEVEL or row["from"] <= 0 <= row["to"]:  # the interval covers every seed's difference
             sentences.append(f"{second} and {first} cannot be told apart ({found}).")
         else:
             sentences.append(f"{second} is {'better' if row['points'] > 0 else 'worse'} than {first} ({found}).")
@@ -238,10 +238,10 @@ def pair_sentences(
 
 
 def write(records: list[dict], results_dir: str | Path | None = None) -> list[Path]:
-    """Rebuild `R/tables` from all records of `R/runs`: every run, each report's comparison over seeds, and its paired tests.
+    """Rebuild `R/tables` from all records in `R/runs`: every run, each report's comparison over seeds, and its paired tests.
 
-    Each is CSV and Markdown, if it has a row; those of no record go. A UserError where there is no record, or the folder
-    cannot be written.
+    Each table with at least one row is written as CSV and Markdown; stale comparisons and paired tests are deleted. Raises a
+    UserError if there is no record or the folder cannot be written.
     """
     folder = Path(results_dir or results.RESULTS).expanduser()
     require(records, f"There is no run record under {folder.name}/runs; make one with python -m helpers run EXPERIMENT.")

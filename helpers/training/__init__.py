@@ -1,5 +1,5 @@
-"""How it is trained: recipes, the loop, the perturbed step, checkpoints."""
-# ruff: noqa: F401 (the names that notebooks and other rooms use)
+"""Training: recipes, the loop, perturbed steps, checkpoints."""
+# ruff: noqa: F401 (re-exported for notebooks and other packages)
 
 from helpers.training.evaluation import evaluate, predict, score
 from helpers.training.layout import choose_channels_last, prepare

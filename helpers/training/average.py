@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 
 class Average:
-    """The exponential moving average of a model's floating-point state; counters are those of the model.
+    """The exponential moving average of a model's floating-point state; counters are copied from the model.
 
-    After n steps an update keeps `decay` of the average, or (1 + n) / (10 + n) where that is less, so that the first
-    weights, which are random, are soon forgotten (Polyak and Juditsky 1992; the ramp is TensorFlow's).
+    After n steps, an update keeps `decay` of the average, or (1 + n) / (10 + n) if that is smaller, so that the random
+    initial weights are soon forgotten (Polyak and Juditsky 1992; the ramp is TensorFlow's).
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -20,7 +20,7 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the model's present state."""
+        """Update the average with the model's current state."""
         self.updates += 1
         kept = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.pairs = self.pairs or self._paired()
@@ -30,9 +30,9 @@ class Average:
             torch._foreach_copy_(*others)
 
     def _paired(self) -> list[tuple[list[Tensor], list[Tensor]]]:
-        """The average's tensors and the model's own, floating-point ones and others, arranged alike: a launch takes all.
+        """The average's and the model's tensors, floating-point ones and others, laid out alike: one launch takes all.
 
-        They are looked up once, when the first step is done and nothing moves the model any more: that takes milliseconds.
+        They are looked up once, as that takes milliseconds: after the first step, when nothing moves the model any more.
         """
         present = self.model.state_dict(keep_vars=True)
         self.values = {name: torch.empty_like(value).copy_(self.values[name]) for name, value in present.items()}
@@ -42,7 +42,7 @@ class Average:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Hold the model at the average, and put its own state back bit for bit."""
+        """Load the average into the model, and restore the model's own state bit for bit afterwards."""
         present = {name: value.clone() for name, value in self.model.state_dict().items()}
         self.model.load_state_dict(self.values)
         try:

@@ -1,4 +1,4 @@
-"""BatchNorm's statistics: the running ones moved once a step, by passes that count; a batch's, over several processes."""
+"""BatchNorm statistics: running ones, which only some passes of a step update, and batch ones over several processes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from helpers.training import processes
 
 
 class RunningStatistics:
-    """The running statistics of a model, which can be held, and put back as they were before a step."""
+    """The BatchNorm running statistics of a model, which can be frozen, or restored to their values before a step."""
 
     def __init__(self, model: nn.Module):
         self.tracking = [layer for layer in model.modules() if getattr(layer, "track_running_stats", False)]
@@ -21,7 +21,7 @@ class RunningStatistics:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep them as they are in a pass that must not count, such as the second one of a perturbed step."""
+        """Freeze them in a pass that must not count, such as the second one of a perturbed step."""
         for layer in self.tracking:
             layer.track_running_stats = False
         try:
@@ -32,9 +32,9 @@ class RunningStatistics:
 
     @contextmanager
     def moving(self, passes: int, mend: bool) -> Iterator[None]:
-        """Let so many passes move them; with `mend`, what is no longer finite is put back, as after an overflow in fp16.
+        """Let `passes` passes update them; with `mend`, restore values that are no longer finite, as after an fp16 overflow.
 
-        The layers' counters of batches, a launch each on a GPU, are raised together.
+        The layers' batch counters would take a launch each on a GPU, so they are increased together.
         """
         if not self.layers:
             yield
@@ -53,7 +53,7 @@ class RunningStatistics:
             self._put(torch.where(after.isfinite(), after, self.before[0]))
 
     def undo(self) -> None:
-        """Put them back as they were before the step that has just failed."""
+        """Restore their values from before the step that has just failed."""
         if self.before:
             self._put(self.before[0])
             torch._foreach_copy_(self.counters, self.before[1].unbind())
@@ -63,9 +63,9 @@ class RunningStatistics:
 
 
 class SynchronisedBatchNorm(nn.BatchNorm2d):
-    """BatchNorm over the batches of all processes together, which may be empty; takes over the values of a plain one.
+    """BatchNorm over the batches of all processes, some of which may be empty; takes over the values of a plain one.
 
-    Torch's own SyncBatchNorm needs GPUs and a counter of batches, which `RunningStatistics` takes away.
+    Torch's own SyncBatchNorm needs GPUs and a batch counter, which `RunningStatistics` removes during a pass.
     """
 
     def __init__(self, plain: nn.BatchNorm2d):
@@ -91,7 +91,7 @@ class SynchronisedBatchNorm(nn.BatchNorm2d):
 
 
 def synchronise(model: nn.Module) -> None:
-    """Have every BatchNorm of a model see the whole batch where several processes train it, in place."""
+    """If several processes train the model, replace each of its BatchNorms, in place, by one that sees the whole batch."""
     if processes.count() > 1:
         for name, layer in list(model.named_modules()):
             if isinstance(layer, nn.BatchNorm2d):

@@ -1,4 +1,4 @@
-"""What survives a kill: checkpoints, each written whole or not at all, the one before it kept, read only if undamaged."""
+"""Checkpoints: written atomically, with the previous one kept, and loaded only if intact."""
 
 import hashlib
 import io
@@ -14,29 +14,29 @@ import torch
 
 from helpers.runtime import UserError
 
-DIGEST = 64  # hexadecimal digits of a SHA-256, in front of what `torch.save` writes
-_written: dict[Path, tuple] = {}  # the checkpoints of this process, as it left them: no need to read those again
+DIGEST = 64  # hexadecimal digits of a SHA-256, in front of the data from `torch.save`
+_written: dict[Path, tuple] = {}  # checkpoints written by this process, as it left them: no need to verify those
 MISFITS = (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError, pickle.UnpicklingError)
 
 
 def previous(checkpoint: Path) -> Path:
-    """Where the checkpoint before this one is kept."""
+    """The path at which the previous checkpoint is kept."""
     return checkpoint.with_name(f"{checkpoint.stem}.previous{checkpoint.suffix}")
 
 
 def temporary(checkpoint: Path) -> Path:
-    """Where a checkpoint is written before it takes its name."""
+    """The path at which a checkpoint is written before it is renamed."""
     return checkpoint.with_name(checkpoint.name + ".tmp")
 
 
 def save_checkpoint(state: dict, checkpoint: Path) -> None:
-    """Write a checkpoint whole or not at all: temporary file, fsync, rename. The one before it is kept if it is whole.
+    """Write a checkpoint atomically: temporary file, fsync, rename. The previous one is kept if it is intact.
 
     Raises:
-        UserError: the folder cannot be written or the disk is full; the earlier checkpoint is still there.
+        UserError: the folder is not writable or the disk is full; the previous checkpoint is still there.
     """
     torch.save(state, buffer := io.BytesIO())
-    new = temporary(checkpoint)  # always the same, so that kills leave one such file at most
+    new = temporary(checkpoint)  # always the same name, so that kills leave at most one such file
     try:
         with open(new, "wb") as file:
             file.write(hashlib.sha256(buffer.getbuffer()).hexdigest().encode())
@@ -50,14 +50,14 @@ def save_checkpoint(state: dict, checkpoint: Path) -> None:
     except OSError as error:
         new.unlink(missing_ok=True)
         failed = f"The checkpoint {checkpoint.name} could not be written ({error.strerror})"
-        mend = "free some space or choose another folder with --checkpoint-dir, then run the same again to go on."
+        mend = "free some space or choose another folder with --checkpoint-dir, then rerun to continue."
         raise UserError(f"{failed}; {mend}") from error
 
 
 def copy_checkpoint(checkpoint: Path, mirror: Path) -> str | None:
-    """Copy a checkpoint into another folder, whole or not at all; returns why it could not be, or None.
+    """Copy a checkpoint into another folder, atomically; returns the reason if that failed, else None.
 
-    Five folders are made at most: a Drive that is no longer mounted is not replaced by a folder of its name.
+    At most five folders are created, so that an unmounted Drive is not replaced by a local folder of the same name.
     """
     copy = mirror / temporary(checkpoint).name
     try:
@@ -76,12 +76,12 @@ def copy_checkpoint(checkpoint: Path, mirror: Path) -> str | None:
 def load_checkpoint(
     checkpoint: Path, mirror: Path | None = None, accept: Callable[[dict], None] = lambda state: None
 ) -> dict | None:
-    """The first that is whole and fits: checkpoint, temporary file, the one before, the mirror's copy; None where none exists.
+    """Load the first intact checkpoint that fits: the checkpoint, its temporary file, the previous one, the mirror's copy.
 
-    `accept` takes the state over, and raises one of `MISFITS` where it does not fit.
+    Returns None if none exists. `accept` takes over the state, and raises one of `MISFITS` if it does not fit.
 
     Raises:
-        UserError: there are checkpoints, and none of them is whole and fits.
+        UserError: checkpoints exist, but none of them is intact and fits.
     """
     found = [path for path in (checkpoint, temporary(checkpoint), previous(checkpoint)) if path.exists()]
     if mirror and (mirror / checkpoint.name).is_file():
@@ -90,23 +90,23 @@ def load_checkpoint(
         reason = "is damaged"
         if (payload := _read(path)) is not None:
             try:
-                with warnings.catch_warnings(action="ignore"):  # torch remarks on pickled code, which it refuses anyway
+                with warnings.catch_warnings(action="ignore"):  # torch warns of pickled code, which it refuses anyway
                     state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
                 accept(state)
                 if path == temporary(checkpoint):
-                    os.replace(path, checkpoint)  # or the next one would be written over the only whole one
+                    os.replace(path, checkpoint)  # or the next save would overwrite the only intact one
                 return state
             except MISFITS as error:
                 words = str(error).strip().partition("\n")[0]
                 reason = f"does not fit this run ({type(error).__name__}: {words})"
         print(f"The checkpoint {path.name} {reason}; trying another one.")
-    if found and found != [temporary(checkpoint)]:  # the first one of a run was being written when it was killed
-        raise UserError(f"No checkpoint beside {checkpoint.name} is whole and fits; start over with --fresh (resume=False).")
+    if found and found != [temporary(checkpoint)]:  # a temporary file alone means a kill during the run's first save
+        raise UserError(f"No copy of {checkpoint.name} is intact and fits this run; start over with --fresh (resume=False).")
     return None
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
-    """What changes when a file is written again; empty where there is none."""
+    """A file's inode, size and time of change, which tell whether it was rewritten; empty if there is no file."""
     with suppress(OSError):
         status = path.stat()
         return status.st_ino, status.st_size, status.st_mtime_ns
@@ -114,7 +114,7 @@ def _stamp(path: Path) -> tuple[int, ...]:
 
 
 def _read(path: Path) -> memoryview | None:
-    """What `torch.save` wrote into a checkpoint, or None where it is not there, damaged or no file."""
+    """The data from `torch.save` in a checkpoint; None if it is missing, damaged or not a file."""
     try:
         blob = memoryview(path.read_bytes())
     except OSError:

@@ -1,4 +1,4 @@
-"""How convolutions are computed while training: the same sums, by whatever takes least time on the device."""
+"""How convolutions are computed in training: the same sums, in whatever way is fastest on the device."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -9,22 +9,22 @@ from torch.overrides import TorchFunctionMode
 
 from helpers.training.recipe import Recipe
 
-HEAVY = 2  # times as many weights as numbers in the images: from here on, a matrix product is faster
+HEAVY = 2  # weights per input value; from this ratio on, a matrix product is faster
 
 
 def convolutions(device: torch.device, recipe: Recipe) -> AbstractContextManager:
-    """The context of every step. Without mixed precision, a step on a CPU is the textbook's to the last bit."""
+    """The context of every step. Without mixed precision, a step on a CPU matches the textbook's bit for bit."""
     if device.type == "cpu":
         return HeavyConvolutions() if recipe.mixed_precision and not recipe.compiled else nullcontext()
-    # cuDNN's choices do not change from run to run, unless the recipe leaves them to it.
+    # cuDNN makes the same choices in every run, unless the recipe lets it pick the fastest.
     return torch.backends.cudnn.flags(enabled=True, benchmark=not recipe.deterministic, deterministic=recipe.deterministic)
 
 
 class HeavyConvolutions(TorchFunctionMode):
-    """Convolutions with at least `HEAVY` times as many weights as data, as of a network's last maps, become matrix products.
+    """Turn convolutions with at least `HEAVY` times as many weights as inputs, as in the last stages, into matrix products.
 
-    oneDNN reorders the weights and their gradients in every pass: forward and backward, 512 to 512 channels by 3×3 on a map of
-    one pixel take 60 ms, and as a product 3; on 4×4 pixels 99 and 35 (64 and 32 images, one core with AMX, bf16).
+    oneDNN reorders the weights and their gradients in every pass: forward and backward, a 3×3 convolution of 512 to 512
+    channels on one pixel takes 60 ms, the product 3 ms; on 4×4 pixels, 99 and 35 ms (64 and 32 images, one AMX core, bf16).
     """
 
     def __torch_function__(self, function, _types, args=(), kwargs=None):
@@ -41,11 +41,11 @@ def _is_heavy(images: Tensor, weight: Tensor, bias, stride, padding, dilation, g
 
 
 def product(images: Tensor, weight: Tensor, bias: Tensor | None, stride, padding) -> Tensor:
-    """The convolution of images (N, C, H, W): what each weight sees of them, side by side, times the weights (O, C, h, w).
+    """The convolution of images (N, C, H, W): the pixels that each weight sees, side by side, times weights (O, C, h, w).
 
-    Weights that see nothing but the border are left out.
+    Weights that see only the padding are left out.
     """
-    places = []  # for each axis, (the weights that see a pixel, the pixels that a weight sees in the padded image)
+    places = []  # per axis: (the weights that see a pixel, and the pixels of the padded image that each of them sees)
     for size, kernel, step, border in zip(images.shape[2:], weight.shape[2:], stride, padding, strict=True):
         reach = (size + 2 * border - kernel) // step * step  # how far the kernel moves
         first, last = max(border - reach, 0), min(border + size, kernel)

@@ -1,4 +1,4 @@
-"""Evaluation: a model's scores for a split, and what they are worth."""
+"""Evaluation: a model's logits for a split, and their loss and accuracy."""
 
 from itertools import islice
 
@@ -11,16 +11,16 @@ from helpers.training import processes
 from helpers.training.recipe import Recipe
 from helpers.training.step import autocast
 
-EVALUATION_BATCH, ON_GPU = 64, 2**18  # images; pixels of a batch of small images on a GPU, where launches take longer than work
+EVALUATION_BATCH, ON_GPU = 64, 2**18  # images; pixels per batch on a GPU, where launches dominate for small images
 
 
 @torch.inference_mode()
 def predict(
     model: nn.Module, split: data.Split, recipe: Recipe, batch_size: int | None = None, mirrored: bool = False
 ) -> torch.Tensor:
-    """The model's logits for a split, in its order, eval mode: float32 (N, num_classes) on the CPU. Only `flip_test` augments.
+    """The model's logits for a split, in order: eval mode, float32 (N, num_classes), on the CPU. Only `flip_test` augments.
 
-    With `mirrored` they are the mean of those of an image and of its mirror image. Several processes share the batches.
+    With `mirrored`, they are averaged over each image and its mirror image. Several processes share the batches.
     """
     device = next(model.parameters()).device
     model.eval()

@@ -1,4 +1,4 @@
-"""Memory layout and compilation: how a network is computed fastest, with the same parameters and scores."""
+"""Memory layout and compilation: the fastest way to compute a network, with the same parameters and scores."""
 
 import copy
 import math
@@ -18,15 +18,15 @@ from helpers.training.convolutions import convolutions
 from helpers.training.recipe import Recipe
 from helpers.training.step import autocast
 
-ROUNDS, WARM_UP = 5, 1.0  # steps each, and seconds each before them
-CLEARLY_FASTER = 0.9  # of the time of channels-last: smaller gains are noise, which must not decide how a run rounds
+ROUNDS, WARM_UP = 5, 1.0  # timed steps per layout, after this many seconds of warm-up
+CLEARLY_FASTER = 0.9  # of channels-last's time: smaller gains are noise, which must not decide how a run rounds
 
 
 def choose_channels_last(model: nn.Module, train: data.Split, recipe: Recipe) -> bool:
-    """Whether the model trains fastest with the channels of a pixel side by side in memory, or else with those of an image.
+    """Whether the model trains faster in the channels-last memory layout than in torch's default one.
 
-    On a GPU copies are measured; on a CPU channels-last is the faster (`helpers bench`). In some grouped convolutions cuDNN is
-    30 to 40 times slower in one layout (pytorch issues 34977, 70954 and 10290).
+    On a GPU, copies of the model are timed; on a CPU, channels-last is faster (`helpers bench`). For some grouped
+    convolutions, cuDNN is 30 to 40 times slower in one layout (pytorch issues 34977, 70954 and 10290).
     """
     device = next(model.parameters()).device
     together = any(isinstance(layer, SynchronisedBatchNorm) for layer in model.modules())  # a pass waits for other processes
@@ -54,23 +54,23 @@ def choose_channels_last(model: nn.Module, train: data.Split, recipe: Recipe) ->
 
 
 def prepare(model: nn.Module, recipe: Recipe, channels_last: bool = True) -> nn.Module:
-    """What is called in training: the model itself, rearranged in place, or its compiled form, which shares its parameters."""
+    """The module to call in training: the model, rearranged in place, or its compiled form, which shares its parameters."""
     model.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    if not channels_last:  # images are, and one such input is enough for a layer to compute so
+    if not channels_last:  # the images are, and one such input is enough to make a layer use that layout
         model.register_forward_pre_hook(lambda _, inputs: tuple(tensor.contiguous() for tensor in inputs))
     if not recipe.compiled:
         return model
-    missing = "torch.compile needs a C++ compiler, and none is here; install g++, or train without --compile."
+    missing = "torch.compile needs a C++ compiler, and none was found; install g++, or train without --compile."
     require(any(map(shutil.which, ("c++", "g++", "clang++"))), missing)
-    # A program for each layout, image size and batch size: the last batch is smaller, and CUDA graphs have fixed shapes. Beyond
-    # torch's limit of eight, which all networks of one class share, a network would silently not be compiled.
+    # One graph per layout, image size and batch size: the last batch is smaller, and CUDA graphs have fixed shapes. Beyond
+    # torch's default limit of eight, shared by all networks of one class, a network would silently run uncompiled.
     torch._dynamo.config.recompile_limit = 64
     mode = "reduce-overhead" if next(model.parameters()).device.type == "cuda" else "default"
     return torch.compile(model, dynamic=False, mode=mode)
 
 
 def step_seconds(steps: Mapping, clock: Callable[[], float] = time.perf_counter) -> dict:
-    """The median seconds of each step, taken in turns after a warm-up; infinite if it fails, as when cuDNN has no engine."""
+    """The median seconds of each step, timed in turns after a warm-up; infinite if it fails, as when cuDNN has no engine."""
     times = {name: [] for name in steps}
     for number in range(1 + ROUNDS):
         for name, step in steps.items():
@@ -86,5 +86,5 @@ def step_seconds(steps: Mapping, clock: Callable[[], float] = time.perf_counter)
 
 
 def fastest(seconds: Mapping[bool, float]) -> bool:
-    """Whether channels-last is chosen, by the seconds with and without it; only what is clearly faster displaces it."""
+    """Whether to use channels-last, given the seconds with and without it; the other must be clearly faster to win."""
     return not seconds[False] < CLEARLY_FASTER * seconds[True]

@@ -1,4 +1,4 @@
-"""The loop: epochs of steps and an evaluation, with resume, early stop and a time budget."""
+"""The training loop: epochs of steps, each with an evaluation; resuming, early stopping and a time budget."""
 
 import math
 import shutil
@@ -21,9 +21,9 @@ from helpers.training.recipe import Recipe, check_time_budget, completed, is_per
 from helpers.training.step import Learner, train_epoch
 
 FIRST_EPOCHS = 3
-BETWEEN_COPIES = 300  # seconds between two copies of the checkpoint; the last one is copied in any case
+BETWEEN_COPIES = 300  # seconds between two copies of the checkpoint; the last one is always copied
 OUT_OF_TIME = "the deadline has passed"
-KEPT = ("history", "best", "best_weights")  # in a checkpoint, beside the memory layout
+KEPT = ("history", "best", "best_weights")  # the fields of `Fit` in a checkpoint, besides the memory layout
 
 
 class Diverged(UserError):
@@ -32,33 +32,33 @@ class Diverged(UserError):
 
 @dataclass
 class Fit:
-    """What `fit` leaves."""
+    """The result of `fit`."""
 
     history: list[dict] = field(default_factory=list)  # one row per epoch
     best: dict = field(default_factory=dict)  # of the epoch whose weights are kept: the best by validation, or the last
     stopped: str | None = None  # why it stopped early
-    limits: dict = field(default_factory=dict)  # in force: `time_budget` and `patience`
-    channels_last: bool = True  # the memory layout, as chosen for the device that the run began on
+    limits: dict = field(default_factory=dict)  # the `time_budget` and `patience` in force
+    channels_last: bool = True  # the memory layout, as chosen for the device on which the run began
     best_weights: dict | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
 class Options:
-    """What `fit` may be told beside the recipe. It goes on from its checkpoint when it was told to stop."""
+    """The options of `fit` besides the recipe. A run that one of them stopped can continue from its checkpoint."""
 
     seed: int = 0  # all randomness of an epoch comes from it and the epoch's number
-    about: Mapping[str, str] | None = None  # what else tells this run from others, such as the fingerprint of its images
-    checkpoint: Path | None = None  # file written after every epoch; the one before it is kept beside it
+    about: Mapping[str, str] | None = None  # what else identifies this run, such as the fingerprint of its images
+    checkpoint: Path | None = None  # file written after every epoch; the previous one is kept beside it
     resume: bool = True  # from the checkpoint if there is one; False starts over
-    mirror: Path | None = None  # folder, such as one on Google Drive, with a copy of the checkpoint for when it is gone
-    # In place of the recipe's: seconds, over all sessions of this run. The first epoch always runs; a later one starts only if,
-    # at the median of those before, it ends in time, so that one epoch too many is the most.
+    mirror: Path | None = None  # folder, such as one on Google Drive, for a copy of the checkpoint in case it is lost
+    # Replaces the recipe's: seconds, over all sessions of this run. The first epoch always runs; a later one starts only if
+    # it would end in time at the median pace so far. A run therefore exceeds its budget by at most one epoch.
     time_budget: float | None = None
-    patience: int | None = None  # in place of the recipe's
+    patience: int | None = None  # replaces the recipe's
     until: int | None = None  # stop after this epoch
     target: float | None = None  # stop as soon as the validation accuracy is this high
     tensorboard: bool = False  # write each epoch's scalars into a folder beside the checkpoint
-    deadline: float | None = None  # no epoch starts when the clock shows so much
+    deadline: float | None = None  # no epoch starts once the clock has reached this
     clock: Callable[[], float] = time.perf_counter  # in seconds
 
     def __post_init__(self):
@@ -68,14 +68,14 @@ class Options:
 
 
 def fit(model: nn.Module, train: data.Split, validation: data.Split, recipe: Recipe, **options) -> Fit:
-    """Train the model, on the device it is on, and leave it with the weights of the epoch that its recipe keeps.
+    """Train the model on the device it is on, and leave it with the weights of the epoch that the recipe keeps.
 
     All randomness of an epoch comes from (seed, epoch), so a run resumed from its checkpoint equals an uninterrupted one
-    bit for bit on the same machine. Ctrl-C keeps the checkpoint of the last whole epoch and says so. The `options` are the
-    fields of `Options`.
+    bit for bit on the same machine. Ctrl-C keeps the checkpoint of the last complete epoch and says so. The `options` are
+    the fields of `Options`.
 
     Raises:
-        UserError: the checkpoint cannot be written or read or belongs to another run.
+        UserError: the checkpoint cannot be written or read, or belongs to another run.
         Diverged: the loss is no longer finite.
     """
     options = Options(**options)
@@ -88,7 +88,7 @@ def fit(model: nn.Module, train: data.Split, validation: data.Split, recipe: Rec
     if device.type == "cpu":
         runtime.keep_freed_memory_in_process()
     if recipe.compiled:
-        torch.compiler.reset()  # programs of earlier runs would count against its limit
+        torch.compiler.reset()  # graphs compiled in earlier runs would count towards its limit
     train, validation = train.to(device), validation.to(device)
     identity = {"seed": options.seed, "train_images": len(train), **(options.about or {}), **asdict(recipe)}
     learner = Learner(model, recipe)
@@ -108,8 +108,8 @@ def fit(model: nn.Module, train: data.Split, validation: data.Split, recipe: Rec
         mirror.copy(last=True)
     except KeyboardInterrupt:
         end = "nothing of this run was kept, since none of its epochs had been checkpointed."
-        if options.checkpoint and done.history:  # without history, a checkpoint that lies there is an earlier run's
-            end = f"the last whole epoch is kept in {options.checkpoint.name}; run the same again to go on."
+        if options.checkpoint and done.history:  # without history, any checkpoint there is an earlier run's
+            end = f"the last complete epoch is kept in {options.checkpoint.name}; rerun to continue."
         print(f"\nStopped: {end}")
         raise
     if done.best_weights is not None:
@@ -118,7 +118,7 @@ def fit(model: nn.Module, train: data.Split, validation: data.Split, recipe: Rec
 
 
 def _resumed(learner: Learner, identity: dict, options: Options) -> Fit | None:
-    """The run as its checkpoint left it, taken over by the learner; None where there is none or it is not wanted."""
+    """The run as its checkpoint left it, loaded into the learner; None if there is no checkpoint or `resume` is False."""
     if not options.checkpoint:
         return None
     require_writable(options.checkpoint.parent, "--checkpoint-dir")
@@ -129,7 +129,7 @@ def _resumed(learner: Learner, identity: dict, options: Options) -> Fit | None:
             raise ValueError("the best weights are another network's")
         learner.load_state_dict(state)
         if not isinstance(state["history"], list) or not isinstance(state.get("arrangement", {}), dict):
-            raise TypeError("its history is no list, or its memory layout no table")
+            raise TypeError("its history is not a list, or its memory layout is not a dict")
         _ = state["history"][-1]["seconds"], state["best"]["epoch"]
 
     first = processes.rank() == 0
@@ -138,19 +138,19 @@ def _resumed(learner: Learner, identity: dict, options: Options) -> Fit | None:
         return None
     if not first:
         accept(state)
-    measured = state.get("arrangement", {}).get("channels_last", True)  # when the run began, and not again
+    measured = state.get("arrangement", {}).get("channels_last", True)  # only once, when the run began
     done = Fit(**{name: state[name] for name in KEPT}, channels_last=measured)
     print(f"Resumed after epoch {len(done.history)} of {learner.recipe.epochs}.")
     here = platform(learner.device)
-    before = {name: done.history[-1].get(name, value) for name, value in here.items()}  # rows of an older program do not say
+    before = {name: done.history[-1].get(name, value) for name, value in here.items()}  # older versions did not record it
     if before != here:
         old, new = ", ".join(before.values()), ", ".join(here.values())
-        print(f"It began on {old} and continues on {new}: from here on its bits differ from an uninterrupted run's.")
+        print(f"It began on {old} and continues on {new}; it will not match an uninterrupted run bit for bit.")
     return done
 
 
 def _log(row: dict, checkpoint: Path) -> None:
-    """Write an epoch's scalars for TensorBoard; the first one's removes those of an earlier run."""
+    """Write an epoch's scalars for TensorBoard; the first epoch removes those of an earlier run."""
     from torch.utils.tensorboard import SummaryWriter
 
     folder = checkpoint.with_suffix(".tensorboard")
@@ -162,7 +162,7 @@ def _log(row: dict, checkpoint: Path) -> None:
 
 
 def platform(device: torch.device) -> dict[str, str]:
-    """The device and the libraries that compute on it, in words: speeds and bits are only compared where they are equal."""
+    """The device and its libraries, in words: speeds and bits are compared only between runs where these are the same."""
     software = f"torch {torch.__version__}"
     if device.type == "cuda":
         software += f", CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
@@ -170,28 +170,28 @@ def platform(device: torch.device) -> dict[str, str]:
 
 
 class _Mirror:
-    """Copies of a run's checkpoint in another folder, if one is wanted: some on the way, and the last.
+    """Copies a run's checkpoint into another folder, if one is given: from time to time, and at the end.
 
-    Drive uploads a file some time after it was written; copies that follow one another faster never get there.
+    Drive uploads a file some time after it is written; a copy that is replaced sooner never gets there.
     """
 
     def __init__(self, options: Options):
         self.options, self.made, self.works = options, -math.inf, True
 
     def copy(self, last: bool = False) -> None:
-        """Copy it if it is time, and at the end once more if it was copied before; a line says where that no longer works."""
+        """Copy the checkpoint when due, and at the end if it was copied before; print a line when copying starts to fail."""
         due = self.made > -math.inf if last else time.monotonic() - self.made > BETWEEN_COPIES
         if not self.options.mirror or not due:
             return
         reason, self.made = copy_checkpoint(self.options.checkpoint, self.options.mirror), time.monotonic()
         if reason and self.works:
             lost = f"The checkpoint could not be copied to {self.options.mirror} ({reason})"
-            print(f"{lost}; training goes on with the one here, and the copy is tried again.")
+            print(f"{lost}; training continues with the local one, and copying will be tried again.")
         self.works = not reason
 
 
 def _advance(learner: Learner, done: Fit, row: dict, options: Options) -> None:
-    """Take an epoch's row into the history, and its weights where they are the best so far, or the recipe keeps the last."""
+    """Add an epoch's row to the history, and keep its weights if they are the best so far or the recipe keeps the last."""
     epoch, budget = row["epoch"], options.time_budget
     if not all(map(math.isfinite, (row["train_loss"], row["val_loss"]))):
         kept = f" The checkpoint of epoch {epoch - 1} is kept." if options.checkpoint and epoch > 1 else ""
@@ -207,7 +207,7 @@ def _advance(learner: Learner, done: Fit, row: dict, options: Options) -> None:
 
 
 def estimate_epochs(history: list[dict], time_budget: float) -> int:
-    """How many epochs fit a time budget in seconds, at the median pace of the first ones; at least the one that always runs.
+    """How many epochs fit a time budget in seconds, at the median pace of the first ones; at least one, which always runs.
 
     Source: report `zoo`, section 5.2.
     """
@@ -222,17 +222,17 @@ def training_batches(
 
 
 def batches_of_epoch(split: data.Split, recipe: Recipe, seed: int, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The batches of an epoch, counted from 1; epoch 0 of a seed belongs to the model's initial weights."""
+    """The batches of an epoch, counted from 1; epoch 0 of a seed is for the model's initial weights."""
     mirror = None
     if recipe.flip == "alternating":
-        # The coins of the first epoch, on a stream of their own: the same numbers would shuffle that epoch as well.
+        # The first epoch's coin flips have a generator of their own; else the same numbers would also shuffle that epoch.
         coins = torch.Generator().manual_seed(seed_epoch(seed, 1).initial_seed() + 1)
         mirror = data.sample_mirrors(len(split), coins) ^ (epoch % 2 == 0)
     return training_batches(split, recipe, seed_epoch(seed, epoch), mirror)
 
 
 def _epoch(learner: Learner, train: data.Split, validation: data.Split, options: Options, epoch: int) -> dict:
-    """Train and validate one epoch, counted from 0; its row of the history."""
+    """Train and validate one epoch, counted from 0; returns its row of the history."""
     recipe, clock = learner.recipe, options.clock
     start = clock()
     steps = math.ceil(data.images_shown(train, recipe.augment) / recipe.batch_size)
@@ -250,10 +250,10 @@ def _epoch(learner: Learner, train: data.Split, validation: data.Split, options:
 
     row = {"epoch": epoch + 1, "lr": learning_rate(recipe, epoch, steps)}
     row["train_loss"], row["train_accuracy"] = train_epoch(learner, prepared())
-    turned = clock()
+    trained = clock()
     with learner.averaged():
         row["val_loss"], row["val_accuracy"] = evaluate(learner.model, validation, recipe)
-    return row | {"train_seconds": turned - start, "seconds": clock() - start} | platform(learner.device)
+    return row | {"train_seconds": trained - start, "seconds": clock() - start} | platform(learner.device)
 
 
 def _reason_to_stop(done: Fit, options: Options) -> str | None:

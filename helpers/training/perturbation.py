@@ -1,4 +1,4 @@
-"""Perturbed steps: the gradient is taken at weights near the present ones, where a small change hurts most."""
+"""Perturbed steps: the gradient is taken at weights near the current ones, where a small change hurts most."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,17 +11,17 @@ from torch.optim.optimizer import ParamsT
 
 
 class AdversarialModelPerturbation(torch.optim.Optimizer):
-    """Step along the gradient taken at the worst weights near the present ones, at a cost of `inner_steps` + 1 gradients.
+    """Step along the gradient taken at the worst weights near the current ones, at a cost of `inner_steps` + 1 gradients.
 
     From the weights θ, `inner_steps` times, every parameter tensor's perturbation Δ grows by `inner_lr` times its gradient
     at θ + Δ and is clipped to an L2 ball of radius `epsilon`. Then the base optimiser steps from θ with the gradient at
     θ + Δ. It shares the parameter groups and the state, so schedulers and `state_dict` see one optimiser.
 
     Source: Zheng, Zhang and Mao, "Regularizing Neural Networks via Adversarial Model Perturbation", CVPR 2021,
-    algorithm 1; the ball is each tensor's own and every pass clips the gradient's norm, as in the authors' code.
+    algorithm 1; each tensor has its own ball and every pass clips the gradient's norm, as in the authors' code.
 
-    `base` is the class of the optimiser that moves the weights; `base_args` are its other arguments, and `clip_norm`, to
-    which the L2 norm of all gradients together is cut in every pass. A group may have its own `epsilon` and `inner_lr`.
+    `base` is the class of the optimiser that moves the weights; `base_args` are its other arguments and `clip_norm`, the
+    maximum L2 norm of all gradients together in every pass. A group may have its own `epsilon` and `inner_lr`.
 
     Raises:
         ValueError: `epsilon` or `inner_lr` is negative, or `inner_steps` is not a whole number of at least 1.
@@ -90,19 +90,19 @@ class AdversarialModelPerturbation(torch.optim.Optimizer):
                     perturbation.grow(list(islice(rest, len(perturbation.members))))
                 closure()
         finally:
-            torch._foreach_copy_(parameters, weights)  # from a copy, so that nothing of Δ stays, to the last bit
+            torch._foreach_copy_(parameters, weights)  # from a copy, so that not a bit of Δ remains
         step_clipped(self.base, scaler, self.clip_norm)
         return loss
 
 
 class _Perturbation:
-    """The perturbation of one group's parameters, in one piece of memory, so that all of it is scaled at once."""
+    """The perturbation of one group's parameters, in one flat buffer, so that all of it is scaled at once."""
 
     def __init__(self, group: dict):
         self.members, self.group = [p for p in group["params"] if p.grad is not None], group
         self.sizes = [parameter.numel() for parameter in self.members]
         self.flat = self.members[0].new_zeros(sum(self.sizes))
-        # In the strides of the parameters, which may be channels-last: foreach falls back to one launch a tensor otherwise.
+        # With the parameters' strides, which may be channels-last; otherwise foreach falls back to one launch per tensor.
         self.deltas = [
             part.as_strided(parameter.shape, parameter.stride(), part.storage_offset())
             for part, parameter in zip(self.flat.split(self.sizes), self.members, strict=True)
@@ -118,16 +118,16 @@ class _Perturbation:
 
 
 def clip(gradients: list[Tensor], clip_norm: float | None) -> None:
-    """Cut the L2 norm of all gradients together, as `torch.nn.utils.clip_grad_norm_` does; None leaves them."""
+    """Clip the L2 norm of all gradients together, as `torch.nn.utils.clip_grad_norm_` does; None leaves them unchanged."""
     if clip_norm is not None:
         torch._foreach_mul_(gradients, (clip_norm / (total_norm(gradients, foreach=True) + 1e-6)).clamp(max=1))
 
 
 def step_clipped(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None, clip_norm: float | None) -> None:
-    """Step with the gradients at hand, their norm clipped after they are unscaled; an overflow skips the step."""
-    scaler = scaler or torch.amp.GradScaler(enabled=False)  # which only steps
+    """Step with the current gradients, unscaled and then clipped; an overflow skips the step."""
+    scaler = scaler or torch.amp.GradScaler(enabled=False)  # a disabled one only steps
     if scaler.is_enabled():
-        # Fused SGD makes its momenta of memory as it finds it, for its first step to fill: if that is skipped, they stay so.
+        # Fused SGD allocates its momenta uninitialised and fills them in its first step; if that is skipped, they stay so.
         for group in optimizer.param_groups:
             for p in group["params"]:
                 if group.get("momentum") and p.grad is not None and optimizer.state[p].get("momentum_buffer") is None:
@@ -140,7 +140,7 @@ def step_clipped(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler 
 
 @contextmanager
 def along_momentum(optimizer: torch.optim.Optimizer, length: float | None) -> Iterator[None]:
-    """Hold the weights moved against the momentum by this L2 length, and put them back bit for bit; None: hold them still.
+    """Move the weights against the momentum by this L2 length, then restore them bit for bit; None leaves them in place.
 
     Source: Becker, Altrock and Risse, "Momentum-SAM", arXiv 2401.12033, algorithm 1; the first step has no momentum yet.
     """

@@ -1,4 +1,4 @@
-"""One run over the processes that torchrun started: each takes its share of every batch, and all of them step alike."""
+"""One run over the processes that torchrun started: each takes its share of every batch, and all take the same steps."""
 
 import os
 import warnings
@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from helpers.runtime import choose_device, require
 
-PATIENCE = timedelta(hours=4)  # while the first process downloads the data; torchrun ends those that wait for a dead one
+PATIENCE = timedelta(hours=4)  # while the first process downloads the data; if one dies, torchrun ends those that wait
 
 
 def count() -> int:
@@ -22,12 +22,12 @@ def count() -> int:
 
 
 def rank() -> int:
-    """This process's number among them; number 0 prints and writes."""
+    """This process's number; process 0 prints and writes."""
     return dist.get_rank() if count() > 1 else 0
 
 
 def join(name: str | torch.device | None = None) -> torch.device:
-    """Meet the other processes, if torchrun started any; returns the device of this one, chosen as `choose_device` does.
+    """Join the other processes, if torchrun started any; returns this one's device, chosen by `choose_device`.
 
     Raises:
         UserError: there are fewer GPUs than processes, or all processes would share one.
@@ -37,9 +37,9 @@ def join(name: str | torch.device | None = None) -> torch.device:
         return device
     backend = "gloo"
     if device.type == "cuda":
-        require(device.index is None, f"Each process takes a GPU of its own; leave out the number of '{device}'.")
+        require(device.index is None, f"Each process needs its own GPU; leave out the number in '{device}'.")
         gpus = torch.cuda.device_count()
-        require(started <= gpus, f"torchrun started {started} processes for {gpus} GPUs; say --nproc-per-node={gpus}.")
+        require(started <= gpus, f"torchrun started {started} processes for {gpus} GPUs; use --nproc-per-node={gpus}.")
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, timeout=PATIENCE)
@@ -47,14 +47,14 @@ def join(name: str | torch.device | None = None) -> torch.device:
 
 
 def leave() -> None:
-    """Part from the other processes; on GPUs, a program that ends without it is warned of what it may leak."""
+    """Leave the other processes; on GPUs, torch warns of possible leaks if a program ends without this."""
     if count() > 1:
         dist.destroy_process_group()
 
 
 @contextmanager
 def first_on_each_machine() -> Iterator[None]:
-    """Let one process of each machine through the block before the others, which find what it has downloaded or cached."""
+    """Let one process per machine run the block first; the others then find what it has downloaded or cached."""
     later = count() > 1 and os.environ["LOCAL_RANK"] != "0"
     if later:
         gathered(None)
@@ -80,7 +80,7 @@ def gathered(value) -> list:
 
 
 def share(batch: Tensor) -> Tensor:
-    """This process's part of a batch; the parts differ by one image at most, and may be empty."""
+    """This process's part of a batch; the parts differ by at most one image, and may be empty."""
     return batch.tensor_split(count())[rank()]
 
 
@@ -92,7 +92,7 @@ def add_up(*tensors: Tensor) -> None:
 
 
 class Sum(torch.autograd.Function):
-    """The sum of a tensor over all processes, through which gradients flow: they are summed as well."""
+    """The differentiable sum of a tensor over all processes: its gradients are summed as well."""
 
     @staticmethod
     def forward(context, tensor: Tensor) -> Tensor:
@@ -105,8 +105,8 @@ class Sum(torch.autograd.Function):
 
 
 def wrap(model: nn.Module) -> nn.Module:
-    """The model, with gradients that are means over all processes when `backward` ends."""
+    """The model, wrapped so that `backward` averages its gradients over all processes."""
     if count() == 1:
         return model
-    with warnings.catch_warnings(action="ignore"):  # torch 2.14 has another name for it, which torch 2.8 does not know
+    with warnings.catch_warnings(action="ignore"):  # torch 2.14 wants a new name here, which torch 2.8 does not know
         return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)

@@ -1,4 +1,4 @@
-"""Recipes: every number that shapes a training run, and what follows from them at each step."""
+"""Recipes: every setting that shapes a training run, and the values that follow from it at each step."""
 
 import math
 from dataclasses import dataclass, fields
@@ -19,7 +19,7 @@ CHOICES = {
     "initialisation": (None, "torch", "he"),
     "keep": ("best", "last"),
 }
-# Settings, what holds of them unless they are None, and how the sentence ends where it does not.
+# Settings, the condition that each must meet unless it is None, and how the error message ends if it does not.
 COUNTS = "epochs batch_size image_size step_epochs period perturbation_every inner_steps"
 RATES = "momentum weight_decay label_smoothing warmup_epochs lowest_learning_rate inner_learning_rate perturbation ema"
 RULES = (
@@ -33,7 +33,7 @@ RULES = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every number that shapes a training run; raises a `UserError` for an impossible value or combination."""
+    """Every setting that shapes a training run; raises a `UserError` for an impossible value or combination."""
 
     epochs: int
     batch_size: int
@@ -45,25 +45,25 @@ class Recipe:
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 0.0
-    decay_weights_only: bool = False  # none on biases and BatchNorm, the parameters of one dimension
-    clip_norm: float | None = None  # the L2 norm to which the gradient of all parameters together is cut, in every pass
+    decay_weights_only: bool = False  # no decay of biases and BatchNorm, the one-dimensional parameters
+    clip_norm: float | None = None  # maximum L2 norm of the gradient of all parameters together, in every pass
     perturbation: float | None = None  # radius of adversarial model perturbation; None trains without it
     inner_learning_rate: float = 1.0
     inner_steps: int = 1
-    perturbation_start: float = 0.0  # part of the run after which steps are perturbed (arXiv 2410.10373)
-    perturbation_every: int = 1  # only every so many steps is perturbed
-    momentum_perturbation: float | None = None  # the gradient is taken so far against the momentum (arXiv 2401.12033)
-    # Over the epochs. `step` multiplies by `step_factor` every `step_epochs`; `resumed_steps` counts these anew every `period`
-    # epochs, where a new call goes on at the rate of the last one. The periodic ones fall in a cosine over `period` epochs or
-    # batches, rise again over as many, and so on.
+    perturbation_start: float = 0.0  # fraction of the run after which steps are perturbed (arXiv 2410.10373)
+    perturbation_every: int = 1  # one step in this many is perturbed
+    momentum_perturbation: float | None = None  # how far against the momentum the gradient is taken (arXiv 2401.12033)
+    # The rate over the epochs. `step` multiplies it by `step_factor` every `step_epochs`; `resumed_steps` restarts the count
+    # every `period` epochs, where a new call continues at the last one's rate. The periodic ones fall along a cosine over
+    # `period` epochs or batches, rise again over as many, and so on.
     schedule: str = "constant"
     warmup_epochs: int = 0  # the rate first rises linearly from 0
     step_epochs: int = 7
     step_factor: float = 0.1
     period: int = 25
-    lowest_learning_rate: float = 0.0  # where every cosine and line ends
+    lowest_learning_rate: float = 0.0  # at which every cosine and linear schedule ends
     label_smoothing: float = 0.0
-    ema: float | None = None  # decay per step of the moving average of the model, which is what is validated, kept and tested
+    ema: float | None = None  # decay per step of the model's moving average, which is then validated, kept and tested
     initialisation: str | None = None  # of the weights: `torch` or `he`; None: the network's own
     zero_last_batchnorm: bool = False  # the last BatchNorm of each block starts at zero
     augment: str = "none"  # this, padding, border and cutout are those of `data.View`
@@ -73,17 +73,17 @@ class Recipe:
     flip: str = "random"  # or `alternating`: each image is mirrored in every other epoch (airbench, arXiv 2404.00498)
     flip_test: bool = False  # validation and test images are mirrored by a fixed fair coin (report `pikachu`, its code)
     resize: str = "crop"  # how photographs become square: cropped, or squashed
-    sizes: tuple[tuple[float, int], ...] = ()  # from this part of the run on, so many pixels a side; (): always image_size
+    sizes: tuple[tuple[float, int], ...] = ()  # (fraction of the run, pixels per side from then on); (): always image_size
     mixed_precision: bool = True
     channels_last: bool = True  # unless torch's default layout is measured to be faster
     compiled: bool = False  # through `torch.compile`, on a GPU with CUDA graphs
-    deterministic: bool = True  # cuDNN repeats itself from run to run; False lets it choose the fastest each time
-    time_budget: float | None = None  # seconds of training and validation; no epoch starts that would end after them
-    patience: int | None = None  # stop after so many epochs without a better validation accuracy
+    deterministic: bool = True  # cuDNN gives the same results in every run; False lets it choose the fastest way each time
+    time_budget: float | None = None  # seconds of training and validation; no epoch starts that would end after that
+    patience: int | None = None  # stop after this many epochs without a better validation accuracy
     keep: str = "best"  # whose weights are tested: the best epoch's by validation accuracy, or the last one's
 
     def __post_init__(self):
-        object.__setattr__(self, "sizes", tuple(map(tuple, self.sizes)))  # lists, when a record was read
+        object.__setattr__(self, "sizes", tuple(map(tuple, self.sizes)))  # lists if read from a record
         for name, value in vars(self).items():
             finite = not isinstance(value, float) or math.isfinite(value)
             require(finite, f"{name} is {value}; it must be a finite number.")
@@ -105,7 +105,7 @@ class Recipe:
 
 
 def _check_combinations(recipe: Recipe) -> None:
-    """Settings that are right by themselves and wrong together."""
+    """Raise a `UserError` for settings that are valid by themselves but not together."""
     View(**recipe.view)
     warmup, epochs, augment = recipe.warmup_epochs, recipe.epochs, recipe.augment
     require(warmup < epochs, f"warmup_epochs is {warmup}; it must be less than the {epochs} epochs.")
@@ -140,8 +140,8 @@ def check_time_budget(seconds: float | None) -> None:
 def learning_rate(recipe: Recipe, progress: float, batches: int = 1) -> float:
     """The learning rate after `progress` epochs of `batches` each, in closed form: a resumed run needs no scheduler state.
 
-    Cosine (Loshchilov and Hutter 2017, equation 5, without restarts) and line end with the last epoch. The periodic ones are
-    torch's `CosineAnnealingLR`, which rises again after `T_max` steps, stepped once an epoch or once a batch.
+    The cosine (Loshchilov and Hutter 2017, equation 5, without restarts) and linear schedules end with the last epoch. The
+    periodic ones are torch's `CosineAnnealingLR`, which rises again after `T_max` steps, stepped per epoch or per batch.
     """
     if progress < recipe.warmup_epochs:
         return recipe.learning_rate * progress / recipe.warmup_epochs
@@ -161,16 +161,16 @@ def learning_rate(recipe: Recipe, progress: float, batches: int = 1) -> float:
 
 
 def pixels_at(recipe: Recipe, share: float) -> int:
-    """The pixels a side at which a step trains that begins when this share of the run is done."""
+    """The image size, in pixels per side, of a step that begins when this share of the run is done."""
     return next((pixels for start, pixels in reversed(recipe.sizes) if start <= share), recipe.image_size)
 
 
 def is_perturbed(recipe: Recipe, share: float, step: int) -> bool:
-    """Whether a step, counted from 0 over the whole run, that begins when this share of it is done, is a perturbed one."""
+    """Whether this step, counted from 0 over the whole run, is perturbed; it begins when this share of the run is done."""
     return share >= recipe.perturbation_start and step % recipe.perturbation_every == 0
 
 
 def completed(settings: dict) -> dict:
-    """A recipe's settings, as an older program kept them, with the defaults of those that it did not have."""
-    kept = {name: value for name, value in settings.items() if name != "pace"}  # which was `epochs` in every record
+    """A recipe's settings as an older version recorded them, with defaults for those that it did not have."""
+    kept = {name: value for name, value in settings.items() if name != "pace"}  # it equalled `epochs` in every record
     return {setting.name: setting.default for setting in fields(Recipe)} | kept

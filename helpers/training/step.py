@@ -1,4 +1,4 @@
-"""One step of training: forward pass, gradients, optimiser; in parts where a batch does not fit into memory."""
+"""One training step: forward pass, gradients, optimiser; in parts if a batch does not fit into memory."""
 
 import math
 import re
@@ -18,14 +18,14 @@ from helpers.training.convolutions import convolutions
 from helpers.training.perturbation import AdversarialModelPerturbation, along_momentum, step_clipped
 from helpers.training.recipe import Recipe
 
-# Torch's words, cuDNN's and cuBLAS's; and torch's where none of cuDNN's engines got the memory that it wants.
+# The messages of torch, cuDNN and cuBLAS; the last is torch's if no cuDNN engine gets the memory that it needs.
 OUT_OF_MEMORY = re.compile(r"out of memory|ALLOC(ATION)?_FAILED|unable to find an engine", re.IGNORECASE)
-ONE_VALUE = "Expected more than 1 value per channel"  # torch's words
+ONE_VALUE = "Expected more than 1 value per channel"  # torch's message
 
 
 @dataclass
 class Learner:
-    """A model in training, and what its steps change; what is not given is as the recipe wants it on the model's device."""
+    """A model in training, and the state that its steps change; what is not given is made from the recipe."""
 
     model: nn.Module
     recipe: Recipe
@@ -33,31 +33,31 @@ class Learner:
     scaler: torch.amp.GradScaler | None = None
     called: nn.Module | None = None  # computes the forward pass: the model, or its compiled form, which shares its parameters
     average: Average | None = None
-    perturbed: bool = True  # whether the next step is a perturbed one, if the recipe has those
-    parts: int = 1  # how many pieces a batch is taken in
-    rehearsed: float = 0  # with other processes: the numbers in the largest batch that fits into memory everywhere
+    perturbed: bool = True  # whether the next step is perturbed, if the recipe has perturbed steps
+    parts: int = 1  # the number of parts into which a batch is split
+    rehearsed: float = 0  # with other processes: the elements in the largest batch known to fit into memory everywhere
 
     def __post_init__(self):
         self.optimizer = self.optimizer or make_optimizer(self.model, self.recipe)
-        half = self.recipe.mixed_precision and autocast_dtype(self.device) == torch.float16  # elsewhere a scaler does nothing
+        half = self.recipe.mixed_precision and autocast_dtype(self.device) == torch.float16  # only fp16 needs a scaler
         self.scaler = self.scaler or torch.amp.GradScaler(self.device.type, enabled=half)
         self.called = self.model if self.called is None else self.called  # a compiled one has no truth value
         if self.recipe.ema is not None:
             self.average = self.average or Average(self.model, self.recipe.ema)
         self.statistics = RunningStatistics(self.model)
         if processes.count() == 1 or any(isinstance(layer, SynchronisedBatchNorm) for layer in self.model.modules()):
-            self.rehearsed = math.inf  # nobody waits; or no pass can be one process's alone
+            self.rehearsed = math.inf  # no process waits for another, or no pass can run in one process alone
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
     def passes(self, images: int) -> int:
-        """How many passes a batch of so many images takes, in every process."""
+        """How many passes a batch of `images` images takes, in every process."""
         return max(1, min(self.parts, images // processes.count()))
 
     def settle(self) -> None:
-        """Give all processes the mean of their BatchNorm statistics, before these are used or kept."""
+        """Average the BatchNorm statistics over all processes, before they are used or saved."""
         states = [self.model.state_dict(), *([self.average.values] if self.average else [])]
         names = [name for name, buffer in self.model.named_buffers() if buffer.is_floating_point()]
         for value in [state[name] for state in states for name in names]:
@@ -69,19 +69,19 @@ class Learner:
         return self.average.applied() if self.average else nullcontext()
 
     def state_dict(self) -> dict:
-        """What a checkpoint keeps of it."""
+        """The state that a checkpoint stores."""
         state = {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "scaler")}
         return state | {"parts": self.parts, "average": self.average.state_dict() if self.average else None}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on where another learner of the same recipe stopped, on whatever device that was."""
+        """Continue where another learner with the same recipe stopped, whatever its device was."""
         self.model.load_state_dict(state["model"])
         groups = [
-            group | {name: own[name] for name in ("foreach", "fused")}  # as this device wants it
+            group | {name: own[name] for name in ("foreach", "fused")}  # as chosen for this device
             for group, own in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True)
         ]
         self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
-        if state["scaler"]:  # empty where it ran without one, as in bf16; None in old checkpoints
+        if state["scaler"]:  # empty if it ran without one, as in bf16; None in old checkpoints
             self.scaler.load_state_dict(state["scaler"])
         if self.average:
             self.average.load_state_dict(state["average"])
@@ -96,7 +96,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         weights = [parameter for parameter in parameters if parameter.ndim > 1]
         others = [parameter for parameter in parameters if parameter.ndim <= 1]
         groups = [{"params": weights}, {"params": others, "weight_decay": 0.0}]
-    fused = parameters[0].device.type == "cuda" or recipe.mixed_precision  # which rounds unlike a textbook's loop
+    fused = parameters[0].device.type == "cuda" or recipe.mixed_precision  # it rounds differently from a textbook loop
     arguments = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "fused": fused, "foreach": not fused}
     base = torch.optim.Adam
     if recipe.optimizer == "sgd":
@@ -108,7 +108,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def autocast(device: torch.device, recipe: Recipe):
-    """The context of the forward pass: mixed precision where the recipe wants it and the device has it."""
+    """The context of the forward pass: mixed precision if the recipe asks for it and the device supports it."""
     dtype = autocast_dtype(device) if recipe.mixed_precision else None
     return torch.autocast(device.type, dtype) if dtype else nullcontext()
 
@@ -116,8 +116,8 @@ def autocast(device: torch.device, recipe: Recipe):
 def train_epoch(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
     """One pass over the batches; returns the mean loss and the accuracy over images, as seen while training.
 
-    The sums stay on the device until the pass ends: reading one each step would make the host wait for the device. Several
-    processes are given the same batches, take their shares of each, and return the same sums over all of them.
+    The sums stay on the device until the pass ends: reading them at each step would make the host wait for the device. If
+    there are several processes, all get the same batches, take their shares of each, and return the same two values.
     """
     learner.called.train()
     count, scaled = 0, learner.scaler.is_enabled()
@@ -126,7 +126,7 @@ def train_epoch(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> t
         for images, labels in batches:
             logits, loss = _step_in_parts(learner, images, labels)
             count += len(labels)
-            if scaled:  # an overflow skips the step, and its loss says nothing
+            if scaled:  # an overflow skips the step, and its loss is left out
                 skipped += ~loss.isfinite() * len(labels)
                 loss = loss.nan_to_num(0.0, 0.0, 0.0)
             loss_sum += loss * len(labels)
@@ -137,9 +137,9 @@ def train_epoch(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> t
 
 
 def _step_in_parts(learner: Learner, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """A step on the batch, in twice as many parts for as long as these do not fit into the device's memory.
+    """A step on the batch, doubling the number of parts until they fit into the device's memory.
 
-    With other processes the first batch of each size is rehearsed: one that failed in a common pass would leave them waiting.
+    With other processes, the first batch of a larger size is rehearsed: a failure in a joint pass would leave them waiting.
     """
     while True:
         fits, rehearsal = True, images.numel() > learner.rehearsed
@@ -156,14 +156,14 @@ def _step_in_parts(learner: Learner, images: Tensor, labels: Tensor) -> tuple[Te
         if rehearsal and all(processes.gathered(fits)):
             learner.rehearsed = images.numel()
             continue
-        torch.cuda.empty_cache()  # out here, where the failed step's own tensors are gone
+        torch.cuda.empty_cache()  # only here, where the failed step's own tensors have been freed
         learner.parts *= 2
-        taken = f"it is taken in {learner.parts} parts, their gradients added up"
-        print(f"A batch of {len(labels)} does not fit into memory: {taken}.")
+        parts = f"it is split into {learner.parts} parts, and their gradients are summed"
+        print(f"A batch of {len(labels)} does not fit into memory: {parts}.")
 
 
 def _check_memory(learner: Learner, error: Exception, images: int, stuck: bool) -> None:
-    """Raise the error or a sentence for it, unless smaller parts may fit into memory; `stuck`: others wait for this process."""
+    """Raise the error, or a UserError for it, unless smaller parts may fit; `stuck`: other processes wait for this one."""
     if ONE_VALUE in str(error):
         one = f"BatchNorm cannot learn from one image whose features are one pixel, as in this batch of {images}"
         mend = "choose a batch size that leaves no single image over, or larger images"
@@ -175,13 +175,13 @@ def _check_memory(learner: Learner, error: Exception, images: int, stuck: bool) 
         raise UserError("Not even one image fits into the device's memory; choose a smaller model or image.") from error
     if stuck:
         mend = "start more processes, or leave out --sync-batchnorm"
-        raise UserError(f"A share of {images} images no longer fits into the memory of a process; {mend}.") from error
+        raise UserError(f"A process's share of {images} images no longer fits into its memory; {mend}.") from error
 
 
 def _rehearse(learner: Learner, images: Tensor, labels: Tensor) -> None:
-    """Take the gradient of this process's share, and throw it away.
+    """Compute the gradient of this process's share, and discard it.
 
-    Beside it lies as much memory as a step takes: momenta, DistributedDataParallel's buckets, the perturbation and a copy.
+    It also holds as much extra memory as a step: momenta, DistributedDataParallel's buckets, the perturbation and a copy.
     """
     _held = [torch.empty_like(parameter) for parameter in learner.model.parameters() for _ in range(4)]
     gpus = [learner.device] if learner.device.type == "cuda" else []
@@ -193,8 +193,8 @@ def _rehearse(learner: Learner, images: Tensor, labels: Tensor) -> None:
 def step(learner: Learner, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """One step of the optimiser; returns the logits of this process's share and its part of the loss, from the first pass.
 
-    Parts, and the shares of several processes, give the gradient of the whole batch, but for BatchNorm, which sees each by
-    itself. A perturbation, too, grows along the gradient of the whole batch: as every gradient, it is reduced before use.
+    Parts, and the shares of several processes, give the gradient of the whole batch, except that BatchNorm sees each by
+    itself. A perturbation also grows along the whole batch's gradient, which is reduced before use like any other.
     """
     optimizer, recipe, scaler = learner.optimizer, learner.recipe, learner.scaler
     passes = []
@@ -219,20 +219,20 @@ def step(learner: Learner, images: Tensor, labels: Tensor) -> tuple[Tensor, Tens
 
 
 def gradients(learner: Learner, images: Tensor, labels: Tensor, apart: bool = False) -> tuple[Tensor, Tensor]:
-    """Add the gradients of a batch to the parameters, those of the share alone with `apart`; returns what `step` does.
+    """Add a batch's gradients to the parameters; with `apart`, only those of this process's share. Returns what `step` does.
 
-    DistributedDataParallel takes a mean over the processes: each counts its loss as often as there are processes.
+    DistributedDataParallel averages over the processes, so each multiplies its loss by their number.
     """
     scores, losses = [], []
     parts, several = learner.passes(len(labels)), processes.count()
-    called = learner.called if parts == 1 or several > 1 else learner.model  # a compiled program is of one batch size
+    called = learner.called if parts == 1 or several > 1 else learner.model  # a compiled model is for one batch size
     pieces = [processes.share(tensor).tensor_split(parts) for tensor in (images, labels)]
     for number, (image_part, label_part) in enumerate(zip(*pieces, strict=True), 1):
         with called.no_sync() if several > 1 and (apart or number < parts) else nullcontext():
             with autocast(images.device, learner.recipe):
                 logits = called(image_part)
                 loss = F.cross_entropy(logits, label_part, label_smoothing=learner.recipe.label_smoothing)
-                # The mean over no images is not a number.
+                # The mean over no images would be NaN.
                 loss = loss * (len(label_part) / len(labels)) if len(label_part) else logits.sum()
             learner.scaler.scale(loss * several).backward()
         scores.append(logits.detach())

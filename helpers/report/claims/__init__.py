@@ -1,5 +1,5 @@
-"""What the four reports say, statement by statement, and what the code and the runs say to it."""
-# ruff: noqa: F401 (the names that notebooks use)
+"""The statements of the four reports, one by one, and what the code and the runs say about each."""
+# ruff: noqa: F401 (re-exported for notebooks and other packages)
 
 from helpers.report.claims.findings import TRAINED
 from helpers.report.claims.rules import CANNOT_TELL, NOT_YET, VERDICTS

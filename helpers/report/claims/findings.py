@@ -1,4 +1,4 @@
-"""A statement of a report, and one function for each way to check it, which returns what was found."""
+"""A statement of a report, and one function for each way to check it, which returns the evidence."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,16 +17,16 @@ from helpers.report.claims.runs import Found, NotYet, Runs
 
 @dataclass(frozen=True)
 class Statement:
-    """A statement of a report: where it stands, what it says, the value `quoted` from there, and how it is checked.
+    """A statement of a report: where it is, what it says, the value `quoted` from there, and how it is checked.
 
     Attributes:
-        kind: one of `KINDS`, which gives the check and the rule.
+        kind: one of `KINDS`, which determines the check and the rule.
         measure: an entry of `measures.OF_NETWORKS` for these `networks` (name, classes), or of `measures.OTHERS`.
-        arguments: of the measure or of the check.
-        data, experiments: the data set that a run must have loaded; whose runs are judged.
-        recipe: "as written" or "as coded", where the report and its published code differ.
-        repeats, reservation: where the same fact is counted, if not here; what leaves the verdict open whatever the runs say.
-        what, form, limits: what is measured, where the measure does not say it; how it is printed; between what a bound holds.
+        arguments: passed to the measure or to the check.
+        data, experiments: the data set that a run must have loaded; the experiments whose runs are judged.
+        recipe: "as written" or "as coded", if the report and its published code differ.
+        repeats, reservation: where the same fact is counted, if not here; why the verdict stays open whatever the runs say.
+        what, form, limits: what is measured, if `measure` does not say it; the number format; the limits of a bound.
     """
 
     report: str
@@ -71,9 +71,9 @@ class Finding(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """What a check gives: our value and its interval, what its rule judges, and what is to be said besides.
+    """What a check returns: our value and its interval, the arguments that its rule judges, and remarks.
 
-    `needed` would tell, and is said where the verdict cannot be told; `how` goes behind how the statement is checked.
+    `needed` is what would settle the verdict, shown if it cannot be told; `how` is appended to how the statement is checked.
     """
 
     ours: str
@@ -84,9 +84,9 @@ class Evidence(NamedTuple):
 
 
 def find(statement: Statement, runs: Runs) -> Finding:
-    """The finding; *not yet run* where the check's model or records are not there.
+    """The finding for a statement; *not yet run* if the check's model or records do not exist.
 
-    What is not about the very thing that the report says, for a reservation or since its runs only stand in, cannot be told.
+    With a reservation, or with runs that only stand in for those the statement is about, the verdict cannot be told.
     """
     check, rule = KINDS[statement.kind]
     try:
@@ -102,7 +102,7 @@ def find(statement: Statement, runs: Runs) -> Finding:
 
 
 def measured(statement: Statement, runs: Runs, found: None) -> Evidence:
-    """A number or a text that needs no training: of a network, of the data, or of what the report prints."""
+    """A number or a text that needs no training: from a network, the data, or what the report prints."""
     if any(name not in models.MODELS for name, _ in statement.networks):
         raise NotYet
     if statement.networks:
@@ -127,7 +127,7 @@ def printed(statement: Statement, runs: Runs, found: None) -> Evidence:
 
 
 def accuracy(statement: Statement, runs: Runs, found: Found) -> Evidence:
-    """The test accuracy; by the argument `epoch` the validation accuracy then; by `label` that of a class, as `printed`."""
+    """Test accuracy, or with `epoch` the validation accuracy after it, or with `label` one class's, against `printed`."""
     arguments = statement.arguments
     if "epoch" in arguments:
         accuracies = [run["history"][arguments["epoch"] - 1]["val_accuracy"] for run in found.first]
@@ -150,7 +150,7 @@ def loss(statement: Statement, runs: Runs, found: Found) -> Evidence:
 
 
 def paired(statement: Statement, runs: Runs, found: Found) -> Evidence:
-    """The first experiment has the better test accuracy; or, with a `margin`, a fraction, one no farther away than that."""
+    """The first experiment has the better test accuracy; or, with `margin` (a fraction), the two differ by less."""
     pair = statistics.Paired.of(*([predictions(run, runs.folder) for run in side] for side in (found.first, found.second)))
     ours, interval = f"{100 * pair.difference:+.2f} points", statistics.in_points(pair.interval)
     if margin := statement.arguments.get("margin"):
@@ -168,7 +168,7 @@ def lower_loss(statement: Statement, runs: Runs, found: Found) -> Evidence:
 
 
 def each_epoch(statement: Statement, runs: Runs, found: Found) -> Evidence:
-    """After every epoch the first experiment validates better than the second; a single one, better than it trains."""
+    """After every epoch the first experiment validates better than the second or, without a second, than it trains."""
     higher = [
         mine["val_accuracy"] > (theirs["val_accuracy"] if found.second else mine["train_accuracy"])
         for one, other in zip(found.first, found.second or found.first, strict=True)

@@ -1,4 +1,4 @@
-"""What the statements' files name: measures of a network (`OF_NETWORKS`), of the data or of printed numbers (`OTHERS`)."""
+"""The measures that statement files name: of a network (`OF_NETWORKS`), of the data or of printed numbers (`OTHERS`)."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -26,7 +26,7 @@ STATEMENTS = Path(__file__).parent / "statements"
 
 
 def only(values: Iterable[float]) -> float:
-    """The one value that all have; NaN, which equals nothing, where they differ."""
+    """The value that all share; NaN, which equals nothing, if they differ."""
     different = set(values)
     return different.pop() if len(different) == 1 else float("nan")
 
@@ -53,13 +53,13 @@ def stages(net: nn.Module) -> str:
 
 
 def directly_activated(net: nn.Module) -> tuple[int, int]:
-    """Convolutions of a bottleneck network with a ReLU behind their BatchNorm, before anything is added; and all of them."""
+    """How many convolutions of a bottleneck network have a ReLU after BatchNorm, before any addition; and their total."""
     added = sum(1 + (block.downsample is not None) for block in bottlenecks(net))
     return len(convolutions(net)) - added, len(convolutions(net))
 
 
 def group_widths(net: nn.Module) -> list[int]:
-    """The bottleneck width of each stage: channels in a group of its first 3×3 convolution."""
+    """The bottleneck width of each stage: channels per group of its first 3×3 convolution."""
     return [conv.out_channels // conv.groups for conv in (net.get_submodule(name)[0].conv2 for name in net.stage_names)]
 
 
@@ -71,7 +71,7 @@ def printed_lines() -> list[Line]:
 
 
 def agreeing(net: nn.Module, fields: Sequence[str]) -> tuple[int, int]:
-    """How many lines of that figure say of these fields what the network has, and how many lines there are."""
+    """How many lines of that figure agree with the network in these fields, and how many lines there are."""
     pairs = zip(printed_lines(), summary_lines(net, 32), strict=True)
     return tally(all(getattr(one, name) == getattr(other, name) for name in fields) for one, other in pairs)
 
@@ -82,7 +82,7 @@ def megabytes(lines: Sequence[Line]) -> float:
 
 
 def perturbed_step(epsilon: float = 0.5) -> tuple[str, float]:
-    """What has moved between the two gradients of a perturbed step on a loss whose gradient is long, and how far."""
+    """What moves between the two gradients of a perturbed step, and how far, on a loss with a large gradient."""
     weights, inputs = nn.Parameter(torch.tensor([3.0, -4.0])), torch.tensor([10.0, 20.0])
     optimizer = AdversarialModelPerturbation([weights], lr=0.1, epsilon=epsilon)
     taken = []
@@ -102,7 +102,7 @@ def perturbed_step(epsilon: float = 0.5) -> tuple[str, float]:
 def closed_form_parameters(stem: Sequence[int], stages: Sequence[Sequence[int]]) -> int:
     """Parameters of a network as report `slim` prints it: `stem` (kernel, channels), `stages` (blocks, channels, kernel).
 
-    Two convolutions a block, BatchNorm behind each, a 1×1 convolution in the shortcut where the channels change; ten classes.
+    Two convolutions per block, BatchNorm after each, a 1×1 convolution in the shortcut if the channels change; ten classes.
     """
     side, width = stem
     shapes = [(3, width, side)]  # of each convolution: channels in, channels out, kernel
@@ -115,7 +115,7 @@ def closed_form_parameters(stem: Sequence[int], stages: Sequence[Sequence[int]])
 
 
 def times_simplenet(names: Sequence[str]) -> list[float]:
-    """How many times SimpleNet's parameters torchvision's networks have, from the least to the most, all with 100 classes."""
+    """The smallest and largest ratio of torchvision networks' parameters to SimpleNet's, all with 100 classes."""
     simplenet = count_parameters(anatomy.network("simplenet", 100))
     without = {"googlenet": {"init_weights": False, "aux_logits": False}}
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""The rule behind each verdict, for every kind of statement. The docstrings of the rules are the key to the table."""
+"""The rule that gives the verdict, for every kind of statement; the rules' docstrings are printed in the table's key."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ HOLDS, APPROXIMATELY, DOES_NOT = "holds", "holds approximately", "does not hold"
 CONTRADICTS, CANNOT_TELL, NOT_YET = "contradicts itself", "cannot be told from the data", "not yet run"
 VERDICTS = (HOLDS, APPROXIMATELY, DOES_NOT, CONTRADICTS, CANNOT_TELL, NOT_YET)
 
-NEAR, WIDEST, FAR = 0.02, 0.10, 0.10  # of an accuracy: "approximately", the widest interval that tells, too far for one seed
+NEAR, WIDEST, FAR = 0.02, 0.10, 0.10  # for an accuracy: "approximately", the widest conclusive interval, too far off for one
 
 
 def count(quoted: str, ours: float) -> str:

@@ -1,4 +1,4 @@
-"""The runs that a statement is judged by, and whether they are the ones that it is about or only stand in for them."""
+"""The runs that a statement is judged by, and whether they are those it is about or only stand in for them."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -15,11 +15,11 @@ ZOO_SECONDS = 6 * 3600  # what report `zoo` gives each network, section 5.2
 
 
 class NotYet(Exception):
-    """The model or the run record that a check needs is not there yet."""
+    """The model or run record that a check needs does not exist yet."""
 
 
 class Found(NamedTuple):
-    """Runs by seed, of one experiment or (`second`) of two under the same seeds, and what they stand in for, if anything."""
+    """Runs by seed, of one experiment or (`second`) of two with the same seeds, and why they only stand in, if they do."""
 
     first: list[dict]
     second: list[dict]
@@ -37,8 +37,8 @@ class Found(NamedTuple):
 class Runs:
     """The run records under a results folder that may judge a report: full ones on real images.
 
-    A run that stopped early is none, but for report `zoo`, whose own runs ended by a time budget or an early stop.
-    `records` are those under the folder, if they have been read already. Where none is found, the methods raise NotYet.
+    Runs that stopped early are excluded, except for report `zoo`, whose own runs ended by a time budget or an early stop.
+    `records` are those under the folder, if they have been read already. The methods raise NotYet if they find no run.
     """
 
     def __init__(self, results_dir: str | Path | None = None, records: Iterable[dict] | None = None):
@@ -48,9 +48,9 @@ class Runs:
         self.records = [run for run in real if not run["stopped_early"] or run["report"] == "zoo"]
 
     def of(self, experiments: Sequence[str], epoch: int = 0) -> Found:
-        """The runs of an experiment (that reached `epoch`), or of two on the same images under the same seeds.
+        """The runs of an experiment (that reached `epoch`), or of two on the same images with the same seeds.
 
-        Whole ones come before shortened ones and JPEG copies; two are of the same share of their schedules.
+        Complete runs are preferred to shortened ones and JPEG copies; paired runs cover the same share of their schedules.
         """
         first, *others = map(self._candidates, experiments)
         for kind, runs in first.items():
@@ -60,13 +60,13 @@ class Runs:
                 firsts, seconds = map(list, zip(*pairs, strict=True))
                 return Found(firsts, seconds, stand_in(firsts) or stand_in(seconds))
             if runs and not others:
-                # With a constant rate, a shortened run is the beginning of the whole one.
+                # At a constant learning rate, a shortened run is the beginning of the complete one.
                 begun = epoch and runs[0]["recipe"]["schedule"] == "constant" and not _is_jpeg(runs[0])
                 return Found(runs, [], "" if begun else stand_in(runs))
         raise NotYet
 
     def on(self, dataset: str) -> dict:
-        """A run on a data set, or on a part of it, which is only sampled from the whole."""
+        """A run on a data set or on a subset sampled from it."""
         parts = {dataset, *(name for name, (whole, _) in cifar.PARTS.items() if whole == dataset)}
         for run in self.records:
             if run["dataset"]["name"].removesuffix("-jpeg") in parts:
@@ -74,7 +74,7 @@ class Runs:
         raise NotYet
 
     def _candidates(self, experiment: str) -> dict[tuple, list[dict]]:
-        """The runs of an experiment by kind: whether from JPEG files, and the share of its schedule; what is best first."""
+        """The runs of an experiment by kind, best first: from JPEG files or not, and the negated share of its schedule."""
         kinds: dict[tuple, list[dict]] = {}
         for run in sorted(self.records, key=lambda run: run["seed"]):
             if _whole(run["experiment"]) == experiment:
@@ -83,7 +83,7 @@ class Runs:
 
 
 def stand_in(runs: list[dict]) -> str:
-    """Why runs are not those that a statement about their experiment is about, in words; empty where they are."""
+    """Why runs are not the ones that a statement about their experiment means, in words; empty if they are."""
     reasons = ["images from JPEG files"] if _is_jpeg(runs[0]) else []
     if _share(runs[0]) < 1:
         reasons.append(f"{_share(runs[0]):.0%} of the epochs")
@@ -101,7 +101,7 @@ def _one_label(run: dict) -> bool:
 
 
 def _alike(one: dict, other: dict) -> bool:
-    """Whether two runs have the seed and the images in common."""
+    """Whether two runs share their seed and their images."""
     return one["seed"] == other["seed"] and one["dataset"]["fingerprint"] == other["dataset"]["fingerprint"]
 
 
@@ -110,11 +110,11 @@ def _is_jpeg(run: dict) -> bool:
 
 
 def _whole(name: str) -> str:
-    """The experiment whose schedule one like `cifar10/slim_resnet_3ep` shortens, unless the report prints its accuracy too."""
+    """The experiment that one like `cifar10/slim_resnet_3ep` shortens; itself if the report prints its accuracy too."""
     return name if name in EXPERIMENTS and EXPERIMENTS[name].reported else re.sub(r"_\d+ep$", "", name)
 
 
 def _share(run: dict) -> float:
-    """What part of the planned epochs a run was meant to last: 1 for a whole one, or where nothing is planned."""
+    """The share of the planned epochs that a run was meant to last: 1 if complete, or if nothing is planned."""
     planned = EXPERIMENTS.get(_whole(run["experiment"]))
     return run["recipe"]["epochs"] / planned.recipe.epochs if planned else 1.0

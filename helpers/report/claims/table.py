@@ -21,7 +21,7 @@ BY_TRAINING, BY_ARITHMETIC = "holds, of trained networks", "holds, of counts and
 
 @cache
 def statements() -> list[Statement]:
-    """What the four reports say, in the order of each. A new statement needs a row in its report's file and nothing else."""
+    """The statements of the four reports, in each report's order. A new one needs only a row in its report's file."""
     rows = []
     for report in REPORTS:
         text = (measures.STATEMENTS / f"{report}.toml").read_text(encoding="utf-8")
@@ -32,7 +32,7 @@ def statements() -> list[Statement]:
 def claims_table(results_dir: str | Path | None = None, records: Iterable[dict] | None = None) -> pd.DataFrame:
     """One row per statement, all cells text: what the report says, how it is checked, what comes out, and the verdict.
 
-    `records` are those under `results_dir`, if they have been read already; a damaged one is a UserError.
+    `records` are those under `results_dir`, if they have been read already. Raises a UserError if a record is damaged.
     """
     runs = Runs(results_dir, records)
     rows = [vars(statement) | findings.find(statement, runs)._asdict() for statement in statements()]
@@ -42,7 +42,7 @@ def claims_table(results_dir: str | Path | None = None, records: Iterable[dict] 
 def counts(table: pd.DataFrame) -> pd.DataFrame:
     """One row per report and a last one for all: how many statements it makes, and how many have each verdict.
 
-    What only repeats another statement is not counted. *Holds* is counted apart for trained networks and for the rest.
+    Repeats of another statement are not counted. *Holds* is counted separately for trained networks and for the rest.
     """
     table = table[table["repeats"] == ""]
     trained = table["kind"].isin(findings.TRAINED).map({True: BY_TRAINING, False: BY_ARITHMETIC})
@@ -63,7 +63,7 @@ def key() -> str:
 
 
 def write(results_dir: str | Path | None = None, records: Iterable[dict] | None = None) -> list[Path]:
-    """Rebuild `R/claims.csv` and its key, `R/tables/claims_key.md`; a UserError where the folder cannot be written."""
+    """Rebuild `R/claims.csv` and its key, `R/tables/claims_key.md`; a UserError if the folder cannot be written."""
     folder = Path(results_dir or results.RESULTS).expanduser()
     table = claims_table(folder, records).to_csv(index=False)
     texts = {folder / "claims.csv": table, folder / "tables" / "claims_key.md": key()}

@@ -458,7 +458,7 @@ def swap_splits(root):
         other.write_bytes(content)
 
 
-NOT_PUBLISHED = "as many images as cifar10, but an image is not the published one or lies in another class; unpack"
+NOT_PUBLISHED = "as many images as cifar10, but an image is not the published one or is in the wrong class; unpack"
 
 
 def flatten(root):
@@ -545,11 +545,11 @@ def rename_table(folder):
         (cut_table, "Parquet folder cifar10 has a file that cannot be read; download it again.$"),
         (misspell_type_in_table, "Parquet folder cifar10 has a file that cannot be read; download it again.$"),
         (flip_in_table, "Parquet folder cifar10 has a file that cannot be read; download it again.$"),
-        (rename_table, "has a file 'plain_text/part2.parquet' of no known split; call it train-"),
+        (rename_table, "has a file 'plain_text/part2.parquet' that names no split; rename it to train-"),
         (lambda folder: (folder / "train-00000-of-00001.parquet").unlink(), "has 0 images in train/airplane where"),
         (
             lambda folder: put_table(folder / "test-00000-of-00001.parquet", {"img": [{"bytes": b""}], "labels": [1]}),
-            "no column 'label', but img, labels; download",
+            "no column 'label', only img, labels; download",
         ),
         (
             lambda folder: put_table(folder / "test-00000-of-00001.parquet", {"img": [{"bytes": b""}], "label": [10]}),
@@ -613,12 +613,12 @@ def test_no_network_is_one_sentence(tmp_path, capsys, offline, name):
         data.load(name, tmp_path)
     before, after = str(caught.value).split("<urlopen error [Errno ")
     assert before == (
-        f"{name} is not in the data folder, Hugging Face uoft-cs/{name} was not sent (URLError), and the original server "
+        f"{name} is not in the data folder, Hugging Face did not send uoft-cs/{name} (URLError), and the original server "
         "failed ("
     )
     assert after.endswith(
-        f"Connection refused>); try again with a network, or put {folder}/ or {name}/train/<class>/ and so on into the "
-        "data folder yourself."
+        f"Connection refused>); try again with a network connection, or put {folder}/ or {name}/train/<class>/ and so on "
+        "into the data folder yourself."
     )
     assert list(tmp_path.iterdir()) == []
     line = capsys.readouterr().out
@@ -627,9 +627,9 @@ def test_no_network_is_one_sentence(tmp_path, capsys, offline, name):
 
 def test_without_the_package_hugging_face_is_left_out_with_a_line(tmp_path, monkeypatch, capsys, offline):
     monkeypatch.setattr(downloads, "find_spec", lambda package: None)
-    with pytest.raises(UserError, match="Hugging Face was not asked"):
+    with pytest.raises(UserError, match="Hugging Face was not tried"):
         data.load("cifar10_5k", tmp_path)
-    assert "not asked (it needs 'pip install pyarrow'); trying the original server" in capsys.readouterr().out
+    assert "not tried (it needs 'pip install pyarrow'); trying the original server" in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -650,9 +650,9 @@ def archive(monkeypatch, offline, server, name, splits):
 @pytest.mark.parametrize(
     ("owner", "fault", "reason"),
     [
-        (Handler, ("limit", 1000), "it broke off"),
+        (Handler, ("limit", 1000), "the download broke off"),
         (downloads, ("LONGEST_DOWNLOAD", -3600), "it took longer than -1 hours"),
-        (cifar.PUBLISHED["cifar10"], ("tgz_md5", "0" * 32), "what it sent is not the whole archive"),
+        (cifar.PUBLISHED["cifar10"], ("tgz_md5", "0" * 32), "the archive it sent is incomplete or damaged"),
     ],
 )
 def test_a_download_that_breaks_off_is_not_taken_for_a_whole_one(tmp_path, monkeypatch, archive, owner, fault, reason):
@@ -691,7 +691,7 @@ def test_a_hugging_face_that_stays_busy_is_given_up(tmp_path, monkeypatch, offli
     monkeypatch.setenv("HF_ENDPOINT", server[0])
     monkeypatch.setattr(downloads, "LATER", (0, 0))
     monkeypatch.setattr(Handler, "refusals", refusals)
-    with pytest.raises(UserError, match=r"Hugging Face uoft-cs/cifar10 was not sent \(HTTPError\), and the original server"):
+    with pytest.raises(UserError, match=r"Hugging Face did not send uoft-cs/cifar10 \(HTTPError\), and the original server"):
         data.load("cifar10", tmp_path)
     assert len(Handler.asked) == asked
 
@@ -700,7 +700,7 @@ def test_a_hugging_face_that_stays_busy_is_given_up(tmp_path, monkeypatch, offli
 def test_half_a_parquet_file_is_not_kept(tmp_path, monkeypatch, offline, server, hugging_face, name, splits):
     hugging_face(name, splits)
     monkeypatch.setattr(Handler, "limit", 1000)
-    with pytest.raises(UserError, match=r"Hugging Face uoft-cs/cifar10 was not sent \(OSError\), and the original server"):
+    with pytest.raises(UserError, match=r"Hugging Face did not send uoft-cs/cifar10 \(OSError\), and the original server"):
         data.load(name, tmp_path)
     assert list(tmp_path.iterdir()) == []
 

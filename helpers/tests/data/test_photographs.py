@@ -280,7 +280,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize("wrong", [{"image_size": 0}, {"image_size": -1}, {"seed": -1}])
 def test_numbers_that_cannot_be(tmp_path, wrong):
-    with pytest.raises(UserError, match="choose a size from 1 and a seed from 0"):
+    with pytest.raises(UserError, match="choose a size above 0 and a seed of 0 or more"):
         data.load("pets", tmp_path, **wrong)
 
 
@@ -447,6 +447,6 @@ def test_a_damaged_cache_is_made_again(tmp_path, capsys, damage):
     content[content.index(b"PK\1\2") + 8 if damage == "encrypted" else len(content) // 2] ^= 1  # a flag, or anything
     path.write_bytes({"cut": content[:-100], "other": b"not a zip file", "empty": b""}.get(damage, content))
     assert equal(before, load(tmp_path))
-    assert "cannot be read and is made again" in capsys.readouterr().out
+    assert "cannot be read and will be rebuilt" in capsys.readouterr().out
     load(tmp_path)
-    assert "made again" not in capsys.readouterr().out
+    assert "rebuilt" not in capsys.readouterr().out

@@ -200,10 +200,10 @@ def nested(depth):
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda file: b"", "is not a whole safetensors file"),
-        (lambda file: b"PK\x03\x04 a pickle of torch", "is not a whole safetensors file"),
-        (lambda file: file.read_bytes()[:-1], "is not a whole safetensors file"),
-        (lambda file: file.read_bytes()[:1000], "is not a whole safetensors file"),
+        (lambda file: b"", "is not a valid safetensors file"),
+        (lambda file: b"PK\x03\x04 a pickle of torch", "is not a valid safetensors file"),
+        (lambda file: file.read_bytes()[:-1], "is not a valid safetensors file"),
+        (lambda file: file.read_bytes()[:1000], "is not a valid safetensors file"),
         (lambda file: rewritten(file, lambda fields: fields | {"__metadata__": {}}), "does not say how its images are made"),
         (lambda file: rewritten(file, stored_size=16), "does not say how its images are made"),
         (lambda file: rewritten(file, std=[0, 1, 1]), "does not say how its images are made"),
@@ -218,7 +218,7 @@ def nested(depth):
         (lambda file: with_text(file, '{"mean": ' + "9" * 5000), "does not say how its images are made"),
         (lambda file: file.read_bytes()[:-4] + struct.pack("<f", math.nan), "are not all finite numbers"),
         (lambda file: rewritten(file, more=1), "does not say how its images are made"),
-        (lambda file: rewritten(file, model="resnet19"), "is of a model 'resnet19', which is not known here"),
+        (lambda file: rewritten(file, model="resnet19"), "needs the model 'resnet19', which is unknown here"),
         (lambda file: rewritten(file, model="resnext29_under5m"), "are not those of 'resnext29_under5m' with 2 classes"),
         (lambda file: rewritten(file, classes=["a", "b", "c"]), "are not those of 'resnet18' with 3 classes"),
     ],

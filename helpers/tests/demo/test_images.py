@@ -165,7 +165,7 @@ def put(folder):
         "a\0b.png": "embedded null byte",
         "a\nb.png": "No such file or directory",
         "": "it is not a regular file",
-        folder / "wide.png": "9400x9400 pixels are too many; make it smaller, or a JPEG",
+        folder / "wide.png": "9400x9400 pixels are too many; shrink it or save it as a JPEG",
     }
 
 

@@ -99,7 +99,7 @@ def test_of_many_classes_the_most_likely_are_shown_and_of_two_with_one_name_the_
 
 @pytest.mark.parametrize("address", ["/etc/passwd", "file:///etc/passwd", "data/README.md", "ftp://a/b.png", ""])
 def test_an_address_is_never_a_file_of_this_machine(address):
-    with pytest.raises(UserError, match="is no address of an image; it must start with http:// or https://"):
+    with pytest.raises(UserError, match="is not the address of an image; it must start with http:// or https://"):
         page.read_address(address, by_hand().about)
 
 
@@ -111,7 +111,7 @@ def test_without_gradio_one_sentence_says_what_to_install(dataset, monkeypatch):
 
 def test_with_an_older_gradio_one_sentence_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", SimpleNamespace(__version__="5.50.0"))
-    with pytest.raises(UserError, match="needs gradio 6, and 5.50.0 is here: run 'pip install -U gradio', and restart"):
+    with pytest.raises(UserError, match="needs gradio 6, but 5.50.0 is here: run 'pip install -U gradio' and restart"):
         page._gradio()
 
 
@@ -263,7 +263,7 @@ def test_an_address_that_cannot_be_reached_one_that_can_and_an_example(browser, 
     assert is_empty(browser)
     field.fill("/etc/passwd")
     field.press("Enter")
-    assert status_is(browser, "must start with http").startswith("'/etc/passwd' is no address of an image")
+    assert status_is(browser, "must start with http").startswith("'/etc/passwd' is not the address of an image")
     browser.locator(".tiles button:has(img)").first.click()
     assert answer(browser, "an example labelled blue")[0] == ["blue", "blue", "90%", "red", "10%"]
 

@@ -100,7 +100,7 @@ def test_a_shipped_model_is_half_as_large_and_answers_as_before(place):
     assert (demo.probabilities(model, dataset.test.images).argmax(1) == before).double().mean() >= 0.999
     assert evaluated(folder) == (
         f"pikachu-resnet18_torchvision: {record['test']['accuracy']:.2%} of 120 test images; its card says "
-        f"{record['test']['accuracy']:.2%}. 100.00% of its answers are those in full precision."
+        f"{record['test']['accuracy']:.2%}. 100.00% of its answers agree with full precision."
     )
 
 

@@ -327,7 +327,7 @@ def test_a_run_that_is_recorded_says_that_its_record_is_replaced(monkeypatch, ca
     monkeypatch.setattr(experiments, "run", lambda *_, **__: (record, {}))
     monkeypatch.setattr(results, "save", lambda *_: results.RESULTS / "seed0.json")
     assert main(["run", RUN[1], "--seed", "0"]) == 0
-    assert "There is a record of it already, seed0.json, which this run replaces" in capsys.readouterr().out
+    assert "A record already exists, seed0.json, and this run will replace it" in capsys.readouterr().out
     assert main(["run", RUN[1], "--seed", "99"]) == 0 and "already" not in capsys.readouterr().out
 
 
@@ -378,12 +378,12 @@ def test_table_of_a_folder_with_a_smoke_run(smoke, capsys, monkeypatch):
         ([*RUN, "--time-budget", "inf"], "The time budget in seconds is inf; it must be greater than 0, and at most 1e+09."),
         ([*RUN, "--time-budget", "nan"], "The time budget in seconds is nan; it must be greater than 0, and at most 1e+09."),
         ([*RUN, "--time-budget", "1e308"], "The time budget in seconds is inf; it must be greater than 0"),
-        ([*RUN, "--device", "mps"], "Device 'mps' cannot be used on this machine; choose cpu, or cuda where there is a GPU."),
-        ([*RUN, "--device", "hpu"], "Device 'hpu' cannot be used on this machine; choose cpu, or cuda where there is a GPU."),
+        ([*RUN, "--device", "mps"], "Device 'mps' cannot be used on this machine; choose cpu, or cuda if there is a GPU."),
+        ([*RUN, "--device", "hpu"], "Device 'hpu' cannot be used on this machine; choose cpu, or cuda if there is a GPU."),
         ([*RUN, "--results-dir=~nouser/r"], "Argument --results-dir: there is no home folder for '~nouser/r'"),
         ([*RUN, "--report", "amp"], "--report, --dataset and --minutes are for --missing"),
-        ([*RUN, "--missing"], "Name one experiment to run, or say --missing"),
-        (["run"], "Name one experiment to run, or say --missing"),
+        ([*RUN, "--missing"], "Name one experiment to run, or pass --missing"),
+        (["run"], "Name one experiment to run, or pass --missing"),
         (["run", "--missing", "--seed", "2"], "--missing runs what the plan declares; leave out --epochs and --seed."),
         (["run", "--missing", "--minutes", "0"], "--minutes is 0; it must be greater than 0."),
         (["run", "--missing", "--minutes", "nan"], "--minutes is nan; it must be greater than 0."),
@@ -426,7 +426,7 @@ def test_a_process_stopped_in_the_middle_goes_on_to_the_same_record(smoke, tmp_p
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGINT)
     process.join()
-    assert process.exitcode == 130 and "is kept in seed0.ckpt; run the same again to go on" in said.read_text()
+    assert process.exitcode == 130 and "is kept in seed0.ckpt; rerun to continue" in said.read_text()
     assert main([*RUN, *folders]) == 0
     record, whole = (results.load(results.record_path(RUN[1], "smoke", 0, folder)) for folder in (tmp_path, smoke))
     assert record["test"] == whole["test"]

@@ -94,7 +94,7 @@ def test_epochs_that_are_done_cost_nothing(tmp_path, monkeypatch):
     whole = there.minutes(row, 0, CPU)
     deadline = {"deadline": time.perf_counter() - 1}
     monkeypatch.setattr(runner, "load_data", lambda *_: data.sample("cifar10", image_size=16))
-    with pytest.raises(runner.Unfinished, match="Stopped after epoch 0 of 2; run the same again to go on"):
+    with pytest.raises(runner.Unfinished, match="Stopped after epoch 0 of 2; rerun to continue"):
         experiments.run(row.name, profile="smoke", checkpoint_dir=tmp_path, **deadline)
     assert there.minutes(row, 0, CPU) == whole
     experiments.run(row.name, profile="smoke", checkpoint_dir=tmp_path)

@@ -169,7 +169,8 @@ def test_predictions_that_are_not_those_of_the_record_are_one_sentence(tmp_path,
     path.unlink() if damage == "missing" else path.write_bytes(contents.get(damage, b""))
     if changed:
         runtime.save_arrays(path, **arrays | {changed: other[changed]})
-    with pytest.raises(UserError, match="seed0.predictions.npz of pikachu/resnext50_ours is .*; run it again."):
+    wrong = "does not match its record" if changed else "is missing or damaged"
+    with pytest.raises(UserError, match=f"seed0.predictions.npz of pikachu/resnext50_ours {wrong}; run it again."):
         results.predictions(record, tmp_path)
 
 
@@ -231,7 +232,7 @@ def test_all_runs_of_several_experiments_name_what_is_missing(tmp_path, monkeypa
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["0", "90", "and"], "and so on"
     assert len(results.obtain_all(names, (0, 1), "quick", tmp_path, device=cpu)) == 4
     assert len(results.obtain_all(names[:1], (0, 0, 9), "full", tmp_path, device=torch.device("cuda"))) == 1
-    assert "What is missing is trained now, in about 90 minutes" in capsys.readouterr().out, (
+    assert "Training the missing runs now, for about 90 minutes" in capsys.readouterr().out, (
         "those that the plan wants, once each"
     )
 

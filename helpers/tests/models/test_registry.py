@@ -177,7 +177,7 @@ def test_a_failed_download_is_one_sentence_and_leaves_nothing(tmp_path, monkeypa
     monkeypatch.setattr("torch.hub.urlopen", refuse)
     with pytest.raises(UserError) as caught:
         models.build("resnet18", 2, pretrained=True)
-    assert "could not be had from https://download.pytorch.org/models/resnet18-f37072fd.pth" in str(caught.value)
+    assert "could not be loaded from https://download.pytorch.org/models/resnet18-f37072fd.pth" in str(caught.value)
     assert "\n" not in str(caught.value) and capsys.readouterr() == ("", "")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
@@ -200,7 +200,7 @@ def test_weights_that_are_another_file_are_refused_and_no_code_in_them_runs(tmp_
     file = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
     file.parent.mkdir(parents=True)
     torch.save(Malicious(tmp_path / "made"), file)
-    reason = "is not the published one" if checked else "could not be had from"
+    reason = "is not the published one" if checked else "could not be loaded from"
     with pytest.raises(UserError, match=reason) as caught:
         models.build("resnet18", 2, pretrained=True)
     assert "\n" not in str(caught.value) and not (tmp_path / "made").exists()
@@ -212,7 +212,7 @@ def test_a_published_file_is_known_by_the_digits_in_its_name(tmp_path):
     file.write_bytes(b"")
     registry.require_published(file)
     file.write_bytes(b"x")
-    with pytest.raises(OSError, match="empty-e3b0c442.pth that is there is not the published one"):
+    with pytest.raises(OSError, match="existing empty-e3b0c442.pth is not the published one"):
         registry.require_published(file)
 
 
@@ -220,7 +220,7 @@ def test_a_broken_copy_of_the_weights_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     (tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth").write_bytes(b"broken off")
-    with pytest.raises(UserError, match="put a whole copy of that file into") as caught:
+    with pytest.raises(UserError, match="put an intact copy of that file into") as caught:
         models.build("resnet18", 2, pretrained=True)
     assert "\n" not in str(caught.value)
 

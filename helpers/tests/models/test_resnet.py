@@ -215,7 +215,7 @@ def test_the_second_convolution_carries_every_stride_where_the_report_began():
         ({"kernel_size": 4}, "kernel size is 4; choose an odd one"),
         ({"kernel_size": 0}, "kernel_size must be a whole number of at least 1, not 0"),
         ({"strided": "third"}, "no 'third' convolution to carry the stride; choose 'first' or 'second'"),
-        ({"reduction": 3}, "8 channels do not divide by the reduction 3"),
+        ({"reduction": 3}, "8 channels are not divisible by the reduction 3"),
         ({"reduction": 0}, "reduction must be a whole number of at least 1"),
     ],
 )

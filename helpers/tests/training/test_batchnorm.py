@@ -59,7 +59,7 @@ def test_an_attempt_that_does_not_fit_is_not_counted_and_its_parts_are_remembere
     single = BATCH[0][:1], BATCH[1][:1]
     training.train_epoch(learner, [BATCH, BATCH, single])
     assert model.attempts == [8, 4, 4, 4, 4, 1] and learner.parts == 2 == learner.state_dict()["parts"], "no part is empty"
-    assert model.bn.num_batches_tracked == 4 + 1 and capsys.readouterr().out.count("in 2 parts") == 1
+    assert model.bn.num_batches_tracked == 4 + 1 and capsys.readouterr().out.count("into 2 parts") == 1
     expected = nn.BatchNorm2d(3)
     for part in (*BATCH[0].chunk(2) * 2, single[0]):
         expected(part)

@@ -31,7 +31,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(path, capsys):
     assert load_checkpoint(path) == {"history": [1]}
     assert "a.ckpt is damaged" in capsys.readouterr().out
     previous(path).write_bytes(b"")
-    with pytest.raises(UserError, match="No checkpoint beside a.ckpt is whole and fits; start over with --fresh"):
+    with pytest.raises(UserError, match="No copy of a.ckpt is intact and fits this run; start over with --fresh"):
         load_checkpoint(path)
 
 
@@ -154,7 +154,7 @@ def test_a_mirror_that_fails_warns_once_leaves_nothing_and_does_not_end_training
         assert len(load_checkpoint(mirror / "a.ckpt")["history"]) == (1 if until == 3 else 4)
     assert same(plain, whole) and without_times(done.history) == without_times(expected.history)
     printed = capsys.readouterr().out
-    assert printed.count("could not be copied to") == 1 and "(Input/output error); training goes on" in printed
+    assert printed.count("could not be copied to") == 1 and "(Input/output error); training continues" in printed
 
 
 def test_a_whole_checkpoint_that_does_not_fit_gives_way_to_the_one_before(path, capsys):
@@ -180,13 +180,13 @@ def test_a_whole_checkpoint_that_does_not_fit_gives_way_to_the_one_before(path, 
     previous(path).unlink()
     save_checkpoint(good | {"model": other}, path)
     previous(path).unlink()
-    with pytest.raises(UserError, match="is whole and fits; start over with --fresh"):
+    with pytest.raises(UserError, match="is intact and fits this run; start over with --fresh"):
         training.fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=path)
 
 
 def test_a_folder_of_that_name_is_no_checkpoint(path):
     path.mkdir()
-    with pytest.raises(UserError, match="No checkpoint beside a.ckpt is whole and fits"):
+    with pytest.raises(UserError, match="No copy of a.ckpt is intact and fits this run"):
         training.fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=path)
 
 
@@ -205,7 +205,7 @@ def test_a_run_goes_on_in_another_arithmetic(path, monkeypatch, capsys, halves):
         monkeypatch.setattr(loop, "_check_identity", lambda *_: None)
         done = training.fit(make_model(), TRAIN, VALIDATION, recipe, checkpoint=path, until=2 if half == halves[0] else None)
     assert [row["device"] for row in done.history] == ["NVIDIA A100"] * 2 + ["Tesla T4"] * 2
-    line = "It began on NVIDIA A100, torch 2 and continues on Tesla T4, torch 2: from here on its bits differ"
+    line = "It began on NVIDIA A100, torch 2 and continues on Tesla T4, torch 2; it will not match an uninterrupted run"
     assert line in capsys.readouterr().out
 
 

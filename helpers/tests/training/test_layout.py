@@ -127,5 +127,5 @@ def test_a_learner_takes_a_compiled_network(name):
 
 def test_without_a_compiler_there_is_a_sentence(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(UserError, match=r"needs a C\+\+ compiler, and none is here; install g\+\+, or train without --compile"):
+    with pytest.raises(UserError, match=r"a C\+\+ compiler, and none was found; install g\+\+, or train without --compile"):
         training.fit(small(), SPLITS.train, SPLITS.validation, replace(RECIPE, compiled=True))

@@ -256,7 +256,7 @@ def test_a_killed_process_ends_the_run_and_another_number_goes_on(tmp_path):
         os.kill(process.pid, signal.SIGINT)
     assert ended(started)[0] == 130
     assert f"Resumed after epoch {kept} of 20." in printed.read_text()
-    assert "the last whole epoch is kept in seed0.ckpt; run the same again to go on." in printed.read_text()
+    assert "the last complete epoch is kept in seed0.ckpt; rerun to continue." in printed.read_text()
     assert [(tmp_path / f"said.{rank}").read_text() for rank in (1, 2)] == ["", ""]
 
     assert ended(start(2, command, [*RUN, *folders(tmp_path)], tmp_path / "said")) == [0, 0]
@@ -269,8 +269,8 @@ def test_a_killed_process_ends_the_run_and_another_number_goes_on(tmp_path):
     ("device", "arguments", "sentence"),
     [
         ("cpu", ["--missing"], "torchrun trains one experiment; name it, or start run --missing by itself"),
-        ("cuda", [NAME], "torchrun started 2 processes for 1 GPUs; say --nproc-per-node=1."),
-        ("cuda:1", [NAME], "Each process takes a GPU of its own; leave out the number of 'cuda:1'."),
+        ("cuda", [NAME], "torchrun started 2 processes for 1 GPUs; use --nproc-per-node=1."),
+        ("cuda:1", [NAME], "Each process needs its own GPU; leave out the number in 'cuda:1'."),
     ],
 )
 def test_what_torchrun_cannot_do_is_a_sentence(monkeypatch, capsys, device, arguments, sentence):

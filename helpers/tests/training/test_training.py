@@ -127,7 +127,7 @@ def test_a_batch_that_does_not_fit_is_taken_in_parts_and_steps_the_same(perturba
     assert means[1] == pytest.approx(means[0], rel=1e-6)
     torch.testing.assert_close(narrow.linear.weight, roomy.linear.weight, rtol=1e-6, atol=1e-7)
     printed = capsys.readouterr().out
-    assert "A batch of 7 does not fit into memory: it is taken in 4 parts" in printed and "8 parts" not in printed
+    assert "A batch of 7 does not fit into memory: it is split into 4 parts" in printed and "8 parts" not in printed
 
 
 def test_one_image_that_does_not_fit_is_a_sentence():
@@ -312,7 +312,7 @@ def test_resume_after_a_kill_equals_an_uninterrupted_run_bit_for_bit(tmp_path, m
     monkeypatch.setattr(loop, "train_epoch", kill)
     with pytest.raises(KeyboardInterrupt):
         fit(make_model(), TRAIN, VALIDATION, recipe, seed=3, checkpoint=tmp_path / "a.ckpt")
-    assert "the last whole epoch is kept in a.ckpt; run the same again" in capsys.readouterr().out
+    assert "the last complete epoch is kept in a.ckpt; rerun to continue" in capsys.readouterr().out
     monkeypatch.setattr(loop, "train_epoch", train_epoch)
     torch.rand(99)  # other random numbers in between must not matter
     resumed = make_model(seed=8)
