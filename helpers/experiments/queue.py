@@ -1,8 +1,10 @@
 """The queue: planned runs that have no record, how long they would take here, and the loop that runs them."""
 
 import statistics
+import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -74,8 +76,9 @@ class Queue:
         """The minutes that the rest of a run would take on a device, from its network's pace, which is measured once."""
         recipe = runner.recipe_for(row, self.profile)
         checkpoint = runner.checkpoint_path(row.name, self.profile, seed, self.checkpoint_dir)
-        state = checkpoints.load_checkpoint(checkpoint) if checkpoint.exists() else None
-        history = state["history"] if state else []
+        history = []
+        with suppress(UserError), redirect_stdout(sys.stderr):  # an unusable checkpoint is no progress; --json is on stdout
+            history = (checkpoints.load_checkpoint(checkpoint) or {"history": []})["history"]
         train, validation = SIZES[row.dataset]
         per_image, per_step = pace(device, row.model, recipe.image_size)
         shown, seconds = data.images_shown(range(train), recipe.augment), 0.0
@@ -93,7 +96,8 @@ def lines(table: Iterable[dict]) -> Iterator[str]:
     yield f"{'experiment':48} {'report':8} {'dataset':13} {'model':28} epochs  full runs"
     for row in table:
         have = ", ".join(map(str, row["have"]))
-        need = ", ".join(f"{seed} ({minutes:,.0f} min)" for seed, minutes in row["minutes"].items())
+        most = "" if EXPERIMENTS[row["experiment"]].recipe.patience is None else "at most "  # it may stop early
+        need = ", ".join(f"{seed} ({most}{minutes:,.0f} min)" for seed, minutes in row["minutes"].items())
         seeds = [f"{verb} seed {which}" for verb, which in (("have", have), ("need", need)) if which]
         columns = f"{row['experiment']:48} {row['report']:8} {row['dataset']:13} {row['model']:28} {row['epochs']:6}"
         yield f"{columns}  {'; '.join(seeds)}"

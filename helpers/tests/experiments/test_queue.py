@@ -101,6 +101,17 @@ def test_epochs_that_are_done_cost_nothing(tmp_path, monkeypatch):
     assert there.minutes(row, 0, CPU) == 0
 
 
+def test_a_damaged_checkpoint_neither_stops_the_list_nor_spoils_its_json(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(queue, "pace", lambda *_: (0.01, 0.0))
+    checkpoint = experiments.checkpoint_path(NAMES[0], "full", 0, tmp_path / "checkpoints")
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(b"damaged")
+    assert main(["list", "--json", "--report", "speed", *folders(tmp_path)]) == 0
+    said = capsys.readouterr()
+    assert [row["experiment"] for row in json.loads(said.out)] == NAMES
+    assert f"The checkpoint {checkpoint.name} is damaged; trying another one." in said.err
+
+
 def test_the_pace_is_measured(monkeypatch):
     monkeypatch.setattr(queue, "MEASURED_SECONDS", 0.0)
     queue.pace.cache_clear()
@@ -117,6 +128,9 @@ def test_list_says_what_is_there_and_how_long_the_rest_takes(tmp_path, monkeypat
     assert main(["list", "--report", "pikachu", "--dataset", "pikachu", *folders(tmp_path)]) == 0
     [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("pikachu/resnext50_ours ")]
     assert line.endswith("    20  have seed 1; need seed 0 (90 min), 2 (92 min)")
+    assert main(["list", "--report", "zoo", "--dataset", "cifar100", *folders(tmp_path)]) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("cifar100/wrn16_2 ")]
+    assert line.endswith("   200  need seed 0 (at most 90 min)"), "it may stop early"
 
 
 def test_the_pace_by_hand(monkeypatch):
