@@ -1,11 +1,9 @@
 """Run records: what they hold, where they are stored, and how missing ones are obtained."""
 
 import atexit
-import fcntl
 import itertools
 import json
 import math
-import os
 import re
 import shutil
 import tempfile
@@ -21,29 +19,15 @@ from helpers.runtime import PROFILES, ROOT, UserError, require
 from helpers.training import Diverged
 
 RESULTS, OWN = ROOT / "results", ROOT / "data" / "results"
-SMOKE = "resnext-smoke-"
 NAMED = 5  # missing experiments that a notebook names one by one
 
 
 @cache
 def _temporary_folder() -> Path:
-    """One folder for all smoke runs of this process, deleted at its end, or by the next process if this one is killed."""
-    left = [path for path in Path(tempfile.gettempdir()).glob(f"{SMOKE}*") if _locked(path)]
-    folder = Path(tempfile.mkdtemp(prefix=SMOKE))
-    _locked(folder)
+    """One folder for all smoke runs of this process, deleted when it exits."""
+    folder = Path(tempfile.mkdtemp(prefix="resnext-smoke-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    for path in left:
-        shutil.rmtree(path, ignore_errors=True)
     return folder
-
-
-def _locked(folder: Path) -> bool:
-    """Whether this process got the lock on a folder, which the system takes back when the process is gone."""
-    try:
-        fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # it is another's
-        return False
-    return True
 
 
 def folder_for(profile: str, fingerprint: str = "", name: str = "") -> Path:
