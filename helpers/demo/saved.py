@@ -14,6 +14,7 @@ from helpers.runtime import UserError, choose_device, require, whole, writing
 from helpers.training import checkpoints
 
 LARGEST_SIZE = 2048  # pixels of an input's side
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)  # of metadata from elsewhere
 
 
 @dataclass(frozen=True)
@@ -100,10 +101,10 @@ def load_model(path: str | Path, device: str | torch.device | None = None) -> Sa
     metadata, tensors = _read(path)
     try:
         about = Preprocessing(**json.loads(metadata["about"]))
-        card = json.loads(metadata.get("card", "null"))
-    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        card = _parse_card(metadata)
+    except MALFORMED as error:
         mend = "use a file written by python -m helpers save"
-        raise UserError(f"{path.name} does not say how its images are made; {mend}.") from error
+        raise UserError(f"The metadata of {path.name} do not describe a model of ours; {mend}.") from error
     tensors = {name: value.float() if value.dtype == torch.float16 else value for name, value in tensors.items()}
     return SavedModel(build_network(tensors, about, path.name).to(device).eval(), about, card)
 
@@ -111,10 +112,22 @@ def load_model(path: str | Path, device: str | torch.device | None = None) -> Sa
 def read_card(path: Path) -> dict:
     """The facts of a saved model's card; empty if it has none or the file is damaged."""
     try:
-        card = json.loads(_read(path, weights=False)[0].get("card", "{}"))
-    except (UserError, ValueError, RecursionError):
+        return _parse_card(_read(path, weights=False)[0]) or {}
+    except (UserError, *MALFORMED):
         return {}
-    return card if isinstance(card, dict) else {}
+
+
+def _parse_card(metadata: dict[str, str]) -> dict | None:
+    """The facts of a model card, or None; one of `MALFORMED` or a UserError if they are not as `ship` writes them."""
+    card = json.loads(metadata.get("card", "null"))
+    if card is not None:
+        training.Recipe(**training.completed(card["recipe"]))
+        facts = [(card["experiment"], str), (card["dataset"]["name"], str), (card["dataset"]["fingerprint"], str)]
+        facts += [(card["best"]["val_accuracy"], float), (card["test"]["accuracy"], float), (card["test"]["n"], int)]
+        facts += [(label, int) for label in card["predicted"]]
+        if not all(isinstance(value, kind) for value, kind in facts) or len(card["predicted"]) != card["test"]["n"]:
+            raise ValueError("a fact is of another type, or predictions are missing")
+    return card
 
 
 def _read(path: Path, weights: bool = True) -> tuple[dict[str, str], dict[str, Tensor]]:

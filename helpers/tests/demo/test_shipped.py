@@ -12,7 +12,7 @@ from torch import nn
 
 from helpers import data, demo, experiments, models, training
 from helpers.__main__ import main
-from helpers.demo import page, shipped
+from helpers.demo import page, saved, shipped
 from helpers.experiments import records
 from helpers.runtime import UserError
 from helpers.training import checkpoints
@@ -134,6 +134,28 @@ def test_evaluate_notices_other_weights_and_other_images(place, tmp_path):
     with pytest.raises(UserError, match="other has no model card to compare with"):
         evaluated(folder, "other")
     (folder / "models" / "other.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda card: [card],
+        lambda card: {"experiment": card["experiment"]},
+        lambda card: card | {"experiment": 1},
+        lambda card: card | {"dataset": card["dataset"] | {"fingerprint": None}},
+        lambda card: card | {"test": card["test"] | {"accuracy": "high"}},
+        lambda card: card | {"predicted": card["predicted"][1:]},
+        lambda card: card | {"predicted": ["0"] * 120},
+        lambda card: card | {"recipe": card["recipe"] | {"unknown": 1}},
+    ],
+)
+def test_a_card_of_another_form_is_one_sentence(place, tmp_path, change):
+    folder, *_ = place
+    model = demo.load_model(folder / "models" / "pikachu-resnet18_torchvision.safetensors")
+    file = demo.save_model(tmp_path / "odd.safetensors", model.network.state_dict(), model.about, change(model.card))
+    with pytest.raises(UserError, match="The metadata of odd.safetensors do not describe a model of ours; use a file written"):
+        demo.load_model(file)
+    assert saved.read_card(file) == {}
 
 
 def test_what_is_not_shipped(place, tmp_path, monkeypatch):
