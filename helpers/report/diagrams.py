@@ -122,7 +122,7 @@ def receptive_fields(fields: Mapping[str, Tensor]) -> Figure:
     for axis, (title, field) in zip(axes.flat, fields.items(), strict=True):
         axis.axis("off")
         axis.imshow((field / field.max()).numpy(), cmap="Blues", vmin=0, vmax=1)
-        (top, left), (bottom, right) = (corner.tolist() for corner in (field > 0).nonzero()[[0, -1]])
+        (top, left), (bottom, right) = (corner.tolist() for corner in (field > 0).nonzero().aminmax(dim=0))
         corner, size = (left - 0.5, top - 0.5), (right - left + 1, bottom - top + 1)
         axis.add_patch(plt.Rectangle(corner, *size, fill=False, edgecolor=SHORTCUT, linewidth=1.8))
         axis.set_title(title, fontsize=9)

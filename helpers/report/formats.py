@@ -34,7 +34,7 @@ def _cell(column: str, value) -> str:
         return " to ".join(_cell(column, part) for part in value)
     if isinstance(value, str):
         return value
-    if column == "p" and value < 0.0005:
+    if column == "p" and value < 0.001:
         return "<0.001"
     return "" if pd.isna(value) else _FORMATS.get(column, "{}").format(value)
 
