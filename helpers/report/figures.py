@@ -18,9 +18,9 @@ DPI = 200
 DATA = {"pikachu": "Pikachu photographs", "cifar10": "CIFAR-10", "cifar10_5k": "5,000 images of CIFAR-10"}
 DATA |= {"cifar100": "CIFAR-100"}
 ACCURACY = (
-    "Test accuracy by experiment: a dot for each seed, their mean, the value that the report prints, and an accuracy known\n"
-    "from elsewhere for the same or a similar network. Names that end in `_fast` are short recipes of ours; where there is no\n"
-    "dot, the experiment has not been run yet."
+    "Test accuracy by experiment: a dot for each seed, their mean, the value that the report prints, and an accuracy\n"
+    "published elsewhere for the same or a similar network. Names that end in `_fast` are our short recipes; a row\n"
+    "without a dot has not been run yet."
 )
 
 

@@ -159,7 +159,7 @@ def accuracy_chart(groups: Mapping[str, Mapping[str, str]], records: Iterable[di
     if reported:
         marks["the report's value"] = HOLLOW | {"linestyle": ""}
     if ticks:
-        marks["known from elsewhere"] = TICK
+        marks["published elsewhere"] = TICK
     handles = [plt.Line2D([], [], label=name, **mark) for name, mark in marks.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=4, fontsize=8, frameon=False)
     return figure
