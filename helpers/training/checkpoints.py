@@ -74,11 +74,12 @@ def copy_checkpoint(checkpoint: Path, mirror: Path) -> str | None:
 
 
 def load_checkpoint(
-    checkpoint: Path, mirror: Path | None = None, accept: Callable[[dict], None] = lambda state: None
+    checkpoint: Path, mirror: Path | None = None, accept: Callable[[dict], None] = lambda state: None, claimed: bool = False
 ) -> dict | None:
     """Load the first intact checkpoint that fits: the checkpoint, its temporary file, the previous one, the mirror's copy.
 
-    Returns None if none exists. `accept` takes over the state, and raises one of `MISFITS` if it does not fit.
+    Returns None if none exists. `accept` takes over the state, and raises one of `MISFITS` if it does not fit. Only the
+    program that has `claimed` the run puts a temporary file, or the mirror's copy, in the checkpoint's place.
 
     Raises:
         UserError: checkpoints exist, but none of them is intact and fits.
@@ -93,8 +94,10 @@ def load_checkpoint(
                 with warnings.catch_warnings(action="ignore"):  # torch warns of pickled code, which it refuses anyway
                     state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
                 accept(state)
-                if path == temporary(checkpoint):
+                if claimed and path == temporary(checkpoint):
                     os.replace(path, checkpoint)  # or the next save would overwrite the only intact one
+                elif claimed and path.parent == mirror:
+                    copy_checkpoint(path, checkpoint.parent)
                 return state
             except MISFITS as error:
                 words = str(error).strip().partition("\n")[0]

@@ -110,6 +110,7 @@ def fit(model: nn.Module, train: data.Split, validation: data.Split, recipe: Rec
         end = "nothing of this run was kept, since none of its epochs had been checkpointed."
         if options.checkpoint and done.history:  # without history, any checkpoint there is an earlier run's
             end = f"the last complete epoch is kept in {options.checkpoint.name}; rerun to continue."
+            mirror.copy(last=True)
         print(f"\nStopped: {end}")
         raise
     if done.best_weights is not None:
@@ -133,7 +134,7 @@ def _resumed(learner: Learner, identity: dict, options: Options) -> Fit | None:
         _ = state["history"][-1]["seconds"], state["best"]["epoch"]
 
     first = processes.rank() == 0
-    state = load_checkpoint(options.checkpoint, options.mirror, accept) if options.resume and first else None
+    state = load_checkpoint(options.checkpoint, options.mirror, accept, claimed=True) if options.resume and first else None
     if not (state := processes.agreed(state)):
         return None
     if not first:

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, damaged ones never in the way of good ones, mirrors that may vanish."""
+"""Checkpoints: atomic writes, fallback from damaged copies to intact ones, and mirrors that may vanish."""
 
 from dataclasses import replace
 from functools import partial
@@ -23,7 +23,7 @@ def damage(path):
     path.write_bytes(path.read_bytes()[:-20])
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(path, capsys):
+def test_a_damaged_checkpoint_falls_back_to_the_previous_one(path, capsys):
     for epoch in (1, 2):
         save_checkpoint({"history": [epoch]}, path)
     assert load_checkpoint(path) == {"history": [2]}
@@ -35,7 +35,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(path, capsys):
         load_checkpoint(path)
 
 
-def test_a_folder_in_the_mirror_with_a_checkpoint_s_name_is_no_checkpoint(path):
+def test_a_folder_named_like_a_checkpoint_in_the_mirror_is_ignored(path):
     (path.parent / "drive" / path.name).mkdir(parents=True)
     assert load_checkpoint(path, path.parent / "drive") is None
 
@@ -46,7 +46,7 @@ def test_a_kill_between_the_two_renames_loses_nothing(path):
     assert load_checkpoint(path) == {"history": [1]}
 
 
-def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one(path):
+def test_a_damaged_checkpoint_never_replaces_an_intact_previous_one(path):
     for epoch in (1, 2):
         save_checkpoint({"history": [epoch]}, path)
     damage(path)
@@ -55,8 +55,8 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one(path):
     assert load_checkpoint(path) == {"history": [1]}, "not the damaged second one"
 
 
-def test_the_newest_whole_one_is_read_and_a_temporary_file_takes_its_name(path):
-    """A mirror's copy may be minutes old, and comes last."""
+def test_the_newest_intact_copy_is_loaded_and_a_temporary_file_is_renamed(path):
+    """The mirror's copy may be minutes old, so it is tried last."""
     drive = path.parent / "drive"
     save_checkpoint({"history": [1]}, path)
     copy_checkpoint(path, drive)
@@ -65,39 +65,40 @@ def test_the_newest_whole_one_is_read_and_a_temporary_file_takes_its_name(path):
     path.rename(temporary(path))
     path.write_bytes(b"damaged")
     assert load_checkpoint(path, drive) == {"history": [3]}
+    assert temporary(path).exists(), "a reader leaves the file to the program that is writing it"
+    assert load_checkpoint(path, drive, claimed=True) == {"history": [3]}
     assert not temporary(path).exists() and load_checkpoint(path, drive) == {"history": [3]}
     damage(path)
     assert load_checkpoint(path, drive) == {"history": [2]}
     previous(path).unlink()
     assert load_checkpoint(path, drive) == {"history": [1]}
+    with pytest.raises(UserError):
+        load_checkpoint(path)
+    assert load_checkpoint(path, drive, claimed=True) == load_checkpoint(path) == {"history": [1]}, "and it is here again"
 
 
-def test_a_first_checkpoint_that_was_cut_off_is_none(path):
+def test_a_truncated_first_checkpoint_counts_as_none(path):
     temporary(path).write_bytes(b"half")
     assert load_checkpoint(path) is None
 
 
-def test_a_full_disk_leaves_the_earlier_checkpoint(path, monkeypatch):
+def test_a_full_disk_leaves_the_previous_checkpoint_intact(path, monkeypatch, disk_full):
     save_checkpoint({"history": [1]}, path)
-
-    def full(_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoints.os, "fsync", full)
+    monkeypatch.setattr(checkpoints.os, "fsync", disk_full)
     with pytest.raises(UserError, match="could not be written .No space left on device.*--checkpoint-dir"):
         save_checkpoint({"history": [2]}, path)
     assert load_checkpoint(path) == {"history": [1]}
     assert [file.name for file in path.parent.iterdir()] == ["a.ckpt"]
 
 
-def test_the_mirror_takes_over_when_the_local_checkpoint_is_gone(path):
+def test_the_mirror_is_used_if_the_local_checkpoint_is_gone(path):
     save_checkpoint({"history": [1]}, path)
     assert copy_checkpoint(path, path.parent / "drive") is None
     path.unlink()
     assert load_checkpoint(path, path.parent / "drive") == {"history": [1]}
 
 
-def test_a_mirror_that_is_not_mounted_is_not_made(path):
+def test_an_unmounted_mirror_is_not_created(path):
     save_checkpoint({"history": [1]}, path)
     drive = path.parent / "drive"
     assert copy_checkpoint(path, drive / "MyDrive/project/checkpoints/report/network/full") == "its folder is gone"
@@ -106,22 +107,22 @@ def test_a_mirror_that_is_not_mounted_is_not_made(path):
     assert copy_checkpoint(path, drive) is not None and drive.read_bytes() == b"a file"
     own = path.parent / "MyDrive/resnext-notebooks/checkpoints/fingerprint/pikachu/resnet18_fast/quick"
     own.parents[4].mkdir(parents=True)
-    assert copy_checkpoint(path, own) is None and load_checkpoint(own / path.name), "a fresh Drive, photographs of one's own"
+    assert copy_checkpoint(path, own) is None and load_checkpoint(own / path.name), "a fresh Drive, your own photographs"
 
 
-def test_a_checkpoint_that_another_hand_changed_is_not_kept_as_the_one_before(path, monkeypatch):
-    """What this process left is not read again; what has changed since is."""
+def test_a_checkpoint_that_was_damaged_meanwhile_is_not_kept_as_the_previous_one(path, monkeypatch):
+    """A checkpoint is read again only if it has changed since this process wrote it."""
     read, reads = checkpoints._read, []
     monkeypatch.setattr(checkpoints, "_read", lambda file: reads.append(file) or read(file))
     for epoch in (1, 2):
         save_checkpoint({"history": [epoch]}, path)
-    assert reads == [path] and load_checkpoint(previous(path)) == {"history": [1]}, "asked once, when nothing was there"
+    assert reads == [path] and load_checkpoint(previous(path)) == {"history": [1]}, "read once, before the first was written"
     damage(path)
     save_checkpoint({"history": [3]}, path)
     assert load_checkpoint(path) == {"history": [3]} and load_checkpoint(previous(path)) == {"history": [1]}
 
 
-def test_the_mirror_gets_the_first_and_the_last_checkpoint_and_few_between(path, monkeypatch):
+def test_the_mirror_gets_the_first_and_the_last_checkpoint_and_few_in_between(path, monkeypatch):
     copies, copy = [], loop.copy_checkpoint
     monkeypatch.setattr(
         loop, "copy_checkpoint", lambda *places: copies.append(load_checkpoint(path)["history"]) or copy(*places)
@@ -134,7 +135,7 @@ def test_the_mirror_gets_the_first_and_the_last_checkpoint_and_few_between(path,
     assert [len(history) for history in copies[2:]] == [1, 2, 3, 3]
 
 
-def test_a_mirror_that_fails_warns_once_leaves_nothing_and_does_not_end_training(path, monkeypatch, capsys):
+def test_a_failing_mirror_warns_once_leaves_no_partial_copy_and_does_not_stop_training(path, monkeypatch, capsys):
     calls, copyfile = [], checkpoints.shutil.copyfile
 
     def copy(source, target):
@@ -157,7 +158,7 @@ def test_a_mirror_that_fails_warns_once_leaves_nothing_and_does_not_end_training
     assert printed.count("could not be copied to") == 1 and "(Input/output error); training continues" in printed
 
 
-def test_a_whole_checkpoint_that_does_not_fit_gives_way_to_the_one_before(path, capsys):
+def test_an_intact_checkpoint_that_does_not_fit_falls_back_to_the_previous_one(path, capsys):
     training.fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=path, until=1)
     good = load_checkpoint(path)
     other = torch.nn.Linear(2, 2).state_dict()
@@ -184,15 +185,15 @@ def test_a_whole_checkpoint_that_does_not_fit_gives_way_to_the_one_before(path, 
         training.fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=path)
 
 
-def test_a_folder_of_that_name_is_no_checkpoint(path):
+def test_a_folder_named_like_the_checkpoint_gives_a_clear_error(path):
     path.mkdir()
     with pytest.raises(UserError, match="No copy of a.ckpt is intact and fits this run"):
         training.fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=path)
 
 
 @pytest.mark.parametrize("halves", [("bf16", "fp16"), ("fp16", "bf16"), ("fp32", "fp16")])
-def test_a_run_goes_on_in_another_arithmetic(path, monkeypatch, capsys, halves):
-    """As on another GPU: a scaler in fp16, none in bf16. fp16 is played in fp32, with the scaler of fp16."""
+def test_a_run_can_resume_in_another_precision(path, monkeypatch, capsys, halves):
+    """As on another GPU: fp16 uses a gradient scaler, bf16 does not. fp16 is simulated by fp32 with fp16's scaler."""
     places = iter([{"device": "NVIDIA A100", "software": "torch 2"}] + [{"device": "Tesla T4", "software": "torch 2"}] * 99)
     scaler = torch.amp.GradScaler
     for half in halves:
@@ -209,7 +210,7 @@ def test_a_run_goes_on_in_another_arithmetic(path, monkeypatch, capsys, halves):
     assert line in capsys.readouterr().out
 
 
-def test_the_scale_and_the_parts_are_taken_up_again():
+def test_the_loss_scale_and_the_number_of_parts_are_restored():
     scalers = [torch.amp.GradScaler("cpu", init_scale=scale) for scale in (8.0, 4.0)]
     first, second = (training.Learner(make_model(), RECIPE, scaler=scaler) for scaler in scalers)
     first.parts = 4
@@ -217,7 +218,7 @@ def test_the_scale_and_the_parts_are_taken_up_again():
     assert (second.scaler.get_scale(), second.parts) == (8.0, 4)
 
 
-def test_a_checkpoint_of_a_gpus_fused_optimiser_goes_on_with_this_devices_own(path):
+def test_a_checkpoint_with_a_gpus_fused_optimiser_resumes_with_this_devices_optimiser(path):
     recipe = replace(RECIPE, optimizer="adam")
     training.fit(make_model(), TRAIN, VALIDATION, recipe, checkpoint=path, until=2)
     state = load_checkpoint(path)
@@ -229,13 +230,13 @@ def test_a_checkpoint_of_a_gpus_fused_optimiser_goes_on_with_this_devices_own(pa
     assert same(whole, resumed)
 
 
-def test_the_history_says_what_computed_each_epoch(path):
+def test_the_history_names_the_device_and_software_of_each_epoch(path):
     row = training.fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, epochs=1)).history[0]
     assert row["device"].startswith("CPU, ") and row["software"] == f"torch {torch.__version__}"
 
 
-def test_a_checkpoint_of_the_time_before_averages_and_parts_goes_on_bit_for_bit(path):
-    """The keys and settings of the checkpoints that were written until November 2026."""
+def test_a_checkpoint_from_before_averages_and_parts_resumes_bit_for_bit(path):
+    """It has the keys and settings of checkpoints written until November 2026."""
     whole, resumed = make_model(), make_model()
     training.fit(whole, TRAIN, VALIDATION, RECIPE)
     training.fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=path, until=2)
