@@ -154,7 +154,7 @@ def learning_rate(recipe: Recipe, progress: float, batches: int = 1) -> float:
     if recipe.schedule in ("cosine", "linear"):
         turn = (progress - recipe.warmup_epochs) / (recipe.epochs - recipe.warmup_epochs)
     else:
-        turn = progress * (batches if recipe.schedule == "periodic_batches" else 1) / recipe.period
+        turn = (progress * batches if recipe.schedule == "periodic_batches" else int(progress)) / recipe.period
     lowest = recipe.lowest_learning_rate
     left = 1 - turn if recipe.schedule == "linear" else (1 + math.cos(math.pi * turn)) / 2
     return lowest + (recipe.learning_rate - lowest) * left

@@ -1,4 +1,4 @@
-"""The loop: weighting by images, schedules, resume, stops, and what happens when things go wrong."""
+"""The training loop: means over images, schedules, resuming, early stops, and what happens when things go wrong."""
 
 import itertools
 import math
@@ -62,7 +62,7 @@ def without_times(history: list[dict]) -> list[dict]:
 
 
 class Frozen(nn.Module):
-    """Fixed scores for each image, whatever the weights: lets a loss be computed by hand."""
+    """Fixed scores for each image, so that the loss can be computed by hand."""
 
     def __init__(self):
         super().__init__()
@@ -72,7 +72,7 @@ class Frozen(nn.Module):
         return images.mean((2, 3)) * self.scale
 
 
-def test_train_loss_and_accuracy_are_means_over_images_on_an_uneven_last_batch():
+def test_train_loss_and_accuracy_are_means_over_images_even_if_the_last_batch_is_smaller():
     model = Frozen()
     images = torch.randn(10, 3, 4, 4)
     labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2, 0])
@@ -87,7 +87,7 @@ def test_train_loss_and_accuracy_are_means_over_images_on_an_uneven_last_batch()
 
 
 class Narrow(nn.Module):
-    """A linear network on a device that holds only so many images at once."""
+    """A linear network that runs out of memory with more than `room` images at once."""
 
     def __init__(self, room: int):
         super().__init__()
@@ -100,11 +100,11 @@ class Narrow(nn.Module):
         return self.linear(images.flatten(1))
 
 
-def test_nesterov_smoothing_and_inner_steps_are_the_recipes():
+def test_nesterov_label_smoothing_and_inner_steps_come_from_the_recipe():
     model = nn.Linear(2, 1, bias=False)
     model.weight.data = torch.tensor([[1.0, 2.0]])
     optimizer = training.make_optimizer(model, replace(RECIPE, learning_rate=0.1, momentum=0.9, nesterov=True))
-    for _ in range(2):  # the gradient is (3, 4): a step of 1.9 times it, then of 2.71 times
+    for _ in range(2):  # the gradient is (3, 4), which Nesterov multiplies by 1.9, then by 2.71
         optimizer.zero_grad()
         model(torch.tensor([3.0, 4.0])).sum().backward()
         optimizer.step()
@@ -119,7 +119,7 @@ def test_nesterov_smoothing_and_inner_steps_are_the_recipes():
 
 
 @pytest.mark.parametrize("perturbation", [None, 0.5])
-def test_a_batch_that_does_not_fit_is_taken_in_parts_and_steps_the_same(perturbation, capsys):
+def test_a_batch_that_does_not_fit_is_split_into_parts_and_gives_the_same_step(perturbation, capsys):
     recipe = replace(RECIPE, perturbation=perturbation, mixed_precision=False, label_smoothing=0.1)
     batches = [(torch.randn(count, 3, 4, 4), torch.arange(count) % 3) for count in (7, 7, 3)]
     roomy, narrow = Narrow(7), Narrow(2)
@@ -130,7 +130,7 @@ def test_a_batch_that_does_not_fit_is_taken_in_parts_and_steps_the_same(perturba
     assert "A batch of 7 does not fit into memory: it is split into 4 parts" in printed and "8 parts" not in printed
 
 
-def test_one_image_that_does_not_fit_is_a_sentence():
+def test_a_single_image_that_does_not_fit_gives_a_clear_error():
     model = Narrow(0)
     with pytest.raises(UserError, match="Not even one image fits"):
         batches = [(torch.randn(5, 3, 4, 4), torch.arange(5) % 3)]
@@ -138,8 +138,8 @@ def test_one_image_that_does_not_fit_is_a_sentence():
 
 
 @pytest.mark.parametrize(("fast", "tolerance"), [({"channels_last": True}, 1e-5), ({"mixed_precision": True}, 3e-2)])
-def test_the_fast_paths_give_the_plain_paths_scores(fast, tolerance, monkeypatch):
-    """fp32 in channels-last to rounding; bf16, which keeps 8 bits, to 3 % of the scores' length."""
+def test_the_fast_paths_give_the_same_scores_as_the_plain_path(fast, tolerance, monkeypatch):
+    """fp32 in channels-last agrees up to rounding; bf16, with 8 significant bits, to 3 % of the scores' norm."""
     monkeypatch.setattr(stepping, "autocast_dtype", lambda device: torch.bfloat16)
     split = data.sample("cifar10", counts=(10, 10, 8)).test
     plain = replace(RECIPE, image_size=16, channels_last=False, mixed_precision=False)
@@ -155,7 +155,7 @@ def test_the_fast_paths_give_the_plain_paths_scores(fast, tolerance, monkeypatch
     assert 0 < difference < tolerance
 
 
-def test_evaluation_is_a_mean_over_images_and_does_not_depend_on_the_batch(monkeypatch):
+def test_evaluation_is_a_mean_over_images_and_does_not_depend_on_the_batch_size(monkeypatch):
     model = make_model()
     whole = training.evaluate(model, VALIDATION, RECIPE)
     monkeypatch.setattr(evaluation, "EVALUATION_BATCH", 5)
@@ -197,14 +197,15 @@ def torchs_cosine(steps: int, period: int, lowest: float) -> list[float]:
     return rates
 
 
-def test_a_cosine_by_epochs_is_torchs_and_rises_again_after_its_period():
+def test_the_cosine_by_epochs_matches_torchs_and_rises_again_after_its_period():
     recipe = replace(RECIPE, epochs=80, learning_rate=0.1, schedule="periodic_epochs", lowest_learning_rate=1e-4)
     rates = [learning_rate(recipe, epoch, 1000) for epoch in range(80)]
     assert rates == pytest.approx(torchs_cosine(80, 25, 1e-4), rel=1e-9)
     assert rates[25] == pytest.approx(1e-4) == rates[75] and rates[50] == pytest.approx(0.1)
+    assert [learning_rate(recipe, epoch + 0.999, 1000) for epoch in range(80)] == rates, "the same within an epoch"
 
 
-def test_a_cosine_by_batches_is_torchs_stepped_after_each_batch():
+def test_the_cosine_by_batches_matches_torchs_stepped_after_each_batch():
     recipe = replace(RECIPE, epochs=3, learning_rate=0.1, schedule="periodic_batches", period=7, lowest_learning_rate=0.02)
     rates = [learning_rate(recipe, epoch + batch / 11, 11) for epoch in range(3) for batch in range(11)]
     assert rates == pytest.approx(torchs_cosine(33, 7, 0.02), rel=1e-9)
@@ -216,7 +217,7 @@ def test_every_cosine_ends_at_the_lowest_rate():
 
 
 def note_rates(monkeypatch) -> list[float]:
-    """The learning rate of each step from here on."""
+    """A list that grows by the learning rate of every step from now on."""
     rates, step = [], stepping.step
 
     def note(learner, *batch):
@@ -228,7 +229,7 @@ def note_rates(monkeypatch) -> list[float]:
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "periodic_batches"])
-def test_fourfold_data_make_four_times_the_steps(monkeypatch, schedule):
+def test_fourfold_augmentation_takes_four_times_as_many_steps(monkeypatch, schedule):
     rates = note_rates(monkeypatch)
     recipe = replace(RECIPE, epochs=1, learning_rate=1.0, schedule=schedule, period=11, augment="fourfold")
     fit(make_model(), TRAIN, VALIDATION, recipe)
@@ -236,7 +237,7 @@ def test_fourfold_data_make_four_times_the_steps(monkeypatch, schedule):
     assert rates == pytest.approx(cosine), "84 images are 11 batches of 8, the last of 4"
 
 
-def test_the_rate_moves_within_an_epoch(monkeypatch):
+def test_the_learning_rate_changes_within_an_epoch(monkeypatch):
     rates = note_rates(monkeypatch)
     fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, epochs=1, learning_rate=1.0, schedule="cosine"))
     assert rates == pytest.approx([1, 0.75, 0.25]), "three batches of 8, 8 and 5 images: cos² of 0, 30 and 60 degrees"
@@ -250,7 +251,7 @@ def test_weight_decay_on_weights_only(perturbation):
     assert [tuple(p.shape) for p in others["params"]] == [(8,), (8,), (8,), (3,)] and others["weight_decay"] == 0
 
 
-def test_a_perturbation_of_zero_trains_as_plain_sgd_bit_for_bit_statistics_included():
+def test_a_perturbation_of_zero_trains_like_plain_sgd_bit_for_bit_including_batchnorm_statistics():
     perturbed, plain = (nn.Sequential(*(layer for layer in make_model() if not isinstance(layer, nn.Dropout))) for _ in "ab")
     first = fit(perturbed, TRAIN, VALIDATION, replace(RECIPE, perturbation=0.0))
     second = fit(plain, TRAIN, VALIDATION, RECIPE)
@@ -262,7 +263,7 @@ def test_the_second_pass_leaves_batchnorms_running_statistics_alone():
     model, recipe = make_model(), replace(RECIPE, perturbation=5.0, mixed_precision=False)
     images = torch.randn(8, 3, 8, 8)
     training.train_epoch(training.Learner(model, recipe), [(images, torch.arange(8) % 3)])
-    seen = make_model()[0](images)  # the first pass, at the first weights
+    seen = make_model()[0](images)  # the first pass, at the initial weights
     assert torch.allclose(model[1].running_mean, 0.1 * seen.mean((0, 2, 3)), atol=1e-6)
     assert model[1].num_batches_tracked == 1 and model[1].track_running_stats
 
@@ -305,7 +306,7 @@ def test_resume_after_a_kill_equals_an_uninterrupted_run_bit_for_bit(tmp_path, m
     def kill(learner, batches):
         calls.append(None)
         if len(calls) == killed_in + 1:
-            next(iter(batches))  # in the middle of the epoch, when random numbers were drawn already
+            next(iter(batches))  # in the middle of the epoch, after random numbers were drawn
             raise KeyboardInterrupt
         return train_epoch(learner, batches)
 
@@ -323,8 +324,8 @@ def test_resume_after_a_kill_equals_an_uninterrupted_run_bit_for_bit(tmp_path, m
 
 
 @pytest.mark.parametrize(("stopped_in", "sentence"), [(1, "nothing of this run was kept"), (2, "kept in run.ckpt")])
-def test_ctrl_c_says_what_is_kept_of_this_very_run(tmp_path, monkeypatch, capsys, stopped_in, sentence):
-    """Over the checkpoint of an earlier run, which `resume=False` does not read."""
+def test_ctrl_c_reports_what_is_kept_of_this_run(tmp_path, monkeypatch, capsys, stopped_in, sentence):
+    """There is a checkpoint of an earlier run, but `resume=False` ignores it."""
     checkpoint = tmp_path / "run.ckpt"
     fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=checkpoint)
     epoch = loop._epoch
@@ -340,7 +341,7 @@ def test_ctrl_c_says_what_is_kept_of_this_very_run(tmp_path, monkeypatch, capsys
     assert sentence in capsys.readouterr().out
 
 
-def test_a_run_stopped_at_an_epoch_goes_on_as_one_that_was_not(tmp_path):
+def test_a_run_stopped_after_an_epoch_continues_like_an_uninterrupted_one(tmp_path):
     recipe = replace(RECIPE, schedule="cosine")
     whole = make_model()
     expected = fit(whole, TRAIN, VALIDATION, recipe)
@@ -353,7 +354,7 @@ def test_a_run_stopped_at_an_epoch_goes_on_as_one_that_was_not(tmp_path):
     assert without_times(done.history) == without_times(expected.history)
 
 
-def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch):
+def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
     first = make_model()
     done = fit(first, TRAIN, VALIDATION, RECIPE, checkpoint=tmp_path / "a.ckpt")
     monkeypatch.setattr(loop, "train_epoch", None)
@@ -363,7 +364,7 @@ def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("keep", "epoch", "accuracy", "loss"), [("best", 2, 0.7, 0.8), ("last", 4, 0.6, 0.6)])
-def test_the_best_epoch_by_validation_is_kept_or_the_last(monkeypatch, keep, epoch, accuracy, loss):
+def test_the_best_epoch_by_validation_or_the_last_one_is_kept(monkeypatch, keep, epoch, accuracy, loss):
     scores = iter([(0.9, 0.5), (0.8, 0.7), (0.7, 0.7), (0.6, 0.6)])
     weights = []
 
@@ -374,12 +375,12 @@ def test_the_best_epoch_by_validation_is_kept_or_the_last(monkeypatch, keep, epo
     monkeypatch.setattr(loop, "evaluate", evaluate)
     model = make_model()
     done = fit(model, TRAIN, VALIDATION, replace(RECIPE, keep=keep))
-    assert done.best == {"epoch": epoch, "val_accuracy": accuracy, "val_loss": loss}, "the first of equals"
+    assert done.best == {"epoch": epoch, "val_accuracy": accuracy, "val_loss": loss}, "a tie goes to the earlier epoch"
     assert all(torch.equal(value, weights[epoch - 1][name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize(("keep", "kept"), [("best", 2), ("last", 4)])
-def test_early_stop_after_patience_epochs_without_a_better_one(monkeypatch, keep, kept):
+def test_training_stops_after_patience_epochs_without_improvement(monkeypatch, keep, kept):
     scores, weights = iter([(1, 0.5), (1, 0.6), (1, 0.6), (1, 0.55), (1, 0.9)]), []
 
     def evaluate(model, *_):
@@ -395,14 +396,14 @@ def test_early_stop_after_patience_epochs_without_a_better_one(monkeypatch, keep
 
 
 def test_no_epoch_starts_that_would_not_end_within_the_time_budget():
-    ticks = iter(range(0, 1000, 10))  # every look at the clock is 10 s later: 20 s an epoch
+    ticks = iter(range(0, 1000, 10))  # the clock advances 10 s each time it is read: 20 s per epoch
     done = fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, epochs=10), time_budget=50, clock=lambda: next(ticks))
     assert [row["seconds"] for row in done.history] == [20, 20]
     assert done.stopped == "time budget of 50 s: 40 s spent after epoch 2, and no other fits"
 
 
 def clock_of(*durations: float):
-    """A clock by which the epochs last so long, half of it in training, the last one again and again; three looks an epoch."""
+    """Clock readings, three per epoch: the epochs take these durations, half of it in training, and the last one repeats."""
     now = 0.0
     for duration in itertools.chain(durations, itertools.repeat(durations[-1])):
         yield from (now, now + duration / 2, now + duration)
@@ -411,21 +412,21 @@ def clock_of(*durations: float):
 
 @pytest.mark.parametrize("budget", [1, 40, 55, 100, 333])
 @pytest.mark.parametrize("seed", range(3))
-def test_a_time_budget_is_never_overshot_by_more_than_one_epoch_however_they_vary(budget, seed):
+def test_a_time_budget_is_never_exceeded_by_more_than_one_epoch_however_epochs_vary(budget, seed):
     draw = random.Random(seed)
     clock = clock_of(*(draw.choice((5, 10, 80)) for _ in range(40)), 10)
     recipe = replace(RECIPE, epochs=80)
     done = fit(make_model(), TRAIN.subset(range(8)), VALIDATION, recipe, time_budget=budget, clock=lambda: next(clock))
     seconds = [row["seconds"] for row in done.history]
     assert seconds and sum(seconds[:-1]) < budget, "only the last epoch may end late"
-    assert sum(seconds) + statistics.median(seconds) > budget, "and none that fits is left out"
+    assert sum(seconds) + statistics.median(seconds) > budget, "no epoch that fits is left out"
     assert done.stopped.startswith(f"time budget of {budget} s: {sum(seconds):.0f} s spent after epoch {len(seconds)}")
 
 
-def test_the_first_epochs_say_how_many_fit_the_budget(capsys):
+def test_after_the_first_epochs_the_number_that_fits_the_budget_is_printed(capsys):
     clock = clock_of(30, 10, 12, 15)
     done = fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, epochs=9), time_budget=100, clock=lambda: next(clock))
-    # The median of 30, 10 and 12 s goes 8 times into 100 s.
+    # The median of 30, 10 and 12 s fits 8 times into 100 s.
     assert capsys.readouterr().out == "At the pace of the first 3 epochs, 8 fit the time budget of 100 s.\n"
     assert done.limits == {"time_budget": 100, "patience": None}
     assert [row["seconds"] for row in done.history] == [30, 10, 12, 15, 15, 15], "97 s, and the estimate was too high"
@@ -438,7 +439,7 @@ def test_a_budget_shorter_than_an_epoch_gives_one_epoch():
     assert len(done.history) == loop.estimate_epochs(done.history, 7) == 1
 
 
-def test_the_recipes_limits_hold_and_an_argument_takes_their_place(monkeypatch):
+def test_the_recipes_limits_apply_unless_an_argument_replaces_them(monkeypatch):
     clock, recipe = clock_of(10), replace(RECIPE, epochs=10, time_budget=40, patience=3)
     done = fit(make_model(), TRAIN, VALIDATION, recipe, patience=9, clock=lambda: next(clock))
     assert (len(done.history), done.limits["time_budget"], done.limits["patience"]) == (4, 40, 9)
@@ -448,20 +449,20 @@ def test_the_recipes_limits_hold_and_an_argument_takes_their_place(monkeypatch):
     assert len(done.history) == 4 and done.stopped == "no better validation accuracy in 3 epochs after epoch 1"
 
 
-def test_a_checkpoint_from_before_a_setting_is_one_with_its_default(tmp_path):
+def test_a_checkpoint_from_before_a_setting_existed_has_its_default(tmp_path):
     path = tmp_path / "a.ckpt"
     fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=path, until=1)
     state = load_checkpoint(path)
     for setting in ("time_budget", "patience", "nesterov", "period"):
         del state["identity"][setting]
-    state["identity"]["pace"] = "epochs"  # a setting that is no more
+    state["identity"]["pace"] = "epochs"  # a setting that no longer exists
     save_checkpoint(state, path)
     with pytest.raises(UserError, match="belongs to a run with nesterov False, not True; period 25, not 9"):
         fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, nesterov=True, period=9), checkpoint=path)
     assert len(fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=path).history) == 4
 
 
-def test_tensorboard_is_given_each_epochs_scalars_beside_the_checkpoint(tmp_path, monkeypatch):
+def test_each_epochs_scalars_are_written_for_tensorboard_beside_the_checkpoint(tmp_path, monkeypatch):
     written = []
 
     class SummaryWriter(nullcontext):
@@ -481,7 +482,7 @@ def test_tensorboard_is_given_each_epochs_scalars_beside_the_checkpoint(tmp_path
     assert not list(tmp_path.glob("a.tensorboard/*"))
 
 
-def test_time_budget_counts_the_sessions_before(tmp_path):
+def test_the_time_budget_includes_earlier_sessions(tmp_path):
     def clock():
         return next(ticks)
 
@@ -532,13 +533,13 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         ({"patience": -1}, "patience is -1; it must be greater than 0, or None"),
     ],
 )
-def test_a_recipe_that_cannot_be_gets_its_sentence(change, sentence):
+def test_invalid_recipes_are_rejected(change, sentence):
     with pytest.raises(UserError, match=sentence):
         replace(RECIPE, **change)
 
 
 @pytest.mark.parametrize("name", ["image_size", "step_epochs", "inner_steps"])
-def test_a_count_is_greater_than_zero(name):
+def test_a_count_must_be_greater_than_zero(name):
     with pytest.raises(UserError, match=f"{name} is 0; it must be greater than 0"):
         replace(RECIPE, **{name: 0})
 
@@ -547,7 +548,7 @@ RATES = ("weight_decay", "label_smoothing", "warmup_epochs", "inner_learning_rat
 
 
 @pytest.mark.parametrize("name", RATES)
-def test_a_rate_is_not_negative(name):
+def test_a_rate_cannot_be_negative(name):
     with pytest.raises(UserError, match=f"{name} is -1; it cannot be negative"):
         replace(RECIPE, **{name: -1})
 
@@ -556,6 +557,6 @@ BUDGETS = [{"time_budget": seconds} for seconds in (0, -1.0, math.inf, math.nan,
 
 
 @pytest.mark.parametrize("arguments", [*BUDGETS, {"patience": 0}, {"until": 0}])
-def test_a_budget_that_cannot_be_gets_its_sentence(arguments):
+def test_invalid_budgets_are_rejected(arguments):
     with pytest.raises(UserError, match="must be greater than 0"):
         fit(make_model(), TRAIN, VALIDATION, RECIPE, **arguments)
