@@ -74,9 +74,8 @@ def save(record: dict, predictions: dict[str, np.ndarray], results_dir: str | Pa
         path.parent.mkdir(parents=True, exist_ok=True)
         runtime.save_arrays(path.with_name(record["predictions"]), **predictions)
         runtime.save_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    if old:  # delete the other files of the run that this one replaces
-        for name in (old["predictions"], f"{path.stem}.landscape.npz"):
-            path.with_name(name).unlink(missing_ok=True)
+    for name in {first, second, f"{path.stem}.landscape.npz"} - {record["predictions"]}:  # of a run that this one replaces
+        path.with_name(name).unlink(missing_ok=True)
     return path
 
 
@@ -200,7 +199,7 @@ def obtain_all(
                 missing.setdefault(name, []).append(seed)
     todo = [(name, seed) for name, lacking in missing.items() for seed in lacking] if trains else []
     if todo and profile == "full":
-        expected = sum(queue.minutes(experiments.find(name), seed, device) for name, seed in todo)
+        expected = sum(min(queue.minutes(experiments.find(name), seed, device), minutes or math.inf) for name, seed in todo)
         print(f"Training the missing runs now, for about {expected:,.0f} minutes; interrupt to stop.")
     for name, seed in todo:
         mirror = drive / "checkpoints" / own / name / profile if drive else None
@@ -210,8 +209,8 @@ def obtain_all(
         except Diverged as error:  # go on with the other runs
             print(f"{name}, seed {seed}: {error}")
     obtained = [record for record in found.values() if record]
-    lacking = f"; not run yet: {sum(map(len, missing.values()))}" if missing and not trains else "."
-    print(f"{len(obtained)} {profile} {'run is' if len(obtained) == 1 else 'runs are'} here{lacking}")
+    lacking = f"; {sum(map(len, missing.values()))} not run yet:" if missing and not trains else "."
+    print(f"{len(obtained)} {profile} run{'s' * (len(obtained) != 1)} recorded{lacking}")
     if not trains:
         given = {
             "--data-dir": arguments.get("data_dir"),
@@ -233,6 +232,6 @@ def _name_missing(missing: dict[str, list[int]], queue, device: torch.device, mo
     for name, seeds in itertools.islice(missing.items(), NAMED):
         expected = queue.minutes(experiments.find(name), seeds[0], device)
         print(f"  {expected:,.0f} minutes here: python -m helpers run {name} --seed {seeds[0]}{more}", end="")
-        print(*(f" (and {seed})" for seed in seeds[1:]), sep="")
+        print(*(f" (also --seed {seed})" for seed in seeds[1:]), sep="")
     if len(missing) > NAMED:
-        print("  and so on; python -m helpers list names them all.")
+        print("  and more; python -m helpers list shows all of them.")

@@ -1,4 +1,4 @@
-"""Run records: written, read back, refused, obtained; and the committed ones against the plan."""
+"""Run records: saving, loading, rejecting and obtaining them; the committed ones must match the plan."""
 
 import atexit
 import copy
@@ -13,12 +13,13 @@ import torch
 from helpers import experiments, runtime, training
 from helpers.experiments import records as results
 from helpers.experiments.queue import Queue
+from helpers.report import statistics
 from helpers.runtime import UserError
 from helpers.tests import programs
 
 
 def make_run(name="pikachu/resnext50_ours", seed=0, profile="full", predicted=(0, 0, 1, 1, 1), stopped=None):
-    """A small record in the real form, and its predictions."""
+    """A small but valid record, and its predictions."""
     true = np.array([0, 0, 0, 1, 1], np.int16)
     predicted = np.array(predicted, np.int16)
     confusion = np.zeros((2, 2), int)
@@ -43,7 +44,7 @@ def make_run(name="pikachu/resnext50_ours", seed=0, profile="full", predicted=(0
     return record, {"true": true, "predicted": predicted, "confidence": np.full(5, 0.9, np.float32)}
 
 
-def test_a_saved_record_comes_back_as_it_was(tmp_path):
+def test_a_saved_record_is_loaded_unchanged(tmp_path):
     record, predictions = make_run()
     path = results.save(record, predictions, tmp_path)
     assert path == tmp_path / "runs/pikachu/resnext50_ours/full/seed0.json"
@@ -61,7 +62,7 @@ def test_a_quick_run_never_replaces_a_full_one(tmp_path):
     assert len(results.load_all(tmp_path, "full")) == 1
 
 
-def test_a_run_that_stopped_early_does_not_replace_a_whole_one(tmp_path):
+def test_a_run_that_stopped_early_does_not_replace_a_complete_one(tmp_path):
     results.save(*make_run(stopped="time budget"), tmp_path)
     path = results.save(*make_run(), tmp_path)
     with pytest.raises(UserError, match="stopped early; it was not replaced"):
@@ -88,7 +89,7 @@ def test_a_run_on_other_images_does_not_replace_a_record(tmp_path, monkeypatch):
     assert results.folder_for("smoke", "ab", "pikachu") not in (tmp_path, own)
 
 
-def test_a_record_that_contradicts_itself_is_refused(tmp_path):
+def test_a_record_that_contradicts_itself_is_rejected(tmp_path):
     record, predictions = make_run()
     wrong = copy.deepcopy(record)
     wrong["test"]["accuracy"] = 0.99
@@ -97,7 +98,7 @@ def test_a_record_that_contradicts_itself_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"test": {}}', '{"test": {"confusion": [[1]], "n": 0, "accuracy": 1}}'])
-def test_a_file_that_is_no_record_is_refused(tmp_path, text):
+def test_a_file_that_is_not_a_record_is_rejected(tmp_path, text):
     path = tmp_path / "seed0.json"
     path.write_text(text)
     with pytest.raises(UserError, match="seed0.json"):
@@ -123,7 +124,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("name", DAMAGES)
 @pytest.mark.parametrize("gone", [True, False])
-def test_a_record_with_a_missing_or_a_wrong_part_is_one_sentence(tmp_path, name, gone):
+def test_a_record_with_a_missing_or_wrong_field_is_rejected(tmp_path, name, gone):
     record, predictions = make_run()
     path = results.save(record, predictions, tmp_path)
     damaged = {key: value for key, value in record.items() if key != name} | ({} if gone else {name: DAMAGES[name]})
@@ -133,7 +134,7 @@ def test_a_record_with_a_missing_or_a_wrong_part_is_one_sentence(tmp_path, name,
 
 
 @pytest.mark.parametrize(("part", "name"), [("best", "val_loss"), ("model", "macs"), ("dataset", "classes"), ("test", "n")])
-def test_a_record_without_what_the_tables_read_is_one_sentence(tmp_path, part, name):
+def test_a_record_without_a_field_that_the_tables_read_is_rejected(tmp_path, part, name):
     record, predictions = make_run()
     path = results.save(record, predictions, tmp_path)
     del record[part][name]
@@ -143,7 +144,7 @@ def test_a_record_without_what_the_tables_read_is_one_sentence(tmp_path, part, n
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1" + "0" * 400, '"0.6"', "null", "[" * 9999])
-def test_a_number_that_is_none_is_one_sentence(tmp_path, number):
+def test_a_record_with_an_invalid_number_is_rejected(tmp_path, number):
     path = results.save(*make_run(), tmp_path)
     path.write_text(path.read_text().replace('"val_accuracy": 0.6', f'"val_accuracy": {number}', 1))
     with pytest.raises(UserError, match="is not a run record"):
@@ -151,13 +152,13 @@ def test_a_number_that_is_none_is_one_sentence(tmp_path, number):
 
 
 def flipped(whole: bytes, field: int, bit: int) -> bytes:
-    """A zip file with one bit of its first member's entry in the directory flipped: its flags are field 8, its packing 10."""
+    """A zip file with a bit flipped in its first member's directory entry: byte 8 is its flags, byte 10 its compression."""
     place = whole.index(b"PK\1\2") + field
     return whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :]
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut", "text", "short", "of another run", "encrypted", "packed"])
-def test_predictions_that_are_not_those_of_the_record_are_one_sentence(tmp_path, damage):
+def test_predictions_that_are_damaged_or_not_the_records_are_rejected(tmp_path, damage):
     record, arrays = make_run()
     path = results.save(record, arrays, tmp_path).with_name("seed0.predictions.npz")
     whole = path.read_bytes()
@@ -173,7 +174,7 @@ def test_predictions_that_are_not_those_of_the_record_are_one_sentence(tmp_path,
 
 
 @pytest.mark.parametrize("kill", ["save_arrays", "save_text"])
-def test_a_kill_while_a_record_is_replaced_leaves_a_pair_that_agrees(tmp_path, monkeypatch, kill):
+def test_a_kill_while_a_record_is_replaced_leaves_a_record_and_predictions_that_match(tmp_path, monkeypatch, kill):
     results.save(*make_run(), tmp_path)
     save = getattr(runtime, kill)
 
@@ -191,51 +192,53 @@ def test_a_kill_while_a_record_is_replaced_leaves_a_pair_that_agrees(tmp_path, m
     assert results.predictions(results.load(path), tmp_path)["predicted"].tolist() == [1, 1, 1, 0, 0]
 
 
-def test_what_belongs_to_a_replaced_run_goes_with_it(tmp_path):
+def test_replacing_a_run_deletes_its_other_files(tmp_path):
     path = results.save(*make_run(), tmp_path)
     path.with_name("seed0.landscape.npz").touch()
     results.save(*make_run(predicted=(0, 0, 0, 1, 1)), tmp_path)
     assert sorted(file.name for file in path.parent.iterdir()) == ["seed0.json", "seed0.predictions.2.npz"]
+    path.with_name("seed0.landscape.npz").touch()
+    path.unlink()  # as an error message may advise
+    results.save(*make_run(), tmp_path)
+    assert sorted(file.name for file in path.parent.iterdir()) == ["seed0.json", "seed0.predictions.npz"]
 
 
-def test_a_results_folder_whose_name_is_too_long_is_one_sentence():
+def test_a_results_folder_whose_name_is_too_long_gives_a_clear_error():
     with pytest.raises(UserError, match="results folder cannot be read .File name too long.; choose another --results-dir"):
         results.load_all("a" * 300)
 
 
-def test_a_full_disk_leaves_no_half_written_record(tmp_path, monkeypatch):
-    def full(_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(runtime.os, "fsync", full)
+def test_a_full_disk_leaves_no_half_written_record(tmp_path, monkeypatch, disk_full):
+    monkeypatch.setattr(runtime.os, "fsync", disk_full)
     with pytest.raises(UserError, match="could not be written .No space left on device"):
         results.save(*make_run(), tmp_path)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_all_runs_of_several_experiments_name_what_is_missing(tmp_path, monkeypatch, capsys):
+def test_obtain_all_lists_or_trains_the_missing_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(experiments, "run", lambda name, seed, profile, **_: make_run(name, seed, profile))
     monkeypatch.setattr(Queue, "minutes", lambda *_: 90.0)
     names, cpu = ("pikachu/resnext50_ours", "pikachu/resnet18_torchvision"), torch.device("cpu")
     results.save(*make_run(names[1], 1), tmp_path)
     [found] = results.obtain_all(names, (0, 1), "full", tmp_path, device=cpu)
-    assert (found["experiment"], found["seed"]) == (names[1], 1), "hours of training are not begun on a CPU"
+    assert (found["experiment"], found["seed"]) == (names[1], 1), "hours of training are not started on a CPU"
     assert capsys.readouterr().out.splitlines() == [
-        "1 full run is here; not run yet: 3",
-        f"  90 minutes here: python -m helpers run {names[0]} --seed 0 --results-dir '{tmp_path}' (and 1)",
+        "1 full run recorded; 3 not run yet:",
+        f"  90 minutes here: python -m helpers run {names[0]} --seed 0 --results-dir '{tmp_path}' (also --seed 1)",
         f"  90 minutes here: python -m helpers run {names[1]} --seed 0 --results-dir '{tmp_path}'",
     ]
     monkeypatch.setattr(results, "NAMED", 1)
     results.obtain_all(names, (0,), "full", tmp_path / "none", device=cpu)
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["0", "90", "and"], "and so on"
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["0", "90", "and"], "and more"
     assert len(results.obtain_all(names, (0, 1), "quick", tmp_path, device=cpu)) == 4
     assert len(results.obtain_all(names[:1], (0, 0, 9), "full", tmp_path, device=torch.device("cuda"))) == 1
-    assert "Training the missing runs now, for about 90 minutes" in capsys.readouterr().out, (
-        "those that the plan wants, once each"
-    )
+    results.obtain_all(names[:1], (1,), "full", tmp_path / "more", device=torch.device("cuda"), minutes=5)
+    printed = capsys.readouterr().out
+    assert "Training the missing runs now, for about 5 minutes" in printed, "a time budget ends them sooner"
+    assert "Training the missing runs now, for about 90 minutes" in printed, "only runs that the plan wants, once each"
 
 
-def test_a_run_that_diverges_does_not_keep_the_others_from_a_notebook(tmp_path, monkeypatch, capsys):
+def test_obtain_all_goes_on_after_a_run_that_diverges(tmp_path, monkeypatch, capsys):
     def run(name, seed, profile, **_):
         if seed == 0:
             raise training.Diverged("The loss was not finite in epoch 1; lower the learning rate.")
@@ -246,11 +249,11 @@ def test_a_run_that_diverges_does_not_keep_the_others_from_a_notebook(tmp_path, 
     [there] = results.obtain_all([name], (0, 1), "quick", tmp_path, device=torch.device("cpu"))
     assert there["seed"] == 1
     assert capsys.readouterr().out.splitlines() == [
-        f"{name}, seed 0: The loss was not finite in epoch 1; lower the learning rate.", "1 quick run is here."
+        f"{name}, seed 0: The loss was not finite in epoch 1; lower the learning rate.", "1 quick run recorded."
     ]  # fmt: skip
 
 
-def test_a_run_that_a_time_budget_cut_goes_on_when_more_is_given(tmp_path, monkeypatch):
+def test_a_run_cut_short_by_a_time_budget_resumes_with_a_larger_one(tmp_path, monkeypatch):
     name, cpu, given = "pikachu/resnet18_torchvision", torch.device("cpu"), []
     record, predictions = make_run(name, 0, "quick")
     record |= {"stopped_early": "time budget of 60 s: …", "limits": {"time_budget": 60.0}}
@@ -264,13 +267,13 @@ def test_a_run_that_a_time_budget_cut_goes_on_when_more_is_given(tmp_path, monke
         [there] = results.obtain_all([name], (0,), "quick", tmp_path, device=cpu, minutes=minutes)
         return there["stopped_early"]
 
-    assert stopped(2) and not given, "without its checkpoint it would begin again"
+    assert stopped(2) and not given, "without its checkpoint it would start over"
     checkpoint.touch()
-    assert stopped(1) and stopped(0) and not given, "0 is the recipe's own minute"
+    assert stopped(1) and stopped(0) and not given, "0 means the recipe's own budget, one minute"
     assert not stopped(2) and given == [120]
 
 
-def test_all_runs_are_on_the_chosen_device_within_the_chosen_minutes_and_copied_to_drive(tmp_path, monkeypatch):
+def test_obtain_all_passes_on_the_device_the_minutes_and_the_folder_on_drive(tmp_path, monkeypatch):
     given = []
     monkeypatch.setattr(experiments, "run", lambda *run, **how: given.append(how) or make_run(*run))
     monkeypatch.setattr(runtime, "mount_drive", lambda: tmp_path / "drive")
@@ -289,7 +292,7 @@ def committed():
 
 
 @pytest.mark.parametrize("path", committed(), ids=lambda path: "/".join(path.parts[-4:]))
-def test_committed_records_agree_with_themselves_and_with_the_plan(path):
+def test_committed_records_are_consistent_and_match_the_plan(path):
     record = results.load(path)
     assert results.record_path(record["experiment"], record["profile"], record["seed"]) == path
     assert record["dataset"]["source"] != "sample"
@@ -307,17 +310,17 @@ def test_committed_records_agree_with_themselves_and_with_the_plan(path):
 def use_the_smoke_folder(folder) -> None:
     tempfile.tempdir = str(folder)
     assert [results.folder_for("smoke"), results.folder_for("smoke")] == list(folder.iterdir()) * 2
-    atexit._run_exitfuncs()  # which a process of multiprocessing leaves out
+    atexit._run_exitfuncs()  # a multiprocessing process does not run them
 
 
-def test_the_folder_of_smoke_runs_goes_with_the_process(tmp_path):
+def test_the_folder_of_smoke_runs_is_deleted_when_the_process_ends(tmp_path):
     process = programs.CONTEXT.Process(target=use_the_smoke_folder, args=(tmp_path,))
     process.start()
     process.join()
     assert process.exitcode == 0 and not list(tmp_path.iterdir())
 
 
-def test_two_processes_end_within_the_noise_of_one():
+def test_two_processes_end_within_chance_of_one():
     """The first report's ResNet-18 as coded, ten epochs on real images, BatchNorm per process."""
     name = "cifar10_5k/resnet18_coded_decay0001"
     folders = [results.RESULTS / "processes" / which for which in ("one", "two")]
@@ -327,5 +330,5 @@ def test_two_processes_end_within_the_noise_of_one():
     assert (one["dataset"], one["recipe"]) == (two["dataset"], two["recipe"])
     accuracies = [record["test"]["accuracy"] for record in (one, two)]
     assert accuracies == [0.455, 0.435]
-    noise = np.sqrt(sum(share * (1 - share) / 1000 for share in accuracies))
-    assert abs(accuracies[0] - accuracies[1]) < noise, "one standard error"
+    paired = statistics.Paired.of([results.predictions(one, folders[0])], [results.predictions(two, folders[1])])
+    assert (paired.only_first, paired.only_second) == (112, 92) and paired.p == pytest.approx(0.1833, abs=1e-4)
