@@ -244,15 +244,17 @@ def main(arguments: list[str] | None = None) -> int:
         COMMANDS[options.command](options)
         processes.leave()
         sys.stdout.flush()
-    except UserError as error:
-        if rank:
-            time.sleep(5)  # if the first process failed too, it reports the error and torchrun ends this one
-        print(*str(error).splitlines(), file=sys.stderr)  # always one line, even if a name contains line breaks
-        return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader closed the pipe, as in `list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (UserError, OSError) as error:
+        if rank:
+            time.sleep(5)  # if the first process failed too, it reports the error and torchrun ends this one
+        if isinstance(error, OSError):  # such as a folder that this user may not search
+            error = f"{error.filename} cannot be used ({error.strerror or error}); choose another file or folder."
+        print(*str(error).splitlines(), file=sys.stderr)  # always one line, even if a name contains line breaks
+        return 1
     return 0
 
 

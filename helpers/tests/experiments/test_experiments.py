@@ -1,4 +1,4 @@
-"""The plan and the command line: the report's recipe to the letter, real smoke runs, and a sentence for each bad input."""
+"""The plan and the command line: the reports' recipes to the letter, real smoke runs, and an error for each bad input."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def test_the_recipe_of_report_pikachu_to_the_letter():
 
 
 def test_the_reports_accuracies_do_not_agree_with_its_confusion_matrices():
-    """Design section 10: 258 test photographs and the printed accuracies need other counts than those printed."""
+    """With 258 test photographs, the printed accuracies need other counts than the printed ones."""
     for name, true_negative, true_positive in (("ours", 95, 110), ("torchvision", 90, 110)):
         reported = experiments.EXPERIMENTS[f"pikachu/resnext50_{name}"].reported
         assert round((true_negative + true_positive) / 258, 4) == reported["test_accuracy"]
@@ -52,13 +52,13 @@ def test_profiles_shorten_the_recipe_and_leave_full_alone():
         assert quick.epochs <= max(row.recipe.epochs, 60) and (quick.time_budget or 0) <= 600
         assert experiments.recipe_for(row, "smoke").epochs == 2
     quick = experiments.recipe_for(experiments.find("cifar10_5k/resnet18_coded"), "quick")
-    assert (quick.epochs, quick.step_epochs, quick.period) == (8, 7, 10), "within its first call"
+    assert (quick.epochs, quick.step_epochs, quick.period) == (8, 7, 10), "shorter than the first of the code's calls"
     quick = experiments.recipe_for(experiments.find("pikachu/resnet18_finetuned"), "quick")
     assert (quick.epochs, quick.step_epochs, quick.deterministic) == (4, 2, False)
     quick = experiments.recipe_for(experiments.find("cifar10/resnext29_under5m_amp_warm"), "quick")
-    assert (quick.epochs, quick.warmup_epochs) == (8, 1), "of 3 in 100 epochs, rounded up"
+    assert (quick.epochs, quick.warmup_epochs) == (8, 1), "3 of 100 epochs, scaled and rounded up"
     quick = experiments.recipe_for(experiments.find("cifar10/slim_resnet_by_epoch"), "quick")
-    assert (quick.epochs, quick.period) == (4, 2), "of 25 in 80 epochs, rounded up"
+    assert (quick.epochs, quick.period) == (4, 2), "25 of 80 epochs, scaled and rounded up"
     twice, same = (f"cifar10/resnext29_under5m_{name}" for name in ("sgd_twice", "sgd_same"))
     assert [experiments.recipe_for(experiments.find(name), "quick").epochs for name in (twice, same)] == [16, 8]
 
@@ -76,15 +76,15 @@ def test_profiles_shorten_the_recipe_and_leave_full_alone():
         ("cifar100/wrn16_8", None),
     ],
 )
-def test_quick_is_the_short_recipe_of_the_network_where_there_is_one(name, short):
+def test_quick_uses_the_networks_short_recipe_if_there_is_one(name, short):
     row = runner.short_form(experiments.find(name))
     assert row is (short and experiments.find(short))
     if short:
         assert experiments.recipe_for(experiments.find(name), "quick") == replace(row.recipe, deterministic=False)
 
 
-def test_what_report_pikachu_coded():
-    """The facts of its code: squashed, mirrored, weight decay 0.1, the last epoch; its two calls as torch has them."""
+def test_the_recipes_in_the_code_of_report_pikachu():
+    """As in its code: squashed, mirrored, weight decay 0.1, last epoch kept; torch gives the rates of its two calls."""
     weights, rates, state = torch.zeros(1, requires_grad=True), [], None
     for _ in range(2):
         optimizer = torch.optim.SGD([weights], lr=0.1, momentum=0.9, weight_decay=0.1)
@@ -116,14 +116,14 @@ def test_the_recipes_of_report_amp():
     assert (perturbed.perturbation, perturbed.learning_rate, perturbed.momentum) == (0.5, 0.1, 0.9)
     assert (perturbed.clip_norm, perturbed.nesterov, perturbed.initialisation) == (50, True, "torch"), "its source's defaults"
     assert (plain.augment, plain.padding, plain.std) == ("crop_flip", 4, (0.2023, 0.1994, 0.2010))
-    assert replace(perturbed, perturbation=None) == same, "the fair pair differs in the perturbation alone"
-    assert twice.epochs == perturbed.epochs * (1 + perturbed.inner_steps), "as many gradients"
+    assert replace(perturbed, perturbation=None) == same, "the fair pair differs only in the perturbation"
+    assert twice.epochs == perturbed.epochs * (1 + perturbed.inner_steps), "the same number of gradients"
     for name, recipe in (("sgd_8ep", plain), ("sgd_same_8ep", same), ("amp_8ep", perturbed), ("amp_16ep", perturbed)):
         short = experiments.EXPERIMENTS[f"cifar10/resnext29_under5m_{name}"].recipe
         assert short == replace(recipe, epochs=short.epochs) and f"_{short.epochs}ep" in name
 
 
-def test_the_pair_of_the_fast_and_the_plain_path_differs_in_the_path_alone():
+def test_the_rows_of_the_fast_and_the_plain_path_differ_only_in_the_path():
     """On a tenth of the images, with the recipe from before the sources of report `amp` were read."""
     rows = [row for row in experiments.EXPERIMENTS.values() if row.dataset == "cifar10_tenth"]
     assert [row.report for row in rows] == ["speed"] * 2 and len({row.model for row in rows}) == 1
@@ -134,14 +134,14 @@ def test_the_pair_of_the_fast_and_the_plain_path_differs_in_the_path_alone():
     assert plain == replace(fast, channels_last=False, mixed_precision=False)
 
 
-def test_the_slim_rows_of_one_table_show_equally_many_images():
+def test_the_slim_rows_of_one_table_train_on_equally_many_images():
     rows = {name: row for name, row in experiments.EXPERIMENTS.items() if name.endswith(("_3ep", "_12ep"))}
     assert [row.recipe.epochs * (4 if row.recipe.augment == "fourfold" else 1) for row in rows.values()] == [12] * 5
     final = experiments.EXPERIMENTS["cifar10/slim_resnet"].recipe
     assert {replace(row.recipe, epochs=80, augment="fourfold", padding=0) for row in rows.values()} == {final}
 
 
-def test_the_short_recipes_rise_fall_to_zero_and_end_at_full_size():
+def test_short_recipes_warm_up_decay_to_zero_and_end_at_full_image_size():
     rows = [row for name, row in experiments.EXPERIMENTS.items() if name.endswith("_fast") and "/speed" not in name]
     assert len(rows) == 15
     for row in rows:
@@ -156,7 +156,7 @@ def test_the_short_recipes_rise_fall_to_zero_and_end_at_full_size():
 
 
 @pytest.mark.parametrize(("end", "zeros"), [("short", 6), ("short_without_zero", 0)])
-def test_a_network_starts_at_zero_where_its_recipe_says_so(end, zeros):
+def test_the_last_batchnorm_of_each_block_starts_at_zero_if_the_recipe_says_so(end, zeros):
     row = experiments.find(f"cifar10/zoo_resnext1_doubling_{end}")  # of six blocks
     weights = [value for name, value in runner.make_model(row, row.recipe, 10, seed=0).named_parameters() if "weight" in name]
     assert sum(not value.any() for value in weights) == zeros
@@ -170,7 +170,7 @@ def test_the_arms_of_the_fair_comparison_take_equally_many_gradients():
     assert len({replace(row.recipe, **same) for row in rows.values()}) == 1
 
 
-def test_a_row_without_an_ingredient_differs_from_the_short_recipe_in_that_alone():
+def test_a_row_without_an_ingredient_differs_from_the_short_recipe_only_in_that():
     for network, lacking in (("wrn16_2", 7), ("zoo_resnext1_doubling", 1)):
         whole = experiments.EXPERIMENTS[f"cifar10/{network}_short"].recipe
         rows = [row for name, row in experiments.EXPERIMENTS.items() if name.startswith(f"cifar10/{network}_short_without_")]
@@ -186,11 +186,11 @@ def test_the_recipes_of_report_slim():
         recipe = rows[f"cifar10/{name}"].recipe
         assert (recipe.optimizer, recipe.learning_rate, recipe.batch_size, recipe.augment) == ("adam", 0.001, 64, "none")
         assert rows[f"cifar10/{name}"].reported == {"test_accuracy": accuracy} and rows[f"cifar10/{name}"].model == name
-        assert recipe.initialisation is None, "they began before its code was read"
+        assert recipe.initialisation is None, "these runs began before the report's code was read"
     baseline, final = rows["cifar10/resnet18_torchvision"], rows["cifar10/slim_resnet"]
     assert baseline.recipe.augment == "none" and baseline.reported == {"test_accuracy": 0.78}
     recipe = final.recipe
-    assert recipe.initialisation == "torch", "its code sets none"
+    assert recipe.initialisation == "torch", "the report's code sets none"
     assert (recipe.optimizer, recipe.learning_rate, recipe.weight_decay, recipe.batch_size) == ("sgd", 0.1, 1e-4, 128)
     assert (recipe.epochs, recipe.period, recipe.augment) == (80, 25, "fourfold") and final.reported == {"test_accuracy": 0.91}
     assert rows["cifar10/slim_resnet_by_epoch"].recipe == replace(recipe, schedule="periodic_epochs")
@@ -200,8 +200,8 @@ def test_the_recipes_of_report_slim():
     assert rows["cifar10/slim_resnet_strong"].recipe == rows["cifar10/resnext29_under5m_strong"].recipe
 
 
-def test_the_numbers_and_the_recipe_of_report_zoo():
-    """Sections 3.4 and 5.2: the accuracies, six hours for each network, Adam, no augmentation; 50 epochs of SimpleNet."""
+def test_the_accuracies_and_the_recipe_of_report_zoo():
+    """Sections 3.4 and 5.2: the accuracies, six hours for each network, Adam, no augmentation; 50 epochs for SimpleNet."""
     printed = {
         "simplenet": 0.6356,
         **{"zoo_resnext1": 0.2857, "zoo_resnext2": 0.305, "zoo_resnext3": 0.2021},
@@ -216,7 +216,7 @@ def test_the_numbers_and_the_recipe_of_report_zoo():
     assert {"res2next29_6c24w4s", *ours} == rows.keys() - printed.keys()
 
 
-def test_every_network_of_the_zoo_has_the_same_time_on_cifar_10_and_nothing_else_ends_it():
+def test_every_zoo_network_has_the_same_time_budget_on_cifar10_and_no_other_limit():
     zoo = [row for row in experiments.EXPERIMENTS.values() if row.report == "zoo"]
     rows = [row for row in zoo if row.dataset == "cifar10"]
     assert {row.model for row in rows} == {row.model for row in zoo if row.name == f"cifar100/{row.model}"} and len(rows) == 14
@@ -226,13 +226,13 @@ def test_every_network_of_the_zoo_has_the_same_time_on_cifar_10_and_nothing_else
     assert replace(recipe, **{name: getattr(recipes.ZOO, name) for name in same}) == recipes.ZOO
 
 
-def test_the_strong_recipes_differ_in_their_statistics_alone():
+def test_the_strong_recipes_differ_only_in_mean_and_standard_deviation():
     strong = [row for name, row in experiments.EXPERIMENTS.items() if name.startswith("cifar") and name.endswith("_strong")]
     assert {replace(row.recipe, **recipes.CIFAR10) for row in strong} == {recipes.STRONG}
     assert all(row.recipe.mean == recipes.STATISTICS[row.dataset]["mean"] for row in strong) and len(strong) == 13
 
 
-def test_the_plan_is_in_the_order_of_worth_and_says_how_many_seeds_it_wants():
+def test_the_plan_is_in_order_of_priority_and_declares_the_number_of_seeds():
     names = list(experiments.EXPERIMENTS)
     first = (
         "cifar10/resnet18_torchvision",
@@ -248,8 +248,8 @@ def test_the_plan_is_in_the_order_of_worth_and_says_how_many_seeds_it_wants():
     assert {row.model for row in experiments.EXPERIMENTS.values()} <= set(models.MODELS)
 
 
-def test_a_run_keeps_to_the_time_declared_in_its_row_without_being_told(tmp_path, monkeypatch):
-    """A whole smoke run on the 100 classes: the row's limits in the record, and what it was told."""
+def test_a_run_keeps_to_the_limits_of_its_row_by_default(tmp_path, monkeypatch):
+    """A complete smoke run with 100 classes: the row's limits are in its record, and so is `sync_batchnorm` if given."""
     name = "cifar100/zoo_resnext3"
     row = experiments.EXPERIMENTS[name]
     monkeypatch.setitem(experiments.EXPERIMENTS, name, replace(row, recipe=replace(row.recipe, time_budget=1e-6)))
@@ -264,7 +264,7 @@ def test_a_run_keeps_to_the_time_declared_in_its_row_without_being_told(tmp_path
     assert again["sync_batchnorm"] and len(synchronised) == 1
 
 
-def test_a_run_has_the_epochs_and_the_compilation_that_it_is_told(monkeypatch):
+def test_arguments_of_a_run_change_its_epochs_and_compilation(monkeypatch):
     monkeypatch.setattr(runner, "run_row", lambda row, *_: (row.recipe.epochs, row.recipe.compiled))
     assert experiments.run(RUN[1], profile="smoke", epochs=7, compiled=True) == (7, True)
     assert experiments.run(RUN[1], profile="smoke") == (2, False)
@@ -272,9 +272,9 @@ def test_a_run_has_the_epochs_and_the_compilation_that_it_is_told(monkeypatch):
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
-    """One real smoke run through the command line: its results folder."""
+    """The results folder of one real smoke run, started from the command line."""
     folder = tmp_path_factory.mktemp("smoke")
-    assert main([*RUN, "--results-dir", str(folder), "--checkpoint-dir", str(folder / "checkpoints")]) == 0
+    assert main([*RUN, *programs.folders(folder)]) == 0
     return folder
 
 
@@ -286,7 +286,7 @@ def test_a_smoke_run_writes_a_record_with_every_field(smoke):
         *("seconds", "images_per_second", "peak_memory_bytes", "environment"),
     }
     assert set(record["dataset"]) >= {"name", "source", "fingerprint", "num_classes", "n_train", "n_val", "n_test"}
-    assert set(record["test"]) == {"loss", "accuracy", "n", "confusion"}, "two classes have no five best"
+    assert set(record["test"]) == {"loss", "accuracy", "n", "confusion"}, "with two classes there is no top-5 accuracy"
     assert record["limits"] == {"time_budget": None, "patience": None}
     assert record["arrangement"] == {"channels_last": True}
     assert record["dataset"]["source"] == "sample"
@@ -298,10 +298,10 @@ def test_a_smoke_run_writes_a_record_with_every_field(smoke):
     assert json.loads(json.dumps(record)) == record
 
 
-def test_the_same_run_again_resumes_and_gives_the_same_record(smoke, capsys):
+def test_repeating_a_run_resumes_it_and_gives_the_same_record(smoke, capsys):
     path = results.record_path("pikachu/resnet18_torchvision", "smoke", 0, smoke)
     before = results.load(path)
-    assert main([*RUN, "--results-dir", str(smoke), "--checkpoint-dir", str(smoke / "checkpoints")]) == 0
+    assert main([*RUN, *programs.folders(smoke)]) == 0
     assert "Resumed after epoch 2 of 2." in capsys.readouterr().out
     after = results.load(path)
     assert (after["history"], after["test"]) == (before["history"], before["test"])
@@ -315,14 +315,14 @@ def test_a_smoke_run_leaves_the_committed_results_alone(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("arguments", [["--profile", "smoke"], ["--epochs", "1"]])
-def test_either_reason_alone_keeps_a_run_out_of_the_results(arguments, monkeypatch, capsys):
+def test_a_smoke_profile_or_another_number_of_epochs_keeps_a_run_out_of_the_results(arguments, monkeypatch, capsys):
     record = {"test": {"accuracy": 0.5, "n": 10}, "dataset": {"source": "folder"}}
     monkeypatch.setattr(experiments, "run", lambda *_, **__: (record, {}))
-    monkeypatch.setattr(results, "save", lambda *_: pytest.fail("it was written"))
+    monkeypatch.setattr(results, "save", lambda *_: pytest.fail("the record was written"))
     assert main(["run", RUN[1], *arguments]) == 0 and "No record was written" in capsys.readouterr().out
 
 
-def test_a_run_that_is_recorded_says_that_its_record_is_replaced(monkeypatch, capsys):
+def test_a_run_says_if_it_will_replace_a_record(monkeypatch, capsys):
     record = {"test": {"accuracy": 0.5, "n": 10}, "dataset": {"source": "folder"}}
     monkeypatch.setattr(experiments, "run", lambda *_, **__: (record, {}))
     monkeypatch.setattr(results, "save", lambda *_: results.RESULTS / "seed0.json")
@@ -331,7 +331,7 @@ def test_a_run_that_is_recorded_says_that_its_record_is_replaced(monkeypatch, ca
     assert main(["run", RUN[1], "--seed", "99"]) == 0 and "already" not in capsys.readouterr().out
 
 
-def test_accuracy_at_5_and_of_mirrored_images_by_hand(monkeypatch):
+def test_top_5_and_mirrored_accuracy_by_hand(monkeypatch):
     scores = {False: torch.arange(6.0).repeat(6, 1), True: torch.eye(6)}  # label i is ranked 6 - i; mirrored, all are right
     monkeypatch.setattr(training, "predict", lambda model, split, recipe, mirrored=False: scores[mirrored])
     split = data.Split(torch.zeros(6, 3, 1, 1, dtype=torch.uint8), torch.arange(6), [""] * 6)
@@ -339,14 +339,14 @@ def test_accuracy_at_5_and_of_mirrored_images_by_hand(monkeypatch):
     assert [test[name] for name in ("accuracy", "accuracy_at_5", "accuracy_mirrored")] == pytest.approx([1 / 6, 5 / 6, 1])
 
 
-def test_a_finetuned_row_begins_with_published_weights(monkeypatch):
+def test_a_finetuned_row_starts_from_published_weights(monkeypatch):
     asked, row = [], experiments.find("pikachu/resnet18_finetuned")
     monkeypatch.setattr(models, "build", lambda *name, **how: asked.append((name, how)))
     runner.make_model(row, row.recipe, 2, seed=0)
     assert asked == [(("torchvision/resnet18", 2), {"pretrained": True, "initialisation": None})]
 
 
-def test_list_names_every_experiment_and_what_is_there(smoke, capsys, monkeypatch):
+def test_list_names_every_experiment_and_counts_only_full_runs(smoke, capsys, monkeypatch):
     monkeypatch.setattr(queue.Queue, "minutes", lambda *_: 1.0)
     assert main(["list", "--results-dir", str(smoke)]) == 0
     lines = capsys.readouterr().out.splitlines()[1:]
@@ -355,7 +355,7 @@ def test_list_names_every_experiment_and_what_is_there(smoke, capsys, monkeypatc
 
 
 def test_table_of_a_folder_with_a_smoke_run(smoke, capsys, monkeypatch):
-    monkeypatch.setattr(claims.table, "statements", lambda: [])  # whose command is tested with them
+    monkeypatch.setattr(claims.table, "statements", lambda: [])  # the claims have tests of their own
     assert main(["table", "--results-dir", str(smoke)]) == 0
     assert "runs.md" in capsys.readouterr().out
 
@@ -400,7 +400,7 @@ def test_table_of_a_folder_with_a_smoke_run(smoke, capsys, monkeypatch):
         ([], "see python -m helpers --help"),
     ],
 )
-def test_bad_input_is_one_sentence_and_exit_status_1(arguments, sentence, capsys, tmp_path, monkeypatch):
+def test_bad_input_gives_one_sentence_and_exit_status_1(arguments, sentence, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 1
     captured = capsys.readouterr()
@@ -410,16 +410,16 @@ def test_bad_input_is_one_sentence_and_exit_status_1(arguments, sentence, capsys
 
 
 @pytest.mark.parametrize("option", ["--checkpoint-dir", "--results-dir"])
-def test_a_folder_that_cannot_be_written_is_noticed_before_the_training(tmp_path, monkeypatch, capsys, option):
+def test_an_unwritable_folder_is_reported_before_training_starts(tmp_path, monkeypatch, capsys, option):
     monkeypatch.setattr(training, "train_epoch", None)
     (tmp_path / "file").write_text("in the way")
     assert main([*RUN, option, str(tmp_path / "file" / "folder")]) == 1
     assert f"choose another folder with {option}" in capsys.readouterr().err
 
 
-def test_a_process_stopped_in_the_middle_goes_on_to_the_same_record(smoke, tmp_path):
-    """Ctrl-C as a shell sends it, once a checkpoint is there; the second run ends as one that was let be (`faults` kills)."""
-    folders = ["--results-dir", str(tmp_path), "--checkpoint-dir", str(tmp_path / "checkpoints")]
+def test_an_interrupted_process_resumes_to_the_same_record(smoke, tmp_path):
+    """Ctrl-C as a shell sends it, after the first checkpoint; the rerun ends like an uninterrupted run. `faults` kills."""
+    folders = programs.folders(tmp_path)
     checkpoint = experiments.checkpoint_path(RUN[1], "smoke", 0, tmp_path / "checkpoints")
     process = programs.start([*RUN, *folders], said := tmp_path / "said.txt", programs.hold_at_the_first_checkpoint)
     while not checkpoint.exists() and process.is_alive():
@@ -434,8 +434,8 @@ def test_a_process_stopped_in_the_middle_goes_on_to_the_same_record(smoke, tmp_p
     assert [[row[key] for key in keys] for row in record["history"]] == [[row[key] for key in keys] for row in whole["history"]]
 
 
-def test_the_file_to_save_may_come_last(smoke, tmp_path, capsys):
-    places = ["--results-dir", str(smoke), "--checkpoint-dir", str(smoke / "checkpoints")]
+def test_save_accepts_its_file_after_the_options(smoke, tmp_path, capsys):
+    places = programs.folders(smoke)
     save = ["save", RUN[1], *places, "--profile", "smoke"]
     assert main([*save, str(tmp_path / "a.safetensors")]) == 0 and (tmp_path / "a.safetensors").exists()
     for rest in (["a", "b"], ["--nothing"]):
@@ -443,7 +443,7 @@ def test_the_file_to_save_may_come_last(smoke, tmp_path, capsys):
         assert f"Unrecognized arguments: {rest[-1]}; see python -m helpers --help." in capsys.readouterr().err
 
 
-def test_tensorboard_that_is_not_installed_is_a_sentence(monkeypatch, capsys):
+def test_missing_tensorboard_gives_a_clear_error(monkeypatch, capsys):
     monkeypatch.setattr("helpers.__main__.find_spec", lambda name: None)
     assert main([*RUN, "--tensorboard"]) == 1
     assert "TensorBoard is not installed here; pip install tensorboard, or leave out --tensorboard." in capsys.readouterr().err
@@ -458,11 +458,11 @@ def test_ctrl_c_ends_with_status_130(monkeypatch):
 
 
 def test_the_module_runs_as_a_program_without_the_notebook_packages():
-    """A training machine may have no Jupyter, torchsummary, seaborn, kagglehub or safetensors (design section 2)."""
+    """A training machine may have no Jupyter, torchsummary, seaborn, kagglehub or safetensors."""
     block = "import sys\n"
     block += "for name in ('IPython', 'torchsummary', 'seaborn', 'kagglehub', 'pyarrow', 'nbformat', 'safetensors', 'tqdm'):\n"
     block += "    sys.modules[name] = None\n"
-    block += "from helpers.experiments import queue\nqueue.pace = lambda *_: (0.01, 0.0)\n"  # which is measured elsewhere
+    block += "from helpers.experiments import queue\nqueue.pace = lambda *_: (0.01, 0.0)\n"  # tested in test_queue.py
     block += "from helpers.__main__ import main\nsys.exit(main(['list', '--report', 'amp']))"
     done = subprocess.run([sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -470,7 +470,7 @@ def test_the_module_runs_as_a_program_without_the_notebook_packages():
 
 
 def test_ctrl_c_while_torch_is_imported_ends_with_status_130():
-    """The interrupt comes while the first of the helpers' own modules is imported."""
+    """The interrupt comes during the import of the first module of `helpers`."""
     program = "import os, runpy, signal, sys\n"
     program += "class Interrupt:\n"
     program += "    def find_spec(self, name, *_):\n"
@@ -481,8 +481,8 @@ def test_ctrl_c_while_torch_is_imported_ends_with_status_130():
     assert (done.returncode, done.stderr) == (130, "")
 
 
-def test_a_reader_that_has_had_enough_is_no_error(monkeypatch, capsys):
-    """As in `list | head`, whose pipe is closed: nothing is raised, and what is flushed last goes nowhere."""
+def test_a_closed_output_pipe_is_not_an_error(monkeypatch, capsys):
+    """As in `list | head`, which closes the pipe: nothing is raised, and the last flush goes nowhere."""
     monkeypatch.setattr(queue.Queue, "minutes", lambda *_: 1.0)
     reading, writing = os.pipe()
     os.close(reading)
@@ -492,7 +492,7 @@ def test_a_reader_that_has_had_enough_is_no_error(monkeypatch, capsys):
     assert not capsys.readouterr().err
 
 
-def test_a_home_folder_is_meant_by_a_tilde_after_an_equals_sign(tmp_path, monkeypatch, capsys):
+def test_a_tilde_after_an_equals_sign_means_the_home_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(queue.Queue, "minutes", lambda *_: 1.0)
     monkeypatch.chdir(tmp_path)
@@ -502,13 +502,16 @@ def test_a_home_folder_is_meant_by_a_tilde_after_an_equals_sign(tmp_path, monkey
     assert not (tmp_path / "~").exists()
 
 
-def test_a_measurement_that_cannot_be_written_is_printed(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("option", ["--results-dir", "--checkpoint-dir"])
+def test_a_folder_that_the_system_refuses_is_one_sentence(option, tmp_path, capsys):
+    assert main(["list", "--report", "speed", "--results-dir", str(tmp_path), option, "x" * 300]) == 1
+    error = capsys.readouterr().err
+    assert error.endswith(" cannot be used (File name too long); choose another file or folder.\n") and error.count("\n") == 1
+
+
+def test_a_benchmark_that_cannot_be_saved_is_printed(tmp_path, monkeypatch, capsys, disk_full):
     monkeypatch.setattr(bench, "run", lambda *_: {"results": 42})
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(runtime, "save_text", full)
+    monkeypatch.setattr(runtime, "save_text", disk_full)
     assert main(["bench", "--json", str(tmp_path / "a.json")]) == 1
     printed = capsys.readouterr()
     assert '"results": 42' in printed.out and "a.json could not be written (No space left on device)" in printed.err
