@@ -145,6 +145,7 @@ def _started(side: str, name: str, batch_size: int, image_size: int, device: tor
     """One side and its endless stream of batches; cached, so that its process builds them only once."""
     torch.manual_seed(0)
     dataset, images = IMAGES[image_size]
+    images = -(-images // batch_size) * batch_size  # every batch is a full one
     split = data.sample(dataset, image_size=image_size, counts=(images, 10, 10)).train
     loop = (SIDES | COMPILED)[side](models.build(name, 10), split, batch_size, image_size, device, folder)
     return loop, (batch for _ in count() for batch in loop.batches())

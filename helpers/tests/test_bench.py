@@ -1,4 +1,4 @@
-"""The benchmark counts what it claims to, and its two loops are the same training."""
+"""The benchmark counts what it claims to count, and its two loops do the same training."""
 
 import subprocess
 from functools import partial
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 def test_the_ceiling_counts_two_operations_for_each_multiply_add(monkeypatch):
-    """If every piece of work took a second, its GFLOP/s would be its operations: 2 · 32² · 9 · 256² an image, 2 · n³."""
+    """If each measurement took a second, GFLOP/s would equal the operations: 2 · 32² · 9 · 256² per image, and 2 · n³."""
     monkeypatch.setattr(bench, "_seconds", lambda device, work: 1.0 if work() is not None else None)
     assert bench.ceiling(CPU, batch=1, size=8) == {
         "dense 3×3 convolution": 2 * 1024 * 9 * 65_536 / 1e9,
@@ -27,7 +27,7 @@ def test_the_ceiling_counts_two_operations_for_each_multiply_add(monkeypatch):
 
 @pytest.mark.parametrize(("name", "size", "dataset"), [("resnext29_under5m", 32, "cifar10"), ("resnet18", 224, "pikachu")])
 def test_both_loops_take_the_same_step_from_the_same_batch(name, size, dataset, tmp_path, monkeypatch):
-    """In the plain arithmetic; what the fast one changes is pinned in `test_training.py`."""
+    """In fp32; the effect of mixed precision is tested in `test_training.py`."""
     monkeypatch.setattr(step, "autocast_dtype", lambda device: None)
     split = data.sample(dataset, image_size=size, counts=(8, 10, 10)).train
     loops = []
@@ -41,7 +41,7 @@ def test_both_loops_take_the_same_step_from_the_same_batch(name, size, dataset, 
         loop.optimizer.param_groups[0]["weight_decay"] = 0.0
         loop.train([batch])
     moved, apart = weights(loops[0]) - start, weights(loops[1]) - weights(loops[0])
-    assert apart.norm() < 0.01 * moved.norm(), "rounding in another memory layout, and nothing more"
+    assert apart.norm() < 0.01 * moved.norm(), "only rounding may differ, since the memory layouts do"
 
 
 def weights(loop) -> torch.Tensor:
@@ -49,7 +49,7 @@ def weights(loop) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("size", [32, 224])
-def test_the_textbooks_images_are_the_splits(size, tmp_path):
+def test_the_textbook_loader_yields_every_image_of_the_split(size, tmp_path):
     split = data.sample("cifar10" if size == 32 else "pikachu", image_size=size, counts=(4, 4, 4)).train
     loader = bench.textbook_loader(split, 4, size, tmp_path)
     images, labels = next(iter(loader))
@@ -71,23 +71,33 @@ def test_the_textbooks_images_are_the_splits(size, tmp_path):
         (["--device", "tpu9"], "Device 'tpu9' cannot be used"),
     ],
 )
-def test_what_cannot_be_measured_gets_its_sentence_before_anything_is(arguments, sentence, capsys, monkeypatch):
+def test_bad_arguments_are_refused_before_anything_is_measured(arguments, sentence, capsys, monkeypatch):
     monkeypatch.setattr(bench, "ceiling", None)
     monkeypatch.setattr(bench, "compare", None)
     assert main(["bench", *arguments]) == 1
     assert capsys.readouterr().err.startswith(sentence)
 
 
-def show_few_images() -> None:
+@pytest.mark.parametrize(("size", "batch", "images"), [(224, 128, 128), (224, 48, 96), (32, 8192, 8192), (32, 64, 5120)])
+def test_every_batch_of_a_benchmark_is_a_full_one(monkeypatch, size, batch, images):
+    def sample(name, image_size, counts):
+        raise ValueError(f"{counts[0]} images of {image_size} pixels")
+
+    monkeypatch.setattr(bench.data, "sample", sample)
+    with pytest.raises(ValueError, match=f"^{images} images of {size} pixels"):
+        bench._started("ours", "resnet18", batch, size, CPU, None)
+
+
+def use_few_images() -> None:
     bench.IMAGES[32] = (bench.IMAGES[32][0], 64)
 
 
-def test_the_two_sides_run_in_turns_and_their_numbers_agree(monkeypatch):
-    """One short round for real: the ratio is that of the medians."""
+def test_both_loops_are_timed_in_turns_and_their_numbers_are_consistent(monkeypatch):
+    """One short round, really measured: the ratio is that of the medians."""
     monkeypatch.setattr(bench, "ROUNDS", 1)
     monkeypatch.setattr(bench, "ROUND_SECONDS", 0.01)
-    monkeypatch.setattr(bench.multiprocessing, "get_context", lambda how: programs.CONTEXT)  # torch is imported there
-    monkeypatch.setattr(bench, "ProcessPoolExecutor", partial(bench.ProcessPoolExecutor, initializer=show_few_images))
+    monkeypatch.setattr(bench.multiprocessing, "get_context", lambda how: programs.CONTEXT)  # has already imported torch
+    monkeypatch.setattr(bench, "ProcessPoolExecutor", partial(bench.ProcessPoolExecutor, initializer=use_few_images))
     row = bench.compare("resnext29_under5m", CPU, batch_size=1)
     assert row["ours_gflops"] == 6 * 759_801_856 * row["ours_images_per_second"] / 1e9
     assert row["ratio"] == row["ours_images_per_second"] / row["textbook_images_per_second"]
@@ -98,7 +108,7 @@ def test_the_two_sides_run_in_turns_and_their_numbers_agree(monkeypatch):
     assert 0.3 < sum(row["layers"].values()) < 1 and {"3×3 convolutions", "BatchNorm", "ReLU"} & set(row["layers"])
 
 
-def test_the_hardware_is_told_where_the_system_tells_it(monkeypatch):
+def test_the_hardware_is_reported_if_the_system_reports_it(monkeypatch):
     assert set(bench.hardware(CPU)) <= {"model name", "cpu MHz"}
     asked, answers = [], ["550.54.15, 1980 MHz, 1980 MHz\n", "[N/A]\n"]
 
@@ -111,10 +121,10 @@ def test_the_hardware_is_told_where_the_system_tells_it(monkeypatch):
     found = bench.hardware(torch.device("cuda"))
     assert found == {"driver_version": "550.54.15", "clocks.sm": "1980 MHz", "clocks.max.sm": "1980 MHz"}
     assert "--id=GPU-1-2" in asked[0]
-    assert bench.hardware(torch.device("cuda")) == {}, "an answer of another form"
+    assert bench.hardware(torch.device("cuda")) == {}, "an answer in an unexpected format"
 
 
-def test_the_record_has_the_ceiling_and_ours_as_a_part_of_it(monkeypatch, capsys):
+def test_the_record_has_the_ceiling_and_our_speed_as_a_fraction_of_it(monkeypatch, capsys):
     row = {"model": "resnet18", "batch": 8, "image_size": 224, "ratio": 2.0, "input_ratio": 3.0, "ours_gflops": 100.0}
     row |= {f"{side}_{what}": 5.0 for side in bench.SIDES for what in ("images_per_second", "input_images_per_second")}
     row |= {f"{side}_peak_memory_bytes": 2**30 for side in bench.SIDES}
@@ -127,7 +137,7 @@ def test_the_record_has_the_ceiling_and_ours_as_a_part_of_it(monkeypatch, capsys
     assert "0.25 of the ceiling" in printed and "of our step, grouped convolutions 25%, BatchNorm 12%" in printed
 
 
-def test_the_shares_of_a_step_are_told_by_kind_of_layer():
+def test_the_shares_of_a_step_are_reported_by_kind_of_layer():
     layers = [nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 8, 5)]
     model = nn.Sequential(*layers)
     shares = bench.layer_shares(CPU, lambda: model(torch.randn(16, 4, 32, 32)).sum().backward())
@@ -137,8 +147,8 @@ def test_the_shares_of_a_step_are_told_by_kind_of_layer():
 
 
 @pytest.mark.parametrize(("target", "epochs", "reached"), [(0.5, 2, True), (0.95, 3, False)])
-def test_the_time_to_an_accuracy_ends_with_the_first_epoch_that_has_it(monkeypatch, target, epochs, reached):
-    """The sample's 40 training images in each epoch, of which the second, with 0.6, is the best, though the last is kept."""
+def test_the_time_to_an_accuracy_ends_with_the_first_epoch_that_reaches_it(monkeypatch, target, epochs, reached):
+    """Each epoch has the sample's 40 training images; the second is the best, with 0.6, although the recipe keeps the last."""
     recipe = training.Recipe(epochs=3, batch_size=20, image_size=16, mean=(0.5,) * 3, std=(0.5,) * 3, keep="last")
     accuracies = iter([0.3, 0.6, 0.5])
     monkeypatch.setattr("helpers.training.loop.evaluate", lambda *arguments: (1.0, next(accuracies)))
