@@ -176,7 +176,7 @@ def fingerprint(splits: dict[str, Split], named: bool = True) -> str:
     for name, split in splits.items():
         files = split.names if named else [basename(dirname(file)) for file in split.names]
         lines = (f"{name}\0{file}\0{digest}\n" for file, digest in zip(files, split.digests, strict=True))
-        hasher.update("".join(lines).encode())
+        hasher.update("".join(lines).encode(errors="surrogateescape"))  # a file name need not be UTF-8
     return hasher.hexdigest()[:16]
 
 

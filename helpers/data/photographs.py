@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from contextlib import suppress
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -65,6 +66,8 @@ def decode_photograph(content: bytes, size: int, resize: str = "crop") -> tuple[
     with Image.open(BytesIO(content), formats=[name for name in FORMATS if name in Image.OPEN]) as image:
         if image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
             raise Image.DecompressionBombError
+        with suppress(SyntaxError):  # a broken EXIF block, which Pillow now takes for an empty one
+            image.getexif()
         on_its_side = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
         width, height = image.size[::-1] if on_its_side else image.size
         image.draft(None, (2 * size, 2 * size))  # JPEGs are decoded at 1/2, 1/4 or 1/8 scale, never below twice the size

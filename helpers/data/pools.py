@@ -38,7 +38,8 @@ def place(folder: str) -> tuple[str, str]:
 
 
 def _visible(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.name.lower() not in IGNORED)
+    found = folder.iterdir() if os.access(folder, os.R_OK | os.X_OK) else []  # not that of lost+found
+    return sorted(path for path in found if not path.name.startswith(".") and path.name.lower() not in IGNORED)
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -128,7 +129,7 @@ def listed(items: list[str], most: int = 10) -> str:
 
 def listed_files(skipped: list[tuple[str, str]], most: int = 10) -> str:
     """Unreadable files in one line, each with the reason."""
-    return listed([f"{file} ({reason})" for file, reason in skipped], most)
+    return listed([f"{file} ({reason})" for file, reason in skipped], most).encode(errors="backslashreplace").decode()
 
 
 def why(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Report `slim`'s data multiplication: how often each image comes, what is done to it, and where each pixel lands."""
+"""Report `slim`'s fourfold augmentation: how often each image appears, how it changes, and where each pixel lands."""
 
 from collections import Counter
 
@@ -21,7 +21,7 @@ def generator(seed=0):
 
 
 def noise(count, size=32):
-    """Images of random pixels; the label of each is its number."""
+    """Images of random pixels; the label of each is its index."""
     images = torch.randint(0, 256, (count, 3, size, size), generator=generator(9), dtype=torch.uint8)
     return data.Split(images, torch.arange(count), [])
 
@@ -36,7 +36,7 @@ def view(box, matrix=(1, 0, 0, 1)):
     return torch.tensor([[*box, *matrix]], dtype=torch.float32)
 
 
-def test_every_image_comes_four_times_and_once_bit_for_bit_as_it_is():
+def test_every_image_appears_four_times_and_exactly_once_unchanged():
     split = noise(30)
     images, labels, sizes = collect(split)
     assert sizes == [16] * 7 + [8] and data.images_shown(split, "fourfold") == 120
@@ -47,41 +47,41 @@ def test_every_image_comes_four_times_and_once_bit_for_bit_as_it_is():
         assert sum(same) == 1
 
 
-def test_the_four_copies_are_spread_over_the_whole_pass():
+def test_the_four_copies_are_shuffled_over_the_whole_pass():
     _, labels, _ = collect(noise(50))
-    assert labels[:50].bincount(minlength=50).max() > 1, "a copy after the other would show each once in the first 50"
+    assert labels[:50].bincount(minlength=50).max() > 1, "shown one copy after another, the first 50 would all differ"
     assert labels[:50].unique().numel() > 25
 
 
-def test_labels_follow_their_images_through_every_view():
+def test_labels_stay_with_their_images_in_every_view():
     colours = torch.arange(1, 61) * 4
     split = data.Split(colours.to(torch.uint8)[:, None, None, None].expand(-1, 3, 32, 32), colours, [])
     images, labels, _ = collect(split, mean=(0, 0, 0), std=(1 / 255,) * 3)
     assert torch.allclose(images[:, :, 16, 16], labels[:, None].float(), atol=1e-3)
     corners = images[:, :, 0, 0]
-    assert ((corners < 1) | ((corners - labels[:, None]).abs() < 1e-3)).all(), "black after a turn, else the same colour"
+    assert ((corners < 1) | ((corners - labels[:, None]).abs() < 1e-3)).all(), "black after a rotation, else the same colour"
 
 
 def test_identical_images_in_one_batch_are_transformed_differently():
     one = noise(1).images.expand(64, -1, -1, -1)
     images, _, _ = collect(data.Split(one, torch.zeros(64, dtype=torch.int64), []), batch_size=256)
-    assert len(images.flatten(1).unique(dim=0)) > 180, "1 plain and 192 views, of which few may happen to be the same"
+    assert len(images.flatten(1).unique(dim=0)) > 180, "1 unchanged image and 192 views, a few of which may be equal"
 
 
-def test_each_epoch_draws_other_views_and_the_same_epoch_the_same():
+def test_views_are_reproducible_and_differ_between_seeds():
     first, again, other = (collect(noise(8), seed=seed)[0] for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first.sort(0)[0], other.sort(0)[0])
 
 
-def test_an_evaluation_shows_every_image_once_whatever_the_augmentation():
+def test_evaluation_shows_every_image_once_whatever_the_augmentation():
     split = noise(10)
     shown = [labels for _, labels in data.batches(split, 4, **OPTIONS)]
     assert torch.equal(torch.cat(shown), split.labels)
 
 
-def test_a_crop_enlarged_by_hand():
-    # The crop is the 2×2 pixels 11, 13, 19, 21 of a 4×4 image. Enlarged to 4×4, the pixel centres lie at -1/4, 1/4, 3/4 and
-    # 5/4 of the crop's own, which is cut off at 0 and 1: weights 0, 1/4, 3/4 and 1 for the second pixel.
+def test_an_enlarged_crop_matches_a_hand_calculation():
+    # The crop is the 2×2 pixels 11, 13, 19, 21 of a 4×4 image. Enlarged to 4×4, its pixel centres lie at -1/4, 1/4, 3/4 and
+    # 5/4 in the crop's coordinates, clamped to 0 and 1: the second pixel gets the weights 0, 1/4, 3/4 and 1.
     rows, columns = torch.meshgrid(torch.arange(4), torch.arange(4), indexing="ij")
     image = (8 * rows + 2 * columns - 1).to(torch.uint8).expand(1, 3, 4, 4)
     assert image[0, 0, 1:3, 2:4].tolist() == [[11, 13], [19, 21]]
@@ -96,18 +96,18 @@ def test_a_crop_enlarged_by_hand():
         ((1, 0, 0, 1), [[1, 2], [3, 4]]),
         ((-1, 0, 0, 1), [[2, 1], [4, 3]]),
         ((1, 0, 0, -1), [[3, 4], [1, 2]]),
-        ((0, -1, 1, 0), [[2, 4], [1, 3]]),  # a quarter turn against the clock
+        ((0, -1, 1, 0), [[2, 4], [1, 3]]),  # a quarter turn anticlockwise
     ],
 )
-def test_a_flip_and_a_quarter_turn_by_hand(matrix, expected):
+def test_flips_and_a_quarter_turn_of_a_2x2_image(matrix, expected):
     image = torch.tensor([[1, 2], [3, 4]], dtype=torch.uint8).expand(1, 3, 2, 2)
     assert torch.allclose(augment.render(image, view((0, 0, 2, 2), matrix), 2)[0, 0], torch.tensor(expected).float(), atol=1e-4)
 
 
-def test_copy_by_copy_the_views_are_torchvisions_crop_then_flip_or_turn():
+def test_each_copy_equals_torchvisions_crop_then_flip_or_rotation():
     images = noise(40).images
     views = augment.sample_views(40, 32, 32, generator())
-    assert torch.equal(augment.render(images, views[:40], 32), images.float()), "copy 0 is the image"
+    assert torch.equal(augment.render(images, views[:40], 32), images.float()), "copy 0 is the unchanged image"
     for copy in (1, 2, 3):
         rows = views[copy * 40 : copy * 40 + 40]
         for image, row, seen in zip(images, rows, augment.render(images, rows, 32), strict=True):
@@ -121,13 +121,13 @@ def test_copy_by_copy_the_views_are_torchvisions_crop_then_flip_or_turn():
             assert torch.allclose(seen, V.rotate(crop, angle, InterpolationMode.NEAREST), atol=1e-3)
 
 
-def test_turns_are_spread_evenly_over_90_degrees_either_way():
+def test_rotation_angles_are_uniform_within_90_degrees_either_way():
     turned = augment.sample_views(1000, 32, 32, generator())[3000:]
     angles = torch.rad2deg(torch.atan2(turned[:, 6], turned[:, 4]))
     assert kstest(angles, "uniform", (-90, 180)).pvalue > 0.01
 
 
-def test_a_turn_about_the_centre_of_the_crop_agrees_with_torchvisions():
+def test_a_rotation_about_the_centre_equals_torchvisions():
     image = noise(1).images
     angle = torch.tensor(30.0).deg2rad()
     matrix = (angle.cos(), -angle.sin(), angle.sin(), angle.cos())
@@ -135,7 +135,7 @@ def test_a_turn_about_the_centre_of_the_crop_agrees_with_torchvisions():
     assert torch.equal(seen, V.rotate(image[0].float(), 30, InterpolationMode.NEAREST))
 
 
-def test_crops_are_distributed_as_torchvisions():
+def test_crops_have_the_same_distribution_as_torchvisions():
     ours = augment.sample_crops(3000, 32, 32, generator())
     torch.manual_seed(0)
     image, crop = torch.zeros(3, 32, 32), RandomResizedCrop(32)
@@ -152,18 +152,18 @@ def test_crops_are_distributed_as_torchvisions():
     assert torch.equal(ours, ours.round()) and (ours[:, 2:] >= 1).all()
 
 
-def test_every_place_of_a_crop_comes_equally_often():
+def test_every_position_of_a_crop_is_equally_likely():
     boxes = augment.sample_crops(40_000, 32, 32, generator())
     narrow = boxes[boxes[:, 3] == 20]
-    assert chisquare(narrow[:, 1].long().bincount(minlength=13)).pvalue > 0.01, "13 places for a crop of 20 pixels in 32"
+    assert chisquare(narrow[:, 1].long().bincount(minlength=13)).pvalue > 0.01, "13 positions for a crop of 20 pixels in 32"
 
 
-def test_a_shape_that_no_crop_fits_is_shown_whole(monkeypatch):
+def test_if_no_crop_fits_the_whole_image_is_used(monkeypatch):
     monkeypatch.setattr(augment, "RATIO", (100.0, 200.0))
     assert torch.equal(augment.sample_crops(5, 8, 8, generator()), torch.tensor([[0.0, 0, 8, 8]]).expand(5, 4))
 
 
-def test_an_image_larger_than_the_view_keeps_its_centre_in_the_plain_copy():
+def test_the_unchanged_copy_of_a_larger_image_is_its_centre_crop():
     split = noise(5, size=40)
     images, labels, _ = collect(split)
     plain = torch.cat([batch for batch, _ in data.batches(split, 5, **{**OPTIONS, "augment": "none"})])
@@ -180,7 +180,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize("options", KINDS, ids=lambda options: options["augment"])
-def test_many_batches_cut_at_once_are_bit_for_bit_those_cut_one_by_one(monkeypatch, options):
+def test_batches_cut_together_equal_those_cut_one_by_one_bit_for_bit(monkeypatch, options):
     one_by_one = collect(noise(50, size=36), 8, **options)
     monkeypatch.setattr(batching, "AT_ONCE", {"cpu": 3 * 8 * 3 * 32**2 * 4})
     images, labels, sizes = collect(noise(50, size=36), 8, **options)
@@ -190,8 +190,8 @@ def test_many_batches_cut_at_once_are_bit_for_bit_those_cut_one_by_one(monkeypat
 
 
 @pytest.mark.parametrize("options", KINDS, ids=lambda options: options["augment"])
-def test_a_gpu_launches_less_than_a_kernel_a_batch_and_waits_for_none(options):
-    """An epoch of CIFAR has 391 batches of 128 images. Cut one by one, each of them took 14 to 51 launches."""
+def test_a_gpu_launches_fewer_than_one_kernel_per_batch_and_never_synchronises(options):
+    """An epoch of CIFAR has 391 batches of 128 images. Cut one by one, each took 14 to 51 launches."""
     with FakeTensorMode(), Operations() as operations:
         images = torch.empty(50_000, 3, 32, 32, dtype=torch.uint8, device=CUDA)
         split = data.Split(images, torch.zeros(50_000, dtype=torch.int64, device=CUDA), range(50_000))

@@ -1,3 +1,5 @@
+"""CIFAR-10 and CIFAR-100: the same images from every source, damaged files, and failed downloads."""
+
 import base64
 import hashlib
 import http.server
@@ -29,7 +31,7 @@ COUNTS = {"cifar10": {"train": 100, "test": 20}, "cifar100": {"train": 200, "tes
 
 
 class Python2Pickler(pickle._Pickler):
-    """Writes text and bytes as Python 2 did: the published files were pickled by it, in 2009."""
+    """Writes text and bytes as Python 2 did, which pickled the published files in 2009."""
 
     dispatch = dict(pickle._Pickler.dispatch)
 
@@ -45,7 +47,7 @@ def python2_pickle(value):
     buffer = io.BytesIO()
     Python2Pickler(buffer, protocol=2).dump(value)
     old_numpy = buffer.getvalue().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
-    false_true, zero_one = b"\x89\x88\x87", b"K\x00K\x01\x87"  # the arguments of a dtype, which are numbers in old files
+    false_true, zero_one = b"\x89\x88\x87", b"K\x00K\x01\x87"  # arguments of a dtype; old files have numbers
     return old_numpy.replace(false_true, zero_one, 1)
 
 
@@ -56,7 +58,7 @@ def name(request):
 
 @pytest.fixture
 def splits(name, monkeypatch):
-    """{split: (images, labels)}, a few for each class, shuffled; `load` expects exactly these."""
+    """{split: (images, labels)}: a few images per class, shuffled; `load` is patched to expect exactly these."""
     monkeypatch.setattr(cifar, "COUNTS", COUNTS[name])
     rng = np.random.default_rng(0)
     made, lines = {}, []
@@ -74,7 +76,7 @@ only_cifar10 = pytest.mark.parametrize("name", ["cifar10"], indirect=True)
 
 
 def put_pickles(base, name, splits, monkeypatch):
-    """The folder that torchvision unpacks; torchvision is told the MD5 sums of these files."""
+    """Write the folder that torchvision unpacks, and replace torchvision's MD5 sums with those of its files."""
     published = cifar.PUBLISHED[name]
     folder = base / published.base_folder
     folder.mkdir(parents=True)
@@ -116,7 +118,7 @@ def encoded(image, kind="png"):
 
 
 def table(name, images, labels, kind="png"):
-    """A table as Hugging Face has it."""
+    """A table in Hugging Face's layout."""
     pa = pytest.importorskip("pyarrow")
     cells = [{"bytes": encoded(image, kind), "path": None} for image in images]
     columns = {"img": pa.array(cells, pa.struct({"bytes": pa.binary(), "path": pa.string()}))}
@@ -136,9 +138,9 @@ def put_parquet(root, name, splits, folder=None, **options):
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder, and of each file at most `limit` bytes, though it promises them all; keeps the paths asked for.
+    """Serves a folder and logs the requested paths; sends at most `limit` bytes of a file, but announces its full length.
 
-    The first `refusals` requests are answered by the next of these codes each.
+    The first requests get the status codes in `refusals`, one each.
     """
 
     limit, asked, refusals = None, [], []
@@ -159,7 +161,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path_factory, monkeypatch):
-    """(its address, the folder it serves)"""
+    """(the server's address, the folder that it serves)"""
     folder = tmp_path_factory.mktemp("server")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(Handler, "asked", [])
@@ -173,7 +175,7 @@ def server(tmp_path_factory, monkeypatch):
 
 @pytest.fixture
 def hugging_face(server, monkeypatch):
-    """A function that puts a data set onto a server that stands for Hugging Face."""
+    """A function that puts a data set on a server that stands in for Hugging Face."""
     address, folder = server
     monkeypatch.setenv("HF_ENDPOINT", address)
     return lambda name, splits: put_parquet(folder / "datasets" / downloads.PARQUET[name], name, splits, ".")
@@ -219,7 +221,7 @@ def test_every_format_gives_the_same_tensors(tmp_path, monkeypatch, hugging_face
     assert data.duplicates(sets["png"]) == []
 
 
-def test_labels_are_the_published_ones_and_images_are_whole(tmp_path, monkeypatch, name, splits):
+def test_every_image_is_loaded_with_its_own_label(tmp_path, monkeypatch, name, splits):
     put_pickles(tmp_path, name, splits, monkeypatch)
     dataset = data.load(name, tmp_path)
     assert dataset.classes == cifar.CLASSES[name]
@@ -236,7 +238,7 @@ def test_labels_are_the_published_ones_and_images_are_whole(tmp_path, monkeypatc
 
 
 @only_cifar10
-def test_sources_are_asked_in_order_and_the_line_says_which(tmp_path, monkeypatch, capsys, server, hugging_face, name, splits):
+def test_the_first_source_that_exists_is_used_and_printed(tmp_path, monkeypatch, capsys, server, hugging_face, name, splits):
     folder = put_pickles(tmp_path, name, splits, monkeypatch)
     put_folder(tmp_path / "cifar10", name, splits)
     put_parquet(tmp_path / "cifar10", name, splits)
@@ -247,7 +249,7 @@ def test_sources_are_asked_in_order_and_the_line_says_which(tmp_path, monkeypatc
         shutil.rmtree(tmp_path / "cifar10/test", ignore_errors=here != folder)
         if here == folder:
             put_folder(tmp_path / "cifar10", name, splits)
-    shutil.rmtree(tmp_path / "cache")  # which would do, without its source
+    shutil.rmtree(tmp_path / "cache")  # the cache alone would be enough
     data.load(name, tmp_path)
     numbers = ": 90 train, 10 validation, 20 test images, 10 classes.\n"
     kinds = ("pickle folder cifar-10-batches-py", "folder cifar10", "Parquet folder cifar10", "Parquet folder cifar10")
@@ -255,7 +257,7 @@ def test_sources_are_asked_in_order_and_the_line_says_which(tmp_path, monkeypatc
     revision = "/datasets/uoft-cs/cifar10/resolve/0b2714987fa478483af9968de7c934580d0bb9a2/plain_text"
     assert Handler.asked == [f"{revision}/{split}-00000-of-00001.parquet" for split in ("train", "test")]
     data.load(name, tmp_path)
-    assert len(Handler.asked) == 2, "what was sent is kept"
+    assert len(Handler.asked) == 2, "downloaded files are kept"
 
 
 def test_the_cifar_100_superclasses_are_the_published_ones():
@@ -270,7 +272,7 @@ def test_the_cifar_100_superclasses_are_the_published_ones():
 
 
 @only_cifar10
-def test_jpeg_is_told_apart(tmp_path, name, splits):
+def test_jpeg_copies_get_a_name_of_their_own(tmp_path, name, splits):
     root = put_folder(tmp_path / "jpeg/cifar10", name, splits, "jpg", quality=75)
     put_folder(tmp_path / "png/cifar10", name, splits)
     put_parquet(tmp_path / "parquet/cifar10", name, splits, kind="jpeg")
@@ -285,7 +287,7 @@ def test_jpeg_is_told_apart(tmp_path, name, splits):
 
 
 @only_cifar10
-def test_a_tenth_of_each_class_is_held_out_by_seed(tmp_path, monkeypatch, name, splits):
+def test_the_seed_decides_which_tenth_of_each_class_is_held_out(tmp_path, monkeypatch, name, splits):
     put_folder(tmp_path / name, name, splits)
     first, again, other = (data.load(name, tmp_path, seed=seed) for seed in (0, 0, 1))
     assert [torch.bincount(part.labels).tolist() for part in first.splits.values()] == [[9] * 10, [1] * 10, [2] * 10]
@@ -295,7 +297,7 @@ def test_a_tenth_of_each_class_is_held_out_by_seed(tmp_path, monkeypatch, name, 
 
 
 @only_cifar10
-def test_the_small_part_is_one_data_set_whatever_the_source_and_the_seed(tmp_path, monkeypatch, name, splits):
+def test_cifar10_5k_has_the_same_images_whatever_the_source_and_the_seed(tmp_path, monkeypatch, name, splits):
     monkeypatch.setattr(cifar, "PARTS", {"cifar10_5k": ("cifar10", {"train": 50, "test": 10})})
     put_pickles(tmp_path / "pickle", name, splits, monkeypatch)
     put_folder(tmp_path / "png/cifar10", name, splits)
@@ -310,7 +312,7 @@ def test_the_small_part_is_one_data_set_whatever_the_source_and_the_seed(tmp_pat
     assert sorted(path.name for path in (tmp_path / "png/cache").iterdir()) == ["cifar10-32.npz", "cifar10_5k-32.npz"]
 
 
-def test_the_parts_have_their_sizes():
+def test_the_sizes_of_cifar_and_its_subsets():
     assert cifar.PARTS["cifar10_5k"] == ("cifar10", {"train": 5_000, "test": 1_000})
     assert cifar.PARTS["cifar10_tenth"] == ("cifar10", {"train": 5_000, "test": 10_000})
     assert cifar.COUNTS == {"train": 50_000, "test": 10_000}
@@ -321,10 +323,10 @@ def test_the_parts_have_their_sizes():
 
 @only_cifar10
 @pytest.mark.parametrize("asked", ["cifar10", "cifar10_tenth"])
-def test_a_cache_file_alone_is_the_data_if_its_pixels_are_the_published_ones(
+def test_a_cache_file_alone_is_sufficient_if_its_pixels_are_the_published_ones(
     tmp_path, monkeypatch, offline, name, splits, asked
 ):
-    """So that a machine without a network needs one packed file: cifar10_tenth-32.npz has 46 MiB."""
+    """A machine without a network needs nothing but this file: cifar10_tenth-32.npz has 46 MiB."""
     monkeypatch.setattr(cifar, "PARTS", {"cifar10_tenth": ("cifar10", {"train": 50, "test": 20})})
     root = put_folder(tmp_path / name, name, splits)
     first, path = data.load(asked, tmp_path), tmp_path / f"cache/{asked}-32.npz"
@@ -367,11 +369,11 @@ def test_the_second_load_decodes_nothing_and_a_change_is_noticed(tmp_path, name,
     assert len(decodings) == 240
 
 
-# What bad input gets.
+# Bad input.
 
 
 @only_cifar10
-def test_a_wrong_checksum_is_a_sentence_and_the_file_is_never_unpickled(tmp_path, monkeypatch, name, splits):
+def test_a_file_with_a_wrong_checksum_is_refused_and_never_unpickled(tmp_path, monkeypatch, name, splits):
     class Bomb:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "unpickled"),)
@@ -384,18 +386,18 @@ def test_a_wrong_checksum_is_a_sentence_and_the_file_is_never_unpickled(tmp_path
     assert not (tmp_path / "unpickled").exists() and not (tmp_path / "cache").exists()
 
 
-def test_the_checksums_are_torchvisions(tmp_path, monkeypatch, name, splits):
+def test_files_are_checked_against_torchvisions_checksums(tmp_path, monkeypatch, name, splits):
     published = cifar.PUBLISHED[name]
     first, sums = published.train_list[0][0], [md5 for _, md5 in published.train_list + published.test_list]
     put_pickles(tmp_path, name, splits, monkeypatch)
-    monkeypatch.undo()  # and with it what the files' own sums are
+    monkeypatch.undo()  # this restores torchvision's own sums
     with pytest.raises(UserError, match=f"'{first}' .* {sums[0]}; delete"):
         data.load(name, tmp_path)
     assert sums[0] == {"cifar10": "c99cafc152244af753f735de768cd75f", "cifar100": "16019d7e3df5f24257cddd939b257f8d"}[name]
 
 
 @only_cifar10
-def test_a_missing_pickle_is_a_sentence(tmp_path, monkeypatch, name, splits):
+def test_a_missing_pickle_gives_a_one_sentence_error(tmp_path, monkeypatch, name, splits):
     (put_pickles(tmp_path, name, splits, monkeypatch) / "test_batch").unlink()
     with pytest.raises(UserError, match="pickle folder cifar-10-batches-py has no file 'test_batch'; delete"):
         data.load(name, tmp_path)
@@ -484,14 +486,14 @@ def flatten(root):
         (flatten, "has 0 images in test/airplane where cifar10 has 2"),
     ],
 )
-def test_a_folder_that_is_not_whole(tmp_path, name, splits, spoil, sentence):
+def test_an_incomplete_or_altered_folder_is_refused(tmp_path, name, splits, spoil, sentence):
     spoil(put_folder(tmp_path / name, name, splits))
-    for _ in range(2):  # and nothing of it is kept
+    for _ in range(2):  # the second time too: nothing was cached
         with pytest.raises(UserError, match=sentence):
             data.load(name, tmp_path)
 
 
-def test_one_data_set_under_the_name_of_the_other(tmp_path, name, splits):
+def test_one_data_set_under_the_name_of_the_other_is_refused(tmp_path, name, splits):
     other = NAMES[1 - NAMES.index(name)]
     put_folder(tmp_path / other, name, splits)
     sentence = rf"folder {other} has a class '{cifar.CLASSES[name][0]}'; the classes are {cifar.CLASSES[other][0]}; "
@@ -500,7 +502,7 @@ def test_one_data_set_under_the_name_of_the_other(tmp_path, name, splits):
 
 
 @only_cifar10
-def test_class_folders_may_have_capitals(tmp_path, name, splits):
+def test_class_folders_may_be_capitalised(tmp_path, name, splits):
     root = put_folder(tmp_path / name, name, splits)
     for path in [*root.glob("*/*")]:
         path.rename(path.with_name(path.name.title()))
@@ -518,7 +520,7 @@ def cut_table(folder):
 
 
 def flip_in_table(folder):
-    """A bit of a page's header, about which pyarrow has two lines to say."""
+    """Flip a bit of a page header, for which pyarrow has a two-line error message."""
     path = folder / "train-00000-of-00001.parquet"
     content = bytearray(path.read_bytes())
     content[17] ^= 1 << 3
@@ -526,7 +528,7 @@ def flip_in_table(folder):
 
 
 def misspell_type_in_table(folder):
-    """A type of numpy's in what pandas keeps in a table's schema, which Arrow writes in base 64."""
+    """Misspell a NumPy type in pandas' metadata in a table's schema, which Arrow stores in base 64."""
     path = folder / "train-00000-of-00001.parquet"
     pd.read_parquet(path).to_parquet(path)
     schema = max(re.findall(rb"[A-Za-z0-9+/]{100,}=*", path.read_bytes()), key=len)
@@ -570,14 +572,14 @@ def rename_table(folder):
         ],
     ],
 )
-def test_parquet_that_is_not_whole(tmp_path, name, splits, spoil, sentence):
+def test_incomplete_or_damaged_parquet_is_refused(tmp_path, name, splits, spoil, sentence):
     spoil(put_parquet(tmp_path / name, name, splits))
     with pytest.raises(UserError, match=sentence):
         data.load(name, tmp_path)
 
 
 @only_cifar10
-def test_parquet_in_folders_called_like_the_splits(tmp_path, name, splits):
+def test_parquet_in_folders_named_after_the_splits(tmp_path, name, splits):
     folder = put_parquet(tmp_path / name, name, splits)
     for split in splits:
         (folder / split).mkdir()
@@ -586,7 +588,7 @@ def test_parquet_in_folders_called_like_the_splits(tmp_path, name, splits):
 
 
 @only_cifar10
-def test_parquet_without_pyarrow(tmp_path, monkeypatch, name, splits):
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch, name, splits):
     import pandas
 
     def refuse(path):
@@ -607,7 +609,7 @@ def test_images_are_never_enlarged(tmp_path, wrong):
 # The network.
 
 
-def test_no_network_is_one_sentence(tmp_path, capsys, offline, name):
+def test_without_a_network_the_error_is_one_sentence(tmp_path, capsys, offline, name):
     folder = cifar.PUBLISHED[name].base_folder
     with pytest.raises(UserError) as caught:
         data.load(name, tmp_path)
@@ -625,7 +627,7 @@ def test_no_network_is_one_sentence(tmp_path, capsys, offline, name):
     assert line.count("\n") == 1 and "36 to 57 minutes (pytorch/vision issue 9536)" in line
 
 
-def test_without_the_package_hugging_face_is_left_out_with_a_line(tmp_path, monkeypatch, capsys, offline):
+def test_without_pyarrow_hugging_face_is_skipped_and_a_line_says_so(tmp_path, monkeypatch, capsys, offline):
     monkeypatch.setattr(downloads, "find_spec", lambda package: None)
     with pytest.raises(UserError, match="Hugging Face was not tried"):
         data.load("cifar10_5k", tmp_path)
@@ -634,7 +636,7 @@ def test_without_the_package_hugging_face_is_left_out_with_a_line(tmp_path, monk
 
 @pytest.fixture
 def archive(monkeypatch, offline, server, name, splits):
-    """The archive of the pickles, which lies on the original server."""
+    """The bytes of the archive of pickles that the original server has."""
     address, folder = server
     published = cifar.PUBLISHED[name]
     pickles = put_pickles(folder, name, splits, monkeypatch)
@@ -655,7 +657,7 @@ def archive(monkeypatch, offline, server, name, splits):
         (cifar.PUBLISHED["cifar10"], ("tgz_md5", "0" * 32), "the archive it sent is incomplete or damaged"),
     ],
 )
-def test_a_download_that_breaks_off_is_not_taken_for_a_whole_one(tmp_path, monkeypatch, archive, owner, fault, reason):
+def test_a_failed_or_incomplete_download_is_not_kept(tmp_path, monkeypatch, archive, owner, fault, reason):
     monkeypatch.setattr(owner, *fault)
     with pytest.raises(UserError, match=rf"the original server failed \({reason}\); try again"):
         data.load("cifar10", tmp_path)
@@ -665,7 +667,7 @@ def test_a_download_that_breaks_off_is_not_taken_for_a_whole_one(tmp_path, monke
 @only_cifar10
 def test_the_original_server_is_the_last_resort(tmp_path, monkeypatch, capsys, archive, name):
     published = cifar.PUBLISHED[name]
-    (tmp_path / published.filename).write_bytes(archive[: len(archive) // 2])  # what torchvision elsewhere may have left
+    (tmp_path / published.filename).write_bytes(archive[: len(archive) // 2])  # as an interrupted torchvision may have left it
     first = data.load(name, tmp_path)
     assert first.source == "pickle folder cifar-10-batches-py"
     assert "which has sent 50 to 80 kB a second since June 2026" in capsys.readouterr().out
@@ -676,7 +678,7 @@ def test_the_original_server_is_the_last_resort(tmp_path, monkeypatch, capsys, a
 
 
 @only_cifar10
-def test_a_busy_hugging_face_is_asked_again(tmp_path, monkeypatch, hugging_face, name, splits):
+def test_a_busy_hugging_face_is_retried(tmp_path, monkeypatch, hugging_face, name, splits):
     hugging_face(name, splits)
     monkeypatch.setattr(downloads, "LATER", (0, 0))
     monkeypatch.setattr(Handler, "refusals", [429, 503])
@@ -687,7 +689,7 @@ def test_a_busy_hugging_face_is_asked_again(tmp_path, monkeypatch, hugging_face,
 
 @only_cifar10
 @pytest.mark.parametrize(("refusals", "asked"), [([429] * 3, 3), ([404], 1)])
-def test_a_hugging_face_that_stays_busy_is_given_up(tmp_path, monkeypatch, offline, server, name, refusals, asked):
+def test_retries_stop_after_three_busy_answers_or_one_not_found(tmp_path, monkeypatch, offline, server, name, refusals, asked):
     monkeypatch.setenv("HF_ENDPOINT", server[0])
     monkeypatch.setattr(downloads, "LATER", (0, 0))
     monkeypatch.setattr(Handler, "refusals", refusals)
@@ -697,7 +699,7 @@ def test_a_hugging_face_that_stays_busy_is_given_up(tmp_path, monkeypatch, offli
 
 
 @only_cifar10
-def test_half_a_parquet_file_is_not_kept(tmp_path, monkeypatch, offline, server, hugging_face, name, splits):
+def test_an_incomplete_parquet_download_is_not_kept(tmp_path, monkeypatch, offline, server, hugging_face, name, splits):
     hugging_face(name, splits)
     monkeypatch.setattr(Handler, "limit", 1000)
     with pytest.raises(UserError, match=r"Hugging Face did not send uoft-cs/cifar10 \(OSError\), and the original server"):
@@ -705,7 +707,6 @@ def test_half_a_parquet_file_is_not_kept(tmp_path, monkeypatch, offline, server,
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(not (data_dir() / "cifar100/train").is_dir(), reason="needs the real images")
 @pytest.mark.parametrize(
     ("real", "mean", "std", "twice"),
     [
@@ -713,8 +714,10 @@ def test_half_a_parquet_file_is_not_kept(tmp_path, monkeypatch, offline, server,
         ("cifar100", (0.50708, 0.48655, 0.44092), (0.26733, 0.25644, 0.27615), (14, 2, 10)),
     ],
 )
-def test_the_real_images_are_those_of_the_readme(real, mean, std, twice):
-    """Counts, statistics of the 50,000 training images, and byte-identical images: surplus in train and test, in both."""
+def test_the_real_images_have_the_numbers_in_the_data_readme(real, mean, std, twice):
+    """Counts, statistics of the 50,000 training images, and byte-identical ones: surplus in train, in test, and in both."""
+    if not (data_dir() / real / "train").is_dir():
+        pytest.skip("needs the real images")
     dataset = data.load(real)
     images, labels = (
         torch.cat([getattr(split, part) for split in (dataset.train, dataset.validation)]) for part in ("images", "labels")

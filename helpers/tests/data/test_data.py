@@ -1,3 +1,5 @@
+"""Sample data, splits and batches, crops of CIFAR images, and the audit."""
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from helpers.tests.data.test_photographs import SIZE, equal, fill, load, write
 # Sample data.
 
 
-def test_sample_data_is_the_same_every_time_and_writes_nothing(tmp_path, monkeypatch):
+def test_sample_data_is_always_the_same_and_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("DATA_DIR", str(tmp_path))
     one, other = data.sample("pikachu", image_size=SIZE), data.sample("pikachu", image_size=SIZE)
     assert equal(one, other)
@@ -43,16 +45,16 @@ def test_sample_data_can_be_learned():
 
 
 @pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar10_tenth", 10), ("cifar100", 100)])
-def test_sample_data_can_be_told_apart(name, classes):
+def test_classes_of_sample_data_can_be_told_apart(name, classes):
     one, other = data.sample(name), data.sample(name, image_size=32)
     assert equal(one, other) and one.is_sample and one.name == name
     assert one.classes == data.SAMPLE_CLASSES[name] and len(one.classes) == classes
     assert all(part.images.shape[1:] == (3, 32, 32) for part in one.splits.values())
     assert torch.bincount(one.train.labels, minlength=classes).min() >= 2
 
-    def features(split):  # the mean colours of the middle and of the corners, less those of the noise
-        middle, corners = split.images[..., 12:20, 12:20].float(), split.images[..., :6, :6].float()
-        return torch.cat([middle.mean((2, 3)), corners.mean((2, 3))], 1)
+    def features(split):  # the mean colours of the middle and of the top left corner
+        middle, corner = split.images[..., 12:20, 12:20].float(), split.images[..., :6, :6].float()
+        return torch.cat([middle.mean((2, 3)), corner.mean((2, 3))], 1)
 
     means = torch.stack([features(one.train)[one.train.labels == label].mean(0) for label in range(classes)])
     nearest = torch.cdist(features(one.validation), means).argmin(1)
@@ -63,12 +65,12 @@ def test_sample_data_can_be_told_apart(name, classes):
 
 
 def numbered(count, size=6):
-    """A split whose image i has the value i in its middle, and every pixel of a row and column its own value."""
+    """A split whose pixel values count up through all images, modulo 251; the label of each image is its index."""
     images = torch.arange(count * size * size).view(count, 1, size, size).expand(-1, 3, -1, -1) % 251
     return data.Split(images.to(torch.uint8), torch.arange(count), [f"{i}.png" for i in range(count)])
 
 
-PLAIN = {"mean": (0, 0, 0), "std": (1 / 255,) * 3}  # so that a batch holds the stored numbers
+PLAIN = {"mean": (0, 0, 0), "std": (1 / 255,) * 3}  # so that a batch holds the stored values
 
 
 def test_subset_keeps_everything_in_step(tmp_path):
@@ -83,7 +85,7 @@ def test_subset_keeps_everything_in_step(tmp_path):
     assert part.to("cpu").names == part.names
 
 
-def test_a_stratified_subset_keeps_the_shares_of_the_classes():
+def test_a_stratified_subset_keeps_the_class_proportions():
     labels = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)  # sorted, as an image folder is
     split = data.Split(torch.arange(100, dtype=torch.uint8).view(-1, 1, 1, 1), labels, [f"{i}.png" for i in range(100)])
     part = data.stratified(split, 20)
@@ -143,7 +145,7 @@ def test_the_centre_crop():
             assert torch.allclose(images, split.images[labels, :, 1:4, 1:4].float(), atol=1e-4)
 
 
-def test_flips_follow_their_images_and_are_half():
+def test_half_of_the_images_are_flipped_and_labels_stay_with_them():
     split = numbered(400)
     options = {"image_size": 6, "augment": "flip", "padding": 2, "generator": torch.Generator().manual_seed(0)}
     flipped = 0
@@ -156,7 +158,7 @@ def test_flips_follow_their_images_and_are_half():
     assert 160 <= flipped <= 240  # four standard deviations of a fair coin
 
 
-def test_crops_with_a_reflected_border_are_those_of_an_image_padded_by_numpy():
+def test_crops_with_a_reflected_border_equal_those_of_an_image_padded_by_numpy():
     size, padding, copies = 6, 2, 900
     one = numbered(1, size)
     split = data.Split(one.images.expand(copies, -1, -1, -1), torch.arange(copies), [])
@@ -166,10 +168,10 @@ def test_crops_with_a_reflected_border_are_those_of_an_image_padded_by_numpy():
     options = {"image_size": size, "augment": "crop_flip", "padding": padding, "border": "reflect"} | PLAIN
     images, _ = next(data.batches(split, copies, generator=torch.Generator().manual_seed(0), **options))
     match = (images[:, None, 0] - windows).abs().amax((2, 3)) < 1e-3
-    assert (match.sum(1) == 1).all() and match.any(0).all(), "50 windows, each of them met"
+    assert (match.sum(1) == 1).all() and match.any(0).all(), "each crop is one of 50 windows, and all 50 occur"
 
 
-def test_a_square_of_mean_colour_is_cut_out_of_each_image_anywhere_equally_often():
+def test_cutout_puts_a_square_of_mean_colour_at_every_position_equally_often():
     split = data.Split(torch.full((2000, 3, 6, 6), 200, dtype=torch.uint8), torch.arange(2000), [])
     options = {"image_size": 6, "mean": (0.2, 0.3, 0.4), "std": (1 / 255,) * 3, "cutout": 4}
     images, _ = next(data.batches(split, 2000, generator=torch.Generator().manual_seed(0), **options))
@@ -179,11 +181,11 @@ def test_a_square_of_mean_colour_is_cut_out_of_each_image_anywhere_equally_often
     counts = places.bincount(minlength=36)[[row * 6 + column for row in range(3) for column in range(3)]]
     assert counts.sum() == 2000 and chisquare(counts).pvalue > 0.01
     assert all(holes[i, 0, p // 6 : p // 6 + 4, p % 6 : p % 6 + 4].all() for i, p in enumerate(places[:50].tolist()))
-    assert not (next(data.batches(split, 9, **options))[0] == 0).any(), "none in an evaluation"
+    assert not (next(data.batches(split, 9, **options))[0] == 0).any(), "no cutout in evaluation"
 
 
-def test_a_resized_crop_is_torchvisions_without_antialias():
-    """Copies of one image: each batch image is a crop of 35 to 100 % of the area, enlarged, half of them mirrored."""
+def test_a_resized_crop_equals_torchvisions_without_antialiasing():
+    """Each view is a crop of 35 to 100 % of the area, enlarged; about half of them are mirrored."""
     boxes = augment.sample_crops(4000, 32, 32, torch.Generator().manual_seed(1), augment.GENTLE_AREA)
     area, ratio = boxes[:, 2] * boxes[:, 3] / 1024, boxes[:, 3] / boxes[:, 2]
     assert 0.33 < area.min() < 0.37 and area.max() == 1 and 0.70 < ratio.min() and ratio.max() < 1.43
@@ -196,7 +198,7 @@ def test_a_resized_crop_is_torchvisions_without_antialias():
         assert torch.allclose(seen, crop.flip(-1) if view[4] == -1 else crop, atol=1e-2)
 
 
-def test_a_resize_is_torchvisions_antialiased_bilinear_one():
+def test_resize_equals_torchvisions_antialiased_bilinear_resize():
     images = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(memory_format=torch.channels_last)
     small = data.resize(images, 16)
     torch.testing.assert_close(small, V.resize(images.contiguous(), [16, 16], antialias=True))
@@ -204,7 +206,7 @@ def test_a_resize_is_torchvisions_antialiased_bilinear_one():
     torch.testing.assert_close(data.resize(torch.full((1, 3, 32, 32), 0.25), 24), torch.full((1, 3, 24, 24), 0.25))
 
 
-def test_mirrored_images_are_those_that_were_named():
+def test_exactly_the_requested_images_are_mirrored():
     split, mirror = numbered(10), torch.arange(10) % 3 == 0
     images = torch.cat([images for images, _ in data.batches(split, 4, image_size=4, mirror=mirror, **PLAIN)])
     plain = split.images[..., 1:5, 1:5].float()
@@ -225,12 +227,12 @@ def test_mirrored_images_are_those_that_were_named():
         ({"std": (1, 1, float("nan"))}, "cannot be normalised"),
     ],
 )
-def test_batches_that_cannot_be(wrong, sentence):
+def test_impossible_batch_settings_are_refused(wrong, sentence):
     with pytest.raises(UserError, match=sentence):
         data.batches(numbered(2), **({"batch_size": 2, "image_size": 6} | PLAIN | wrong))
 
 
-def test_channel_statistics_are_those_of_every_pixel():
+def test_channel_statistics_are_computed_over_all_pixels():
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (5, 3, 7, 9), np.uint8)
     pixels[:, 2] //= 3
@@ -239,13 +241,13 @@ def test_channel_statistics_are_those_of_every_pixel():
     assert std == pytest.approx(pixels.std((0, 2, 3)) / 255, abs=1e-12)
 
 
-# Crops with padding 4, as everyone trains on CIFAR.
+# Crops with padding 4, the usual augmentation for CIFAR.
 
 CIFAR_CROPS = {"image_size": 32, "padding": 4, "augment": "crop_flip", "mean": (0, 0, 0), "std": (1 / 255,) * 3}
 
 
 def mapped(count):
-    """Images whose pixels tell their row + 1, their column + 1 and the number of the image, which is its label."""
+    """Images whose channels hold the row + 1, the column + 1 and the index of the image, which is also its label."""
     rows, columns = torch.meshgrid(torch.arange(1, 33), torch.arange(1, 33), indexing="ij")
     numbers = torch.arange(count).view(-1, 1, 1).expand(-1, 32, 32)
     images = torch.stack([rows.expand(count, -1, -1), columns.expand(count, -1, -1), numbers], 1)
@@ -259,17 +261,17 @@ def copies(count):
 
 def test_identical_images_in_one_batch_are_transformed_differently():
     images, _ = next(data.batches(copies(64), 64, generator=torch.Generator().manual_seed(0), **CIFAR_CROPS))
-    assert len(images.flatten(1).unique(dim=0)) > 40  # 64 draws out of 162 are 53 different ones on average
+    assert len(images.flatten(1).unique(dim=0)) > 40  # 64 draws from 162 give 53 different ones on average
 
 
-def test_each_of_the_162_crops_comes_equally_often_and_no_other():
+def test_the_162_possible_crops_are_equally_likely_and_no_others_occur():
     padded = torch.nn.functional.pad(mapped(1).images[0, :2], [4] * 4).float()
     windows = torch.stack([padded[:, top : top + 32, left : left + 32] for top in range(9) for left in range(9)])
     windows = torch.cat([windows, windows.flip(-1)])
     counts = torch.zeros(162, dtype=torch.int64)
     for images, _ in data.batches(copies(8100), 2700, generator=torch.Generator().manual_seed(0), **CIFAR_CROPS):
         images = images.round()
-        # The middle pixel is always one of the image's own, and tells where the window lies.
+        # The middle pixel is never padding, so it tells where the window lies.
         row, column, next_column = images[:, 0, 16, 16], images[:, 1, 16, 16], images[:, 1, 16, 17]
         mirrored = next_column < column
         which = (mirrored * 81 + (row - 13) * 9 + column - 13 + mirrored).long()
@@ -279,7 +281,7 @@ def test_each_of_the_162_crops_comes_equally_often_and_no_other():
     assert chisquare(counts).pvalue > 0.01
 
 
-def test_labels_follow_their_images():
+def test_labels_stay_with_their_images():
     seen = []
     for images, labels in data.batches(mapped(250), 64, generator=torch.Generator().manual_seed(0), **CIFAR_CROPS):
         assert torch.equal(images[:, 2, 16, 16].round().long(), labels)
@@ -287,13 +289,13 @@ def test_labels_follow_their_images():
     assert sorted(seen) == list(range(250)) and seen != sorted(seen)
 
 
-def test_normalised_by_its_own_statistics_a_split_has_mean_0_and_deviation_1():
+def test_a_split_normalised_by_its_own_statistics_has_mean_0_and_deviation_1():
     split = data.sample("cifar10").train
     mean, std = data.channel_statistics(split)
     images = torch.cat([images for images, _ in data.batches(split, 16, image_size=32, mean=mean, std=std)])
     assert images.mean((0, 2, 3)).abs().max() < 1e-5
     assert (images.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-5
-    per_image = (split.images.double() / 255).std((2, 3), correction=0).mean(0)  # the number that is often copied
+    per_image = (split.images.double() / 255).std((2, 3), correction=0).mean(0)  # often copied instead: the mean within images
     assert (per_image < torch.tensor(std)).all()
 
 
@@ -302,7 +304,7 @@ def test_normalised_by_its_own_statistics_a_split_has_mean_0_and_deviation_1():
 
 @pytest.fixture
 def planted(tmp_path):
-    """A data set with exact copies across splits and within two, a brightened JPEG copy across, and two flat images."""
+    """A data set with exact copies across and within splits, a brightened JPEG copy across splits, and two flat images."""
     root = fill(tmp_path / "pets", classes=("cat", "dog"))
     (root / "test/cat/copy.png").write_bytes((root / "train/cat/traincat1.png").read_bytes())
     (root / "train/dog/copy.png").write_bytes((root / "train/dog/traindog2.png").read_bytes())
@@ -353,11 +355,11 @@ def test_leaked_test_images(planted):
     def files(**options):
         return [planted.test.names[i] for i in data.leaked(planted, **options).tolist()]
 
-    assert files() == ["test/cat/copy.png", "test/dog/similar.jpg"], "a copy within test is no leak"
+    assert files() == ["test/cat/copy.png", "test/dog/similar.jpg"], "a copy within the test split is not a leak"
     assert files(near=False) == ["test/cat/copy.png"]
 
 
-def test_the_audit_of_the_sample_finds_its_two_planted_images():
+def test_the_audit_of_sample_data_finds_its_two_planted_images():
     dataset = data.sample("pikachu")
     assert data.duplicates(dataset) == [[("train", 0), ("test", 0)]]
     assert [pair[:2] for pair in data.near_duplicates(dataset)] == [(("train", 1), ("test", 1))]

@@ -1,3 +1,5 @@
+"""Photographs: sources, splits, bad input, decoding, and the cache."""
+
 import errno
 import os
 import sys
@@ -19,7 +21,7 @@ SIZE, STORED = 28, 32  # 28 * 8 // 7
 
 
 def write(path, colour=None, size=(40, 32), mode="RGB", **options):
-    """An image file of one colour, or of squares in colours that only files of the same name share."""
+    """Write an image of one colour, or of random squares that depend only on the file's name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if colour is None:
         rng = np.random.default_rng(zlib.crc32(path.name.encode()))
@@ -32,7 +34,7 @@ def write(path, colour=None, size=(40, 32), mode="RGB", **options):
 
 
 def fill(root, splits=("train", "validation", "test"), classes=("cat", "dog"), count=3):
-    """A small image folder; with `splits=("",)` a single folder of class folders."""
+    """Make a small image folder; `splits=("",)` makes class folders without splits."""
     for split in splits:
         for name in classes:
             for i in range(count):
@@ -45,7 +47,7 @@ def load(base, name="pets", **options):
 
 
 def decoded(tmp_path, image, suffix=".png", **options):
-    """The pixels, (H, W, 3), that a Pillow image has after it went through a file."""
+    """The pixels, (H, W, 3), of a Pillow image after it is saved and decoded."""
     path = tmp_path / f"one{suffix}"
     image.save(path, **options)
     return data.decode_photograph(path.read_bytes(), STORED)[0].transpose(1, 2, 0)
@@ -72,7 +74,7 @@ def test_a_folder_with_three_splits_keeps_them(tmp_path, capsys, validation):
 
 
 @pytest.mark.parametrize(("count", "parts"), [(3, (1, 1, 1)), (5, (3, 1, 1)), (8, (4, 2, 2)), (10, (6, 2, 2)), (14, (8, 3, 3))])
-def test_a_single_folder_is_split_60_20_20_in_each_class(tmp_path, count, parts):
+def test_class_folders_without_splits_are_split_60_20_20_by_class(tmp_path, count, parts):
     fill(tmp_path / "pets", ("",), count=count)
     dataset = load(tmp_path)
     for split, expected in zip(dataset.splits.values(), parts, strict=True):
@@ -81,7 +83,7 @@ def test_a_single_folder_is_split_60_20_20_in_each_class(tmp_path, count, parts)
     assert sorted(files) == sorted(f"{name}/{name}{i}.png" for name in ("cat", "dog") for i in range(count))
 
 
-def test_validation_comes_out_of_train_where_there_is_none(tmp_path):
+def test_a_missing_validation_split_is_taken_from_train(tmp_path):
     fill(tmp_path / "pets", ("train", "test"), count=10)
     dataset = load(tmp_path)
     assert [torch.bincount(split.labels).tolist() for split in dataset.splits.values()] == [[8, 8], [2, 2], [10, 10]]
@@ -102,11 +104,11 @@ def test_pikachu_may_be_the_data_folder_itself(tmp_path):
     (tmp_path / "flat/cifar10/parquet").mkdir(parents=True)  # as a download of CIFAR-10 leaves it
     for _ in range(2):  # the second time the cache folder lies beside the classes
         assert load(tmp_path / "flat", "pikachu").classes == ["not_pikachu", "pikachu"]
-    fill(tmp_path / "pets", ("",), classes=("cat", "results"))  # a class, where the folder is not the data folder
+    fill(tmp_path / "pets", ("",), classes=("cat", "results"))  # here a class, since pets is not the data folder
     assert load(tmp_path).classes == ["cat", "results"]
 
 
-def test_a_folder_inside_a_folder_and_clutter_are_seen_through(tmp_path):
+def test_nested_folders_are_unwrapped_and_clutter_is_ignored(tmp_path):
     fill(tmp_path / "pets/archive/pets-main")
     for clutter in ("__MACOSX/x.png", ".hidden/x.png", "archive/pets-main/train/cat/Thumbs.db"):
         write(tmp_path / "pets" / clutter, format="png")
@@ -123,7 +125,7 @@ def test_names_in_any_script(tmp_path):
     assert dataset.train.names[-1] == "train/кошка/trainкошка2.png"
 
 
-def test_kaggle_is_asked_when_no_folder_is_there(tmp_path, monkeypatch):
+def test_kaggle_is_used_if_there_is_no_folder(tmp_path, monkeypatch):
     fill(tmp_path / "download/versions/pikachu", classes=("not_pikachu", "pikachu"))
     asked = []
     kagglehub = SimpleNamespace(dataset_download=lambda handle: asked.append(handle) or str(tmp_path / "download"))
@@ -135,14 +137,14 @@ def test_kaggle_is_asked_when_no_folder_is_there(tmp_path, monkeypatch):
     assert len(dataset.train) == 6
 
 
-def test_no_network_is_a_sentence(tmp_path, monkeypatch):
+def test_without_a_network_or_kagglehub_the_error_says_what_to_do(tmp_path, monkeypatch):
     def refuse(handle):
         raise ConnectionError("api.kaggle.com")
 
     monkeypatch.setitem(sys.modules, "kagglehub", SimpleNamespace(dataset_download=refuse))
     with pytest.raises(UserError, match=r"Kaggle did not send .* \(ConnectionError\); .* pikachu/train/<class>/"):
         load(tmp_path, "pikachu")
-    monkeypatch.setitem(sys.modules, "kagglehub", None)  # what an import then raises is ImportError
+    monkeypatch.setitem(sys.modules, "kagglehub", None)  # so that importing it raises ImportError
     with pytest.raises(UserError, match="pip install kagglehub"):
         load(tmp_path, "pikachu")
 
@@ -155,10 +157,10 @@ def test_names_lists_what_can_be_loaded(tmp_path):
         load(tmp_path, "cats")
 
 
-# What bad input gets.
+# Bad input.
 
 
-def test_a_data_folder_that_is_not_there(tmp_path):
+def test_a_missing_data_folder(tmp_path):
     with pytest.raises(UserError, match="no data folder .*nowhere"):
         load(tmp_path / "nowhere")
 
@@ -192,7 +194,7 @@ def test_an_empty_split(tmp_path):
         load(tmp_path)
 
 
-def test_splits_that_do_not_fit(tmp_path):
+def test_missing_duplicate_and_inconsistent_splits(tmp_path):
     fill(tmp_path / "a", ("train", "validation"))
     with pytest.raises(UserError, match="has the splits train, validation; it needs train and test"):
         load(tmp_path, "a")
@@ -212,7 +214,7 @@ def test_too_few_images_to_split(tmp_path):
 
 
 def spoil(root):
-    """Four files that are no images, put into the class train/cat; returns their paths."""
+    """Put four files that are not valid images into train/cat; returns their paths."""
     whole = write(root / "train/cat/a_truncated.jpg", size=(200, 200)).read_bytes()
     (root / "train/cat/a_truncated.jpg").write_bytes(whole[: len(whole) // 2])
     (root / "train/cat/b_empty.jpg").touch()
@@ -221,9 +223,9 @@ def spoil(root):
     return [f"train/cat/{name}" for name in ("a_truncated.jpg", "b_empty.jpg", "c_page.png", "d_bomb.png")]
 
 
-def test_unreadable_files_are_left_out_and_named(tmp_path, capsys, monkeypatch):
+def test_unreadable_files_are_skipped_and_named(tmp_path, capsys, monkeypatch):
     bad = spoil(fill(tmp_path / "pets"))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3_000_000)  # above it Pillow warns, above twice it Pillow raises
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3_000_000)  # Pillow warns above it, and raises above twice it
     for _ in range(2):  # decoded, then from the cache
         dataset = load(tmp_path)
         assert len(dataset.train) == 6
@@ -237,14 +239,14 @@ def test_unreadable_files_are_left_out_and_named(tmp_path, capsys, monkeypatch):
         assert str(tmp_path) not in printed
 
 
-def test_pillow_refusing_a_bomb_itself_is_the_same(tmp_path, monkeypatch):
+def test_a_bomb_that_pillow_itself_refuses_is_reported_the_same_way(tmp_path, monkeypatch):
     spoil(fill(tmp_path / "pets"))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
     assert load(tmp_path).skipped[3][1] == "more than 1,000,000 pixels, perhaps a decompression bomb"
 
 
 @pytest.mark.parametrize("splits", [("train", "val", "test"), ("",)])
-def test_a_class_that_unreadable_files_empty_is_fatal(tmp_path, splits):
+def test_a_class_without_a_readable_image_is_an_error(tmp_path, splits):
     root = fill(tmp_path / "pets", splits)
     for path in (root / splits[-1] / "dog").iterdir():
         path.write_bytes(b"")
@@ -252,7 +254,7 @@ def test_a_class_that_unreadable_files_empty_is_fatal(tmp_path, splits):
         load(tmp_path)
 
 
-def test_a_disk_that_cannot_be_written(tmp_path, capsys, monkeypatch):
+def test_on_a_read_only_disk_data_load_without_a_cache(tmp_path, capsys, monkeypatch):
     fill(tmp_path / "pets")
 
     def refuse(self, *args, **kwargs):
@@ -266,20 +268,16 @@ def test_a_disk_that_cannot_be_written(tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_full_disk_leaves_nothing_behind(tmp_path, capsys, monkeypatch):
+def test_a_full_disk_leaves_nothing_behind(tmp_path, capsys, monkeypatch, disk_full):
     fill(tmp_path / "pets")
-
-    def fill_up(descriptor):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", fill_up)  # a temporary file has been written by then
+    monkeypatch.setattr(os, "fsync", disk_full)  # a temporary file has been written by then
     assert len(load(tmp_path).train) == 6
     assert "No space left on device" in capsys.readouterr().out
     assert list((tmp_path / "cache").iterdir()) == []
 
 
 @pytest.mark.parametrize("wrong", [{"image_size": 0}, {"image_size": -1}, {"seed": -1}])
-def test_numbers_that_cannot_be(tmp_path, wrong):
+def test_invalid_sizes_and_seeds_are_refused(tmp_path, wrong):
     with pytest.raises(UserError, match="choose a size above 0 and a seed of 0 or more"):
         data.load("pets", tmp_path, **wrong)
 
@@ -287,14 +285,14 @@ def test_numbers_that_cannot_be(tmp_path, wrong):
 # One photograph.
 
 
-def test_the_middle_square_is_what_is_kept(tmp_path):
+def test_only_the_middle_square_is_kept(tmp_path):
     pixels = np.zeros((64, 192, 3), np.uint8)
     pixels[:, :64], pixels[:, 64:128], pixels[:, 128:] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
     for image in (Image.fromarray(pixels), Image.fromarray(pixels.transpose(1, 0, 2))):
-        assert (decoded(tmp_path, image)[1:-1, 1:-1] == (0, 255, 0)).all()  # at the edge the neighbours shine in
+        assert (decoded(tmp_path, image)[1:-1, 1:-1] == (0, 255, 0)).all()  # resizing blends in the neighbours at the edges
 
 
-def test_squashed_the_whole_image_is_kept_without_its_aspect_ratio(tmp_path):
+def test_squash_keeps_the_whole_image_but_not_its_aspect_ratio(tmp_path):
     """The same pixels as torchvision's `Resize((size, size))`, which the report's code uses."""
     root = fill(tmp_path / "pets")
     dataset = load(tmp_path, resize="squash")
@@ -312,12 +310,37 @@ def test_squashed_the_whole_image_is_kept_without_its_aspect_ratio(tmp_path):
 def test_exif_orientation(tmp_path, orientation):
     quarters = np.kron([[0, 80], [160, 240]], np.ones((32, 32))).astype(np.uint8)
     upright = Image.fromarray(quarters).convert("RGB")
-    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Pillow's transpositions that make the camera's picture
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # transpositions to the pixels as a camera stores them
     stored = upright.transpose(Image.Transpose(undo[orientation])) if orientation > 1 else upright
     exif = Image.Exif()
     exif[0x0112] = orientation
     corners = decoded(tmp_path, stored, exif=exif)[[4, 4, -4, -4], [4, -4, 4, -4], 0]
     assert corners.tolist() == [0, 80, 160, 240]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+def test_a_broken_exif_block_counts_as_none(tmp_path, kind):
+    more = {"exif": b"Exif\0\0junk, not a TIFF header"} | ({"dpi": (72, 72)} if kind == "JPEG" else {})
+    Image.new("RGB", (50, 40), "red").save(tmp_path / "a", kind, **more)
+    pixels, size = data.decode_photograph((tmp_path / "a").read_bytes(), STORED)
+    assert size == (50, 40) and np.abs(pixels[:, 4, 4].astype(int) - (255, 0, 0)).max() <= 2
+
+
+def test_a_file_name_need_not_be_utf8(tmp_path, capsys):
+    root = fill(tmp_path / "pets")
+    (root / "train" / "cat" / "traincat0.png").rename(root / "train" / "cat" / "caf\udce9.png")
+    (root / "train" / "cat" / "bad\udce9.png").write_bytes(b"")
+    dataset = load(tmp_path)
+    assert "train/cat/caf\udce9.png" in dataset.train.names and len(dataset.fingerprint) == 16
+    assert "Left out 1: train/cat/bad\\udce9.png (an empty file)" in capsys.readouterr().out
+
+
+def test_a_folder_that_may_not_be_read_is_passed_over(tmp_path, monkeypatch):
+    fill(tmp_path / "pets")
+    (tmp_path / "lost+found").mkdir()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path.name != "lost+found" and access(path, mode))
+    assert len(load(tmp_path).train) == 6
 
 
 def test_sizes_are_those_of_the_upright_photograph(tmp_path):
@@ -327,7 +350,7 @@ def test_sizes_are_those_of_the_upright_photograph(tmp_path):
     assert data.decode_photograph((tmp_path / "turned.jpg").read_bytes(), STORED)[1] == (40, 50)
 
 
-def test_a_large_jpeg_keeps_its_own_size_in_the_record(tmp_path):
+def test_a_large_jpeg_is_reported_at_its_original_size(tmp_path):
     write(tmp_path / "large.jpg", (200, 100, 50), size=(640, 480))
     pixels, size = data.decode_photograph((tmp_path / "large.jpg").read_bytes(), STORED)
     assert size == (640, 480)  # though it was decoded at an eighth
@@ -345,7 +368,7 @@ def test_palette(tmp_path):
     assert (decoded(tmp_path, image) == (10, 200, 30)).all()
 
 
-def test_what_is_transparent_becomes_white(tmp_path):
+def test_transparent_pixels_become_white(tmp_path):
     palette = Image.new("P", (40, 40), 1)
     palette.putpalette([0, 0, 0, 10, 200, 30])
     assert (decoded(tmp_path, palette, transparency=1) == 255).all()
@@ -360,12 +383,12 @@ def test_16_bit(tmp_path, suffix):
     assert (decoded(tmp_path, image, suffix) == 128).all()
 
 
-def test_floating_point_up_to_1_or_to_255(tmp_path):
+def test_floating_point_pixels_up_to_1_or_to_255(tmp_path):
     for value in (0.4, 102):
         assert (decoded(tmp_path, Image.fromarray(np.full((40, 40), value, np.float32)), ".tif") == 102).all()
 
 
-def test_animated_gives_its_first_frame(tmp_path):
+def test_an_animation_gives_its_first_frame(tmp_path):
     frames = [Image.new("RGB", (40, 40), colour) for colour in ((255, 0, 0), (0, 0, 255))]
     for suffix in (".gif", ".png"):
         pixels = decoded(tmp_path, frames[0], suffix, save_all=True, append_images=frames[1:])
@@ -382,7 +405,7 @@ def test_one_pixel_and_one_row(tmp_path):
 
 @pytest.fixture
 def decodings(monkeypatch):
-    """The number of photographs decoded so far, as a list with one entry each."""
+    """A list with one entry for each photograph decoded so far."""
     seen, decode = [], photographs.decode_photograph
     monkeypatch.setattr(photographs, "decode_photograph", lambda *a, **options: seen.append(1) or decode(*a, **options))
     return seen
@@ -408,7 +431,7 @@ def test_the_second_load_decodes_nothing_and_is_the_same(tmp_path, decodings):
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [f"pets-{STORED}.npz"]
 
 
-def test_another_size_and_another_seed(tmp_path, decodings):
+def test_another_size_decodes_again_and_another_seed_does_not(tmp_path, decodings):
     fill(tmp_path / "pets", ("",), count=5)
     load(tmp_path)
     load(tmp_path, seed=3)
@@ -430,7 +453,7 @@ def test_a_changed_source_is_noticed(tmp_path, decodings):
     assert len(decodings) == 18 + 19 + 18 + 18
 
 
-def test_the_fingerprint_is_of_the_content_not_of_the_time(tmp_path):
+def test_the_fingerprint_depends_on_the_content_not_on_file_times(tmp_path):
     root = fill(tmp_path / "pets")
     before = load(tmp_path)
     for path in root.rglob("*.png"):
@@ -439,12 +462,12 @@ def test_the_fingerprint_is_of_the_content_not_of_the_time(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "other", "empty", "encrypted"])
-def test_a_damaged_cache_is_made_again(tmp_path, capsys, damage):
+def test_a_damaged_cache_is_rebuilt(tmp_path, capsys, damage):
     fill(tmp_path / "pets")
     before = load(tmp_path)
     path = tmp_path / f"cache/pets-{STORED}.npz"
     content = bytearray(path.read_bytes())
-    content[content.index(b"PK\1\2") + 8 if damage == "encrypted" else len(content) // 2] ^= 1  # a flag, or anything
+    content[content.index(b"PK\1\2") + 8 if damage == "encrypted" else len(content) // 2] ^= 1  # encryption flag, or any bit
     path.write_bytes({"cut": content[:-100], "other": b"not a zip file", "empty": b""}.get(damage, content))
     assert equal(before, load(tmp_path))
     assert "cannot be read and will be rebuilt" in capsys.readouterr().out
