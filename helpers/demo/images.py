@@ -24,6 +24,8 @@ LARGEST_DOWNLOAD = 32 * 2**20  # bytes
 LARGEST_FILE = 256 * 2**20  # bytes
 LONGEST_DOWNLOAD = 20.0  # seconds in all: name lookups, connections, redirects, headers and content
 REDIRECTS = 5
+SAFE = "/%:@!$&'()*+,;=~?"  # characters of a path and a query that need no escape
+LOCAL = IPv6Network("fec0::/10"), IPv6Network("64:ff9b:1::/48")  # not public, but global to older versions of Python
 TRANSLATED = IPv6Network("64:ff9b::/96")  # IPv4 addresses embedded in IPv6, for IPv6-only networks (RFC 6052)
 
 
@@ -101,8 +103,8 @@ def download(url: str) -> bytes:
 def _follow(url: str, sockets: list[socket.socket]) -> bytes:
     for _ in range(REDIRECTS + 1):
         response = _ask(url, sockets)
-        if response.status in (301, 302, 303, 307, 308):
-            url = urljoin(url, response.headers.get("Location", ""))
+        if response.status in (301, 302, 303, 307, 308):  # http.client reads headers as ISO-8859-1
+            url = urljoin(url, quote(response.headers.get("Location", ""), f"{SAFE}#[]", "iso-8859-1"))
             continue
         if response.status != 200:
             raise Refused(f"it could not be reached (HTTP Error {response.status}: {response.reason})")
@@ -128,11 +130,13 @@ def _ask(url: str, sockets: list[socket.socket]):
     connection.sock = socket.create_connection((found[0], port), timeout=LONGEST_DOWNLOAD)
     sockets.append(connection.sock)
     if is_https:
-        connection.sock = ssl.create_default_context().wrap_socket(connection.sock, server_hostname=parts.hostname)
-        sockets.append(connection.sock)
-    target = parts._replace(scheme="", netloc="", fragment="", path=parts.path or "/").geturl()
+        host = {"server_hostname": parts.hostname, "do_handshake_on_connect": False}
+        connection.sock = ssl.create_default_context().wrap_socket(connection.sock, **host)
+        sockets.append(connection.sock)  # first, so that `download` can end a handshake that hangs
+        connection.sock.do_handshake()
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     # Some servers refuse Python's default User-Agent.
-    connection.request("GET", quote(target, safe="/%:@!$&'()*+,;=~?"), headers={"User-Agent": "Mozilla/5.0"})
+    connection.request("GET", quote(target, SAFE), headers={"User-Agent": "Mozilla/5.0"})
     return connection.getresponse()
 
 
@@ -142,4 +146,4 @@ def is_public(address: str) -> bool:
     if number.version == 6:
         translated = IPv4Address(int(number) & 0xFFFFFFFF) if number in TRANSLATED else None
         number = number.ipv4_mapped or number.sixtofour or translated or number
-    return number.is_global and not number.is_multicast
+    return number.is_global and not number.is_multicast and not any(number in network for network in LOCAL)

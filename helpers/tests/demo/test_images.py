@@ -1,4 +1,4 @@
-"""Images from files and addresses: hostile ones get one sentence, and nothing inside this machine is fetched for others."""
+"""Images from files and addresses: hostile ones give one-sentence errors, and private addresses are never fetched."""
 
 import os
 import socket
@@ -22,10 +22,12 @@ class Handler(BaseHTTPRequestHandler):
     asked = []
 
     def do_GET(self):
-        self.asked.append(self.path)
+        self.asked.append(self.requestline.split()[1])  # `path` has one slash at its beginning where two were sent
         known = {"/picture.png": picture(), "/a b.png?x=1": picture(), "/page.html": b"<html>", "/huge": bytes(2**17)}
         known["/a%20b.png?x=1"] = picture()
+        known |= {"/twice.png": picture(), "/b%C3%BCcher.png": picture()}
         moved = {"/moved": "file:///etc/hostname", "/round": "/round", "/there": "picture.png", "/inside": "http://0/"}
+        moved["/raw"] = "/bücher.png".encode().decode("latin-1")  # a header of UTF-8 bytes
         if self.path in moved:
             self.send_response(302)
             self.send_header("Location", moved[self.path])
@@ -40,7 +42,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(404)
 
     def drip(self, beginning):
-        """A byte every 50 ms: of the content, or of the headers."""
+        """Send one byte every 50 ms, of the content or of the headers."""
         try:
             self.wfile.write(beginning)
             for _ in range(200):
@@ -55,13 +57,13 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def inside(monkeypatch):
-    """This machine counts as public."""
+    """Treat every address, including this machine, as public."""
     monkeypatch.setattr(images, "is_public", lambda address: True)
 
 
 @pytest.fixture(scope="module")
 def server():
-    """Its address, on this machine."""
+    """The address of a server on this machine."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -69,11 +71,12 @@ def server():
     server.server_close()
 
 
-@pytest.mark.parametrize("path", ["picture.png", "there", "a b.png?x=1", "picture.png#part"])
-def test_an_address_gives_the_pixels_of_the_file(server, inside, tmp_path, path):
+@pytest.mark.parametrize("path", ["picture.png", "there", "a b.png?x=1", "picture.png#part", "/twice.png", "raw"])
+def test_an_address_gives_the_same_pixels_as_the_file(server, inside, tmp_path, path):
     (tmp_path / "a.png").write_bytes(picture())
     fetched = demo.read_image(f"{server}/{path}", 16)
     assert torch.equal(fetched, demo.read_image(tmp_path / "a.png", 16))
+    assert path != "/twice.png" or Handler.asked[-1] == "//twice.png"
 
 
 @pytest.mark.parametrize(
@@ -93,7 +96,7 @@ def test_an_address_gives_the_pixels_of_the_file(server, inside, tmp_path, path)
         ("http://exa mple/", "could not be reached"),
     ],
 )
-def test_an_address_that_gives_no_image_is_one_sentence(server, inside, address, reason, monkeypatch):
+def test_an_address_without_an_image_gives_a_one_sentence_error(server, inside, address, reason, monkeypatch):
     monkeypatch.setattr(images, "LARGEST_DOWNLOAD", 2**16)
     monkeypatch.setattr(images, "LONGEST_DOWNLOAD", 0.5 if "slow" in str(address) else 20.0)
     if address is None:
@@ -107,15 +110,15 @@ def test_an_address_that_gives_no_image_is_one_sentence(server, inside, address,
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0", "2130706433", "0x7f000001", "[::1]", "[::ffff:127.0.0.1]"])
-def test_what_is_inside_this_machine_is_not_fetched_and_not_told(server, host):
-    """The same sentence whether something answers there or not."""
+def test_local_addresses_are_neither_fetched_nor_probed(server, host):
+    """The error is the same whether something listens there or not."""
     port = int(server.rpartition(":")[2])
     Handler.asked.clear()
     reasons = {images.try_image(f"http://{host}:{number}/picture.png", 16)[1] for number in (port, 9)}
     assert reasons == {"its address is not a public one"} and Handler.asked == []
 
 
-def test_a_redirect_to_the_inside_is_not_followed(server, monkeypatch):
+def test_a_redirect_to_a_private_address_is_not_followed(server, monkeypatch):
     """The first host counts as public here, the second does not."""
     monkeypatch.setattr(images, "is_public", lambda address: address == "127.0.0.1")
     assert images.try_image(f"{server}/picture.png", 16)[1] == ""
@@ -131,7 +134,7 @@ def test_a_redirect_to_the_inside_is_not_followed(server, monkeypatch):
         *[(address, False) for address in ("10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1")],
         *[(address, False) for address in ("0.0.0.0", "127.8.8.8", "224.0.0.1", "255.255.255.255", "::", "::1")],
         *[(address, False) for address in ("fe80::1%eth0", "fd00::1", "ff02::1", "::ffff:10.0.0.1", "2002:7f00:1::")],
-        ("64:ff9b::7f00:1", False),
+        *[(address, False) for address in ("64:ff9b::7f00:1", "fec0::2", "64:ff9b:1::a00:1")],
     ],
 )
 def test_public_addresses(address, public):
@@ -145,7 +148,7 @@ def test_a_name_with_one_private_address_is_refused(monkeypatch):
 
 
 def put(folder):
-    """Files that are none, by name."""
+    """Create hostile files; returns the expected error for each path, "" for any error."""
     os.mkfifo(folder / "fifo.png")
     os.symlink(folder / "loop.png", folder / "loop.png")
     (folder / "folder.png").mkdir()
@@ -169,7 +172,7 @@ def put(folder):
     }
 
 
-def test_one_bad_name_does_not_cost_the_batch(tmp_path):
+def test_bad_paths_do_not_stop_the_batch(tmp_path):
     bad = put(tmp_path)
     (tmp_path / "good.png").write_bytes(picture())
     table = demo.classify(hand_model(), [*bad, tmp_path / "good.png"])
@@ -179,12 +182,12 @@ def test_one_bad_name_does_not_cost_the_batch(tmp_path):
     assert table.to_csv(index=False).encode().count(b"\n") == len(table) + 1 and "\\udcff" in table["image"][4]
 
 
-def test_a_large_jpeg_is_decoded_small(tmp_path):
+def test_a_large_jpeg_is_decoded_at_a_reduced_size(tmp_path):
     Image.new("RGB", (9400, 9400), "red").save(tmp_path / "a.jpg")
     assert demo.read_image(tmp_path / "a.jpg", 16).float().mean((1, 2)).tolist() == pytest.approx([254, 0, 0], abs=1)
 
 
-def test_an_image_is_called_as_its_reader_calls_it(tmp_path):
+def test_the_error_calls_the_image_by_the_given_name(tmp_path):
     (tmp_path / "a.png").write_text("not a picture")
     with pytest.raises(UserError, match=r"^yours cannot be classified: not an image\.$"):
         demo.read_image(tmp_path / "a.png", 16, "yours")
