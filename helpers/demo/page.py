@@ -49,10 +49,11 @@ class Exhibit:
 
 
 def prepare(path: Path, data_dir: str | Path | None = None, searched: int = 1000, dataset: Dataset | None = None) -> Exhibit:
-    """Load a saved model and its data: `searched` training images to compare with, and eight test images not among them.
+    """Load a saved model and its data: `searched` training images to compare with, and eight test images as examples.
 
-    If the data cannot be loaded, a printed line says why, and the examples are two photographs from scikit-learn. `dataset`
-    holds the images that the model was trained on; by default they are loaded as its card says.
+    Test images that are also in training are left out. If the data cannot be loaded, a printed line says why, and the
+    examples are two photographs from scikit-learn. `dataset` holds the images that the model was trained on, by default
+    those that its card names.
     """
     model = load_model(path)
     card, about = model.card, model.about
@@ -62,8 +63,11 @@ def prepare(path: Path, data_dir: str | Path | None = None, searched: int = 1000
             name = card["dataset"]["name"].removesuffix("-jpeg")
             dataset = load(name, data_dir, image_size=about.image_size, resize=about.resize)
         require(dataset.classes == about.classes, f"The {dataset.source} has other classes than {path.name} knows.")
+        if card and dataset.fingerprint != card["dataset"]["fingerprint"]:
+            print(f"{path.stem} was trained on other images than the {dataset.source} has; its card does not speak of these.")
         twice = set(leaked(dataset, near=False).tolist())
-        examples = stratified(dataset.test.subset([i for i in range(len(dataset.test)) if i not in twice]), 8)
+        fresh = dataset.test.subset([i for i in range(len(dataset.test)) if i not in twice])
+        dataset, examples = replace(dataset, test=fresh), stratified(fresh, 8)
         train = stratified(dataset.train, searched)
         known = features(model, train.images)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Saved models bring their preprocessing, Grad-CAM equals cases worked by hand, and bad input is one sentence."""
+"""Saved models keep their preprocessing, Grad-CAM matches hand calculations, and bad input gives one-sentence errors."""
 
 import json
 import math
@@ -34,7 +34,7 @@ def picture(seed=0, size=(60, 40), form="PNG"):
 
 @pytest.fixture(scope="module")
 def weights():
-    """A small ResNeXt with BatchNorm statistics of its own."""
+    """A ResNet-18 with random BatchNorm statistics."""
     torch.manual_seed(0)
     network = models.build("resnet18", 2)
     for layer in network.modules():
@@ -55,7 +55,7 @@ def test_a_saved_model_comes_back_with_its_preprocessing(file, weights):
     torch.manual_seed(1)
     state = torch.get_rng_state()
     model = demo.load_model(file, "cpu")
-    assert torch.equal(torch.get_rng_state(), state), "loading draws no weights"
+    assert torch.equal(torch.get_rng_state(), state), "loading draws no random numbers"
     assert model.about == demo.Preprocessing("resnet18", ["not_mine", "mine"], 32, 36, list(MEAN), list(STD), False)
     assert all(torch.equal(value, weights.state_dict()[name]) for name, value in model.network.state_dict().items())
     assert not model.network.training and all(p.device.type == "cpu" for p in model.network.parameters())
@@ -63,8 +63,8 @@ def test_a_saved_model_comes_back_with_its_preprocessing(file, weights):
     assert json.loads(header["__metadata__"]["about"])["classes"] == ["not_mine", "mine"]
 
 
-def test_files_get_the_probabilities_that_training_gives_them(tmp_path, file, weights):
-    """The same pixels, by the same decoding and cutting, from an oblong file to the network's input."""
+def test_files_get_the_same_probabilities_as_in_training(tmp_path, file, weights):
+    """From an oblong file to the network's input, decoding and cropping give the same pixels."""
     for split in ("train", "validation", "test"):
         for number, name in enumerate(("mine", "other")):
             (tmp_path / "own" / split / name).mkdir(parents=True)
@@ -83,12 +83,12 @@ def test_files_get_the_probabilities_that_training_gives_them(tmp_path, file, we
 
 
 @pytest.mark.parametrize("name", data.NAMES)
-def test_the_size_before_cutting_is_that_of_the_data(name):
+def test_the_size_before_cropping_is_that_of_the_data_set(name):
     assert data.stored_size(name, 28) == data.sample(name, image_size=28).train.images.shape[-1]
 
 
 class ByHand(nn.Module):
-    """Two maps, the red and the green channel, and scores made of their means."""
+    """Two feature maps, the red and the green channel, and scores computed from their means."""
 
     def __init__(self, scores):
         super().__init__()
@@ -106,7 +106,7 @@ IMAGE = torch.stack([RED, GREEN, torch.full((2, 2), 9.0)])[None]
 
 
 def test_grad_cam_of_a_linear_head_by_hand():
-    """Behind average pooling, a channel's weight is the head's, over the four pixels: relu((w1 A1 + w2 A2) / 4)."""
+    """After average pooling, a channel's weight is the head's, divided by the four pixels: relu((w1 A1 + w2 A2) / 4)."""
     head = nn.Linear(2, 3, bias=False)
     head.weight.data = torch.tensor([[1.0, -2.0], [-1.0, 1.0], [-1.0, -1.0]])
     network = ByHand(head)
@@ -128,8 +128,8 @@ def test_grad_cam_of_a_product_by_hand():
 
 
 @pytest.mark.parametrize("name", ["resnext29_under5m", "torchvision/resnet18"])
-def test_grad_cam_is_of_the_last_stage(name):
-    """Of a network with average pooling and a linear head: relu of the head's row times the last stage's maps."""
+def test_grad_cam_uses_the_last_stage(name):
+    """With average pooling and a linear head: relu of the head's row times the last stage's maps, over their pixel count."""
     torch.manual_seed(0)
     network = models.build(name, 3).eval()
     image = torch.randn(1, 3, 64, 64)
@@ -150,16 +150,16 @@ def hand_model(**about):
     return demo.SavedModel(ByHand(head).eval(), replace(base, **about))
 
 
-def test_the_heat_lies_over_the_middle_that_the_network_is_shown():
+def test_the_heat_map_covers_the_centre_crop_that_the_network_sees():
     model = hand_model()
     image = torch.zeros(3, 4, 4, dtype=torch.uint8)
-    image[0, 1, 1], image[1, 2, 2], image[0, 0, 0] = 255, 51, 255  # the corner is cut away
-    assert demo.grad_cam(model, image).tolist() == [[1.0, 0.0], [0.0, 0.0]], "red by default, the more probable"
+    image[0, 1, 1], image[1, 2, 2], image[0, 0, 0] = 255, 51, 255  # the corner is cropped away
+    assert demo.grad_cam(model, image).tolist() == [[1.0, 0.0], [0.0, 0.0]], "by default, the more probable class"
     assert demo.grad_cam(model, image, 1).tolist() == [[0.0, 0.0], [0.0, 1.0]]
     assert demo.grad_cam(model, torch.zeros_like(image), 0).tolist() == [[0.0, 0.0], [0.0, 0.0]]
 
 
-def test_features_are_pooled_and_neighbours_are_by_cosine():
+def test_features_are_pooled_and_neighbours_ranked_by_cosine_similarity():
     model = hand_model()
     images = torch.zeros(3, 3, 4, 4, dtype=torch.uint8)
     images[0, 0, 1, 1], images[1, 0], images[2, 1] = 204, 255, 255
@@ -171,14 +171,14 @@ def test_features_are_pooled_and_neighbours_are_by_cosine():
     assert similarity.tolist() == pytest.approx([0.8, 0.6, 0.6])
 
 
-def test_labels_of_a_model_from_generated_images_say_so(tmp_path):
+def test_labels_of_a_model_trained_on_generated_images_say_so(tmp_path):
     (tmp_path / "a.png").write_bytes(picture())
     table = demo.classify(hand_model(sample=True), [tmp_path / "a.png"])
     assert table["label"][0] in ("SAMPLE: red", "SAMPLE: green")
 
 
 def rewritten(file, header=None, **about):
-    """The file with another header or with other values in its preprocessing."""
+    """The bytes of the file with a changed header or changed preprocessing values."""
     blob = file.read_bytes()
     length = struct.unpack("<Q", blob[:8])[0]
     fields = json.loads(blob[8 : 8 + length])
@@ -189,7 +189,7 @@ def rewritten(file, header=None, **about):
 
 
 def with_text(file, text):
-    """The file with another text in the place of its preprocessing."""
+    """The bytes of the file with `text` in place of its preprocessing."""
     return rewritten(file, lambda fields: fields | {"__metadata__": {"about": text}})
 
 
@@ -223,14 +223,14 @@ def nested(depth):
         (lambda file: rewritten(file, classes=["a", "b", "c"]), "are not those of 'resnet18' with 3 classes"),
     ],
 )
-def test_a_file_that_is_no_model_is_one_sentence(tmp_path, file, capsys, make, sentence):
+def test_a_file_that_is_not_a_model_gives_a_one_sentence_error(tmp_path, file, capsys, make, sentence):
     (tmp_path / "bad.safetensors").write_bytes(make(file))
     assert main(["classify", "a.png", "--model", str(tmp_path / "bad.safetensors")]) == 1
     error = capsys.readouterr().err
     assert "bad.safetensors" in error and sentence in error and len(error.splitlines()) == 1
 
 
-def test_a_model_that_is_missing_or_whose_package_is_missing(tmp_path, capsys, monkeypatch):
+def test_a_missing_model_and_a_missing_safetensors_package(tmp_path, capsys, monkeypatch):
     assert main(["classify", "a.png", "--model", str(tmp_path / "none")]) == 1
     assert "There is no model file" in capsys.readouterr().err
     (tmp_path / "none").write_text("now it is there")
@@ -239,7 +239,7 @@ def test_a_model_that_is_missing_or_whose_package_is_missing(tmp_path, capsys, m
     assert capsys.readouterr().err == "Saved models need a package: run 'pip install safetensors'.\n"
 
 
-def test_weights_are_not_saved_under_another_name(tmp_path, weights):
+def test_mismatched_or_non_finite_weights_are_not_saved_nor_is_a_folder_overwritten(tmp_path, weights):
     about, state = demo.Preprocessing("resnet18", ["a", "b"], 32, 36, MEAN, STD, False), weights.state_dict()
     with pytest.raises(UserError, match="are not those of 'resnet50' with 2 classes"):
         demo.save_model(tmp_path / "m", state, replace(about, model="resnet50"))
@@ -251,7 +251,7 @@ def test_weights_are_not_saved_under_another_name(tmp_path, weights):
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
-def test_one_bad_image_is_named_and_the_others_are_classified(tmp_path, file, capsys):
+def test_bad_images_are_named_and_the_others_are_classified(tmp_path, file, capsys):
     (tmp_path / "a.png").write_bytes(picture())
     (tmp_path / "cut.jpg").write_bytes(picture(form="JPEG")[:900])
     (tmp_path / "text.txt").write_text("not a picture")
@@ -270,7 +270,7 @@ def test_one_bad_image_is_named_and_the_others_are_classified(tmp_path, file, ca
 
 
 @pytest.mark.parametrize("name", ["text.txt", "empty.png", "gone.png", "."])
-def test_a_single_image_that_is_none_is_one_sentence(tmp_path, file, capsys, name):
+def test_a_single_bad_image_gives_a_one_sentence_error(tmp_path, file, capsys, name):
     (tmp_path / "text.txt").write_text("not a picture")
     (tmp_path / "empty.png").write_bytes(b"")
     assert main(["classify", str(tmp_path / name), "--model", str(file)]) == 1
@@ -279,7 +279,7 @@ def test_a_single_image_that_is_none_is_one_sentence(tmp_path, file, capsys, nam
     assert len(captured.err.splitlines()) == 1
 
 
-def test_a_good_image_ends_with_status_0_and_a_table_that_cannot_be_written_with_1(tmp_path, file, capsys):
+def test_the_exit_status_is_0_for_a_good_image_and_1_for_an_unwritable_table(tmp_path, file, capsys):
     (tmp_path / "a.png").write_bytes(picture())
     command = ["classify", str(tmp_path / "a.png"), "--model", str(file)]
     assert main(command) == 0
@@ -287,7 +287,7 @@ def test_a_good_image_ends_with_status_0_and_a_table_that_cannot_be_written_with
     assert "choose another --csv" in capsys.readouterr().err
 
 
-def test_a_recorded_run_becomes_a_model_with_its_own_test_accuracy(tmp_path, capsys):
+def test_a_recorded_run_becomes_a_model_with_the_recorded_predictions(tmp_path, capsys):
     folders = ["--results-dir", str(tmp_path), "--checkpoint-dir", str(tmp_path / "c")]
     target = tmp_path / "new" / "model.safetensors"
     assert main(["save", RUN[0], str(target), *RUN[1:], *folders]) == 1

@@ -1,4 +1,4 @@
-"""The page to try a model on: by hand, and in a real browser where there is one (`pip install playwright`, and Chromium)."""
+"""The page for trying a model: its functions, and in a real browser if playwright and Chromium are installed."""
 
 import re
 import shutil
@@ -29,7 +29,7 @@ from helpers.runtime import UserError
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 SIZE = 16
-WAIT = 120_000  # milliseconds that the browser waits for what must come
+WAIT = 120_000  # milliseconds that the browser waits for an expected change
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 MISSING = [name for name in ("gradio", "playwright") if find_spec(name) is None] + ["Chromium"] * (BROWSER is None)
 
@@ -40,7 +40,7 @@ def flat(colour):
 
 
 def by_hand(sample=False):
-    """A model whose answers are known: with r and b the mean red and blue from 0 to 1, its odds are 9 ** (r - b)."""
+    """A model with known answers: with r and b the mean red and blue from 0 to 1, the odds of red are 9 ** (r - b)."""
     stage, head = nn.Conv2d(3, 2, 1, bias=False), nn.Linear(2, 2, bias=False)
     stage.weight.data = torch.tensor([[1.0, 0, 0], [0, 0, 1]])[:, :, None, None]
     head.weight.data = log(9) * torch.eye(2)
@@ -51,13 +51,13 @@ def by_hand(sample=False):
 
 @pytest.fixture(scope="module")
 def dataset():
-    """Training images in blue, red and half of each, test images in blue and red; the classes are sorted otherwise."""
+    """Blue, red and purple training images, blue and red test images; the model has the classes in another order."""
     train = Split(torch.stack([flat(BLUE), flat(RED), flat((127, 0, 127))]), torch.tensor([0, 1, 1]), [""] * 3)
     test = Split(torch.stack([flat(BLUE), flat(RED)]), torch.tensor([0, 1]), [""] * 2)
     return Dataset("colours", "drawn here", "", ["blue", "red"], train, test, test)
 
 
-def test_an_image_and_what_its_label_rests_on_by_hand(dataset):
+def test_an_answer_and_its_explanation_match_hand_calculations(dataset):
     model = by_hand()
     image = flat(RED)
     image[:, :, SIZE // 2 :] = 0
@@ -71,7 +71,7 @@ def test_an_image_and_what_its_label_rests_on_by_hand(dataset):
     assert np.abs(heat[0, 0] - (0.6 * hot + 0.4 * 85)).max() <= 0.51 and np.abs(heat[0, -1] - 0.6 * cold).max() <= 0.51
 
 
-def test_what_is_trained_on_generated_images_says_so_everywhere(dataset):
+def test_a_model_trained_on_generated_images_says_so_everywhere(dataset):
     model, plain = by_hand(sample=True), by_hand()
     known = demo.features(model, dataset.train.images)
     likely, *pictures, nearest = page.explain(page.Exhibit(model, dataset, known), flat(RED))
@@ -83,7 +83,7 @@ def test_what_is_trained_on_generated_images_says_so_everywhere(dataset):
     assert all((one != other).any() for one, other in zip(pictures, without, strict=True))
 
 
-def test_of_many_classes_the_most_likely_are_shown_and_of_two_with_one_name_the_likelier(dataset):
+def test_the_most_likely_classes_are_shown_and_of_two_with_one_name_the_likelier(dataset):
     stage, head = nn.Conv2d(3, 3, 1), nn.Linear(3, 8, bias=False)
     head.weight.data[:] = torch.arange(8.0)[:, None]
     stage.weight.data[:], stage.bias.data[:] = 0, 1 / 3  # so the scores are 0 to 7, whatever the image
@@ -98,7 +98,7 @@ def test_of_many_classes_the_most_likely_are_shown_and_of_two_with_one_name_the_
 
 
 @pytest.mark.parametrize("address", ["/etc/passwd", "file:///etc/passwd", "data/README.md", "ftp://a/b.png", ""])
-def test_an_address_is_never_a_file_of_this_machine(address):
+def test_the_address_field_never_reads_a_local_file(address):
     with pytest.raises(UserError, match="is not the address of an image; it must start with http:// or https://"):
         page.read_address(address, by_hand().about)
 
@@ -116,7 +116,7 @@ def test_with_an_older_gradio_one_sentence_says_what_to_do(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["<b>cat</b>", "$x^$", "[a](javascript:b)", "**bold**", "a\nb", "x" * 5000])
-def test_class_names_are_no_markup(dataset, name):
+def test_class_names_are_not_rendered_as_markup(dataset, name):
     model = by_hand()
     about = replace(model.about, classes=[name, "blue"])
     told = page.introduction(page.Exhibit(replace(model, about=about), dataset, torch.zeros(3, 2)))
@@ -124,17 +124,17 @@ def test_class_names_are_no_markup(dataset, name):
     assert told.count("\n") == 2
 
 
-def test_class_names_are_no_formulas():
-    """`$x^$` is one that cannot be set, so drawing it would raise."""
+def test_class_names_are_not_rendered_as_formulas():
+    """`$x^$` is an invalid formula, so rendering it would raise."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warnings.simplefilter("ignore", ResourceWarning)  # what other tests left open may be collected here
+        warnings.simplefilter("ignore", ResourceWarning)  # files that other tests left open may be collected here
         pictures.probability_bars([flat(RED)], ["$x^$"], torch.tensor([[0.5, 0.5]]), ["$x^$", "b"]).canvas.draw()
         pictures.image_grid([flat(RED)], ["$x^$"]).canvas.draw()
     plt.close("all")
 
 
-def test_what_the_page_does_with_files_addresses_examples_and_another_model(dataset, tmp_path):
+def test_the_pages_handlers_for_files_addresses_examples_and_another_model(dataset, tmp_path):
     pytest.importorskip("gradio")
     Image.new("RGB", (60, 40), RED).save(tmp_path / "red.png")
     one = page.Exhibit(by_hand(), dataset, demo.features(by_hand(), dataset.train.images), "Right.", dataset.test, "# Card")
@@ -158,7 +158,7 @@ def test_what_the_page_does_with_files_addresses_examples_and_another_model(data
     assert camera["sources"] == ["webcam"]
 
 
-def test_gradios_limits_are_loopback_the_size_of_an_upload_and_one_worker(dataset):
+def test_gradio_runs_on_loopback_with_one_worker_and_limited_uploads(dataset):
     pytest.importorskip("gradio")
     launched = {}
     page.start(SimpleNamespace(launch=lambda **options: launched.update(options), share_url=None, local_url="here"))
@@ -170,7 +170,7 @@ def test_gradios_limits_are_loopback_the_size_of_an_upload_and_one_worker(datase
 
 @pytest.fixture(scope="module")
 def address(dataset):
-    """Where the page runs."""
+    """The address of the running page."""
     if MISSING:
         pytest.skip(f"not installed here: {', '.join(MISSING)}")
     model = by_hand()
@@ -178,14 +178,14 @@ def address(dataset):
     one = page.Exhibit(model, dataset, known, "It gets 2 of 2 right.", dataset.test, "# The card")
     made = page.build_page({"one": one, "other": replace(one, measured="It is the other.", examples=None)})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(images, "is_public", lambda address: True)  # the server of this test too
+        patch.setattr(images, "is_public", lambda address: True)  # so that the page may fetch from a test's own server
         yield page.start(made, prevent_thread_lock=True)
         made.close()
 
 
 @pytest.fixture
 def browser(address, tmp_path):
-    """The page in a browser of its own, and the addresses that it asked for."""
+    """The page in a fresh browser, which must not contact any other machine."""
     from playwright.sync_api import sync_playwright
 
     arguments = ["no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
@@ -202,11 +202,11 @@ def browser(address, tmp_path):
         tab.wait_for_selector("#status textarea")
         yield tab
         context.close()
-    assert {urlsplit(url).hostname for url in asked if url.startswith("http")} == {"127.0.0.1"}, "it asks nobody else"
+    assert {urlsplit(url).hostname for url in asked if url.startswith("http")} == {"127.0.0.1"}, "it contacts no other machine"
 
 
 def status_is(tab, text):
-    """Wait until the page's status holds a text, and return the whole of it."""
+    """Wait until the page's status contains `text`, and return all of it."""
     wanted = "text => document.querySelector('#status textarea').value.includes(text)"
     tab.wait_for_function(wanted, arg=text)
     return tab.input_value("#status textarea")
@@ -220,7 +220,7 @@ def is_empty(tab):
 
 
 def answer(tab, name):
-    """The lines of the page's label and the captions of the nearest images, when it has answered to `name`."""
+    """The words of the page's label and the captions of the nearest images, once it has answered to `name`."""
     assert status_is(tab, name) == f"This is the answer to {name}."
     for place in ("#seen img", "#heat img", "#nearest img"):
         loaded = "place => document.querySelector(place)?.complete && document.querySelector(place).naturalWidth === 224"
@@ -228,7 +228,7 @@ def answer(tab, name):
     return tab.inner_text("#label").split()[2:], tab.locator("#nearest .caption-label").all_inner_texts()
 
 
-def test_a_photograph_a_file_that_is_none_and_a_photograph_again(browser, tmp_path):
+def test_a_photograph_a_file_that_is_not_an_image_and_another_photograph(browser, tmp_path):
     for name, colour in (("red.png", RED), ("blue.png", BLUE)):
         Image.new("RGB", (60, 40), colour).save(tmp_path / name)
     (tmp_path / "notes.png").write_text("not an image")
@@ -247,7 +247,7 @@ def test_a_photograph_a_file_that_is_none_and_a_photograph_again(browser, tmp_pa
     assert nearest == ["blue, 1.000", "red, 0.707", "red, 0.000"]
 
 
-def test_an_address_that_cannot_be_reached_one_that_can_and_an_example(browser, tmp_path):
+def test_a_reachable_address_an_unreachable_one_and_an_example(browser, tmp_path):
     Image.new("RGB", (60, 40), RED).save(tmp_path / "red.png")
     server = HTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path))
     url = f"http://127.0.0.1:{server.server_port}/red.png"
@@ -268,7 +268,7 @@ def test_an_address_that_cannot_be_reached_one_that_can_and_an_example(browser, 
     assert answer(browser, "an example labelled blue")[0] == ["blue", "blue", "90%", "red", "10%"]
 
 
-def test_another_model_and_a_snapshot_of_the_camera(browser):
+def test_another_model_and_a_camera_snapshot(browser):
     browser.locator("#model input").click()
     browser.get_by_role("option", name="other").click()
     browser.get_by_text("It is the other.").wait_for()

@@ -1,4 +1,4 @@
-"""Shipped models: half precision answers as full precision does, cards tell the records' numbers, evaluate checks both."""
+"""Shipped models: half precision agrees with full precision, cards match the records, and `evaluate` checks both."""
 
 import json
 from dataclasses import asdict, replace
@@ -22,7 +22,7 @@ NAME = "pikachu/resnet18_torchvision"
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Photographs, and the record and the checkpoint of a run on them, of a network that was not trained."""
+    """A folder with photographs and a shipped model; its record, its data set, and its network, with only the head fitted."""
     folder = tmp_path_factory.mktemp("place")
     rng = np.random.default_rng(0)
     for split, count in (("train", 4), ("validation", 2), ("test", 60)):
@@ -30,7 +30,7 @@ def place(tmp_path_factory):
             (folder / "pikachu" / split / name).mkdir(parents=True)
             for number in range(count):
                 pixels = rng.integers(0, 100, (4, 4, 3), np.uint8).repeat(10, 0).repeat(10, 1)
-                pixels[..., (name == "pikachu") ^ (number % 10 == 9)] += 150  # red or green; every tenth is in the other class
+                pixels[..., (name == "pikachu") ^ (number % 10 == 9)] += 150  # red or green; every tenth has the wrong colour
                 Image.fromarray(pixels).save(folder / "pikachu" / split / name / f"{number}.png")
     dataset = data.load("pikachu", folder, image_size=28, resize="squash")
     torch.manual_seed(0)
@@ -40,7 +40,7 @@ def place(tmp_path_factory):
     )
     network.train()
     with torch.no_grad():
-        network(torch.randn(16, 3, 28, 28))  # BatchNorm gets statistics of its own
+        network(torch.randn(16, 3, 28, 28))  # so that BatchNorm has statistics
     fit_head(network, dataset.train, recipe)
     predicted = training.predict(network, dataset.test, recipe).argmax(1).numpy()
     true = dataset.test.labels.numpy()
@@ -75,7 +75,7 @@ def place(tmp_path_factory):
 
 
 def fit_head(network, split, recipe):
-    """Let the last layer tell the classes by the means of their features."""
+    """Make the last layer classify by the nearest mean of the features of each class."""
     network.fc, head = nn.Identity(), network.fc
     means = torch.stack([training.predict(network, split, recipe)[split.labels == label].mean(0) for label in (0, 1)])
     head.weight.data, head.bias.data = means, -means.square().sum(1) / 2
@@ -86,7 +86,7 @@ def evaluated(folder, name="pikachu-resnet18_torchvision"):
     return demo.evaluate(name, folder, "cpu")
 
 
-def test_a_shipped_model_is_half_as_large_and_answers_as_before(place):
+def test_a_shipped_model_is_half_as_large_and_predicts_the_same(place):
     folder, record, dataset, network = place
     path = folder / "models" / "pikachu-resnet18_torchvision.safetensors"
     full = sum(value.numel() * value.element_size() for value in network.state_dict().values())
@@ -104,27 +104,27 @@ def test_a_shipped_model_is_half_as_large_and_answers_as_before(place):
     )
 
 
-def test_the_card_tells_the_records_numbers(place):
+def test_the_card_gives_the_records_numbers(place):
     folder, record, *_ = place
     card = (folder / "models" / "pikachu-resnet18_torchvision.md").read_text()
     correct = round(record["test"]["accuracy"] * 120)
     z, n, p = 1.959964, 120, correct / 120
     middle, half = (p + z * z / (2 * n)) / (1 + z * z / n), z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
-    assert f"**{p:.2%}** of 120 images, 95 % Wilson: {middle - half:.2%} to {middle + half:.2%}" in card
-    assert "validation accuracy | 75.00% of 4 images, in epoch 2" in card and f"| seed 0: {p:.2%} |" in card
+    assert f"**{p:.2%}** of 120 images, 95 % Wilson interval: {middle - half:.2%} to {middle + half:.2%}" in card
+    assert "validation accuracy | 75.00% of 4 images after epoch 2" in card and f"| seed 0: {p:.2%} |" in card
     assert "`resnet18`, 11,177,538 parameters" in card and "trained on 8 images of pikachu (2 classes):" in card
     assert record["dataset"]["fingerprint"] in card and "epochs 3, batch_size 8" in card and "resize squash" in card
     assert "must not be used for" in card and "{" not in card
 
 
-def test_evaluate_notices_other_weights_and_other_images(place, tmp_path):
+def test_evaluate_detects_different_weights_and_different_images(place, tmp_path):
     folder, record, dataset, network = place
     weights = {name: -value if name.startswith("fc") else value for name, value in network.state_dict().items()}
     model = demo.load_model(folder / "models" / "pikachu-resnet18_torchvision.safetensors")
     demo.save_model(folder / "models" / "other.safetensors", weights, model.about, model.card)
     right = record["test"]["accuracy"]
     told = f"other: {1 - right:.2%} of 120 test images; its card says {right:.2%}.* That should be 99.9% or more"
-    with pytest.raises(UserError, match=told):  # the other of two labels, for each image
+    with pytest.raises(UserError, match=told):  # each image gets the other of the two labels
         evaluated(folder, "other")
     card = model.card | {"dataset": model.card["dataset"] | {"fingerprint": "another"}}
     demo.save_model(folder / "models" / "other.safetensors", weights, model.about, card)
@@ -149,7 +149,7 @@ def test_evaluate_notices_other_weights_and_other_images(place, tmp_path):
         lambda card: card | {"recipe": card["recipe"] | {"unknown": 1}},
     ],
 )
-def test_a_card_of_another_form_is_one_sentence(place, tmp_path, change):
+def test_a_malformed_card_gives_a_one_sentence_error(place, tmp_path, change):
     folder, *_ = place
     model = demo.load_model(folder / "models" / "pikachu-resnet18_torchvision.safetensors")
     file = demo.save_model(tmp_path / "odd.safetensors", model.network.state_dict(), model.about, change(model.card))
@@ -158,7 +158,7 @@ def test_a_card_of_another_form_is_one_sentence(place, tmp_path, change):
     assert saved.read_card(file) == {}
 
 
-def test_what_is_not_shipped(place, tmp_path, monkeypatch):
+def test_large_models_and_those_trained_on_generated_images_are_not_shipped(place, tmp_path, monkeypatch):
     folder, record, *_ = place
     monkeypatch.setattr(shipped, "MODELS", tmp_path)
     monkeypatch.setattr(shipped, "LARGEST", 1)
@@ -170,7 +170,7 @@ def test_what_is_not_shipped(place, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_is_found_by_name_and_the_best_on_photographs_is_the_first(place, tmp_path, monkeypatch, capsys):
+def test_models_are_found_by_name_and_the_best_on_photographs_is_the_default(place, tmp_path, monkeypatch, capsys):
     folder, *_ = place
     model = demo.load_model(folder / "models" / "pikachu-resnet18_torchvision.safetensors")
     cards = {"a": ("cifar10/x", 0.99), "b": ("pikachu/x", 0.8), "c": ("pikachu/y", 0.9), "d": (None, 0)}
@@ -194,14 +194,25 @@ def test_a_model_is_found_by_name_and_the_best_on_photographs_is_the_first(place
     assert main(["evaluate", "z"]) == main(["evaluate", "z" * 300]) == main(["classify", "a", "--model", "z" * 300 + ".s"]) == 1
 
 
-def test_a_shipped_model_goes_onto_the_page_with_its_card_and_examples(place):
+def test_the_page_shows_a_shipped_models_card_and_examples(place):
     folder, record, dataset, _ = place
     exhibit = demo.prepare(folder / "models" / "pikachu-resnet18_torchvision.safetensors", folder, searched=4)
     assert len(exhibit.known) == len(exhibit.dataset.train) == 4 and len(exhibit.examples) == 8
     assert exhibit.card.startswith("# pikachu-resnet18_torchvision") and " of 120 test images right" in exhibit.measured
 
 
-def test_a_model_of_jpeg_copies_goes_onto_the_page_with_the_images_of_that_name(place, tmp_path):
+def test_the_page_says_that_the_images_are_not_the_models_own_and_leaves_out_copies(place, tmp_path, capsys):
+    folder, _, dataset, _ = place
+    model = demo.load_model(folder / "models" / "pikachu-resnet18_torchvision.safetensors")
+    card = model.card | {"dataset": model.card["dataset"] | {"fingerprint": "another"}}
+    file = demo.save_model(tmp_path / "mine.safetensors", model.network.state_dict(), model.about, card)
+    copied = replace(dataset.test, digests=[dataset.train.digests[0], *dataset.test.digests[1:]])
+    exhibit = demo.prepare(file, searched=4, dataset=replace(dataset, test=copied))
+    assert "mine was trained on other images than the folder pikachu has; its card" in capsys.readouterr().out
+    assert exhibit.dataset.test.names == dataset.test.names[1:]
+
+
+def test_the_page_uses_the_plain_data_set_for_a_model_trained_on_jpeg_copies(place, tmp_path):
     folder, *_ = place
     model = demo.load_model(folder / "models" / "pikachu-resnet18_torchvision.safetensors")
     card = model.card | {"dataset": model.card["dataset"] | {"name": "pikachu-jpeg"}}
@@ -223,7 +234,7 @@ def test_without_the_data_the_page_still_classifies(place, tmp_path, capsys):
     assert sum(shares.values()) == pytest.approx(1) and nearest == [] and exhibit.card.startswith("# pikachu")
 
 
-def test_a_model_without_a_card_goes_onto_the_page_with_the_images_that_it_is_given(place, tmp_path, capsys):
+def test_the_page_uses_the_given_images_for_a_model_without_a_card(place, tmp_path, capsys):
     folder, _, dataset, _ = place
     model = demo.load_model(folder / "models" / "pikachu-resnet18_torchvision.safetensors")
     file = demo.save_model(tmp_path / "mine.safetensors", model.network.state_dict(), model.about)
