@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import pandas as pd
 from sklearn.model_selection import ParameterGrid
 
 from helpers import data, training
@@ -150,20 +149,3 @@ def halving(search: Search, factor: int = 2) -> dict:
         alive = [trial_of(record) for record in ranked([advance(search, trial, epochs) for trial in alive], epochs)]
         done.append({"epochs": epochs, "trials": alive})
     return {"factor": factor, "chosen": alive[0], "epochs": spent, "rungs": done}
-
-
-def comparison(found: list[dict], halvings: list[dict]) -> pd.DataFrame:
-    """The exhaustive search next to successive halvings over its trials: what each chose, and after how many epochs.
-
-    `val accuracy` is that of the chosen trial, and `rank` its place among all `found`, both at the end of the whole run.
-    """
-    order = ranked(found)
-    places = {trial_of(record): place for place, record in enumerate(order, 1)}
-    whole = sum(record["recipe"]["epochs"] for record in found)
-    chosen = [("exhaustive", trial_of(order[0]), whole)]
-    chosen += [(f"halving by {run['factor']}", run["chosen"], run["epochs"]) for run in halvings]
-    table = pd.DataFrame(chosen, columns=["search", "chosen", "epochs"])
-    best = [best_epoch(order[places[trial] - 1]) or {} for trial in table["chosen"]]
-    table.insert(2, "val accuracy", [epoch.get("val_accuracy") for epoch in best])
-    table.insert(3, "rank", table["chosen"].map(places))
-    return table.assign(**{"share of epochs": table["epochs"] / whole})

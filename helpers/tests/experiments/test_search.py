@@ -37,22 +37,22 @@ def tiny(monkeypatch):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A small search that nothing disturbed: itself and its records."""
+    """A small search that ran without interruption, and its records."""
     models.MODELS["tiny"] = TINY
     found = make_search(tmp_path_factory.mktemp("whole"))
-    records = search.exhaustive(found)
+    trials = search.exhaustive(found)
     del models.MODELS["tiny"]
-    return found, records
+    return found, trials
 
 
 def result(record: dict) -> dict:
-    """A record without what differs from run to run."""
+    """A record without the fields that differ from run to run."""
     history = [{name: value for name, value in row.items() if "seconds" not in name} for row in record["history"]]
     return {name: record.get(name) for name in ("experiment", "recipe", "best", "test")} | {"history": history}
 
 
 def written(found: Search) -> dict:
-    """The files of the records under a search's folder, by the trial's name."""
+    """The record files in a search's folder, by trial name."""
     return {path.parts[-3]: path for path in sorted(found.folder.glob("runs/search_tiny/*/smoke/seed0.json"))}
 
 
@@ -68,7 +68,7 @@ def epochs_trained(monkeypatch) -> list:
     return trained
 
 
-def test_the_reports_grid_has_twelve_trials_that_differ_in_three_settings_alone():
+def test_the_reports_grid_has_twelve_trials_that_differ_only_in_three_settings():
     trials = Search("slim_resnet_trial3", None, recipes.SLIM_SEARCH, None).trials.values()
     points = [(recipe.learning_rate, recipe.weight_decay, recipe.batch_size) for recipe in trials]
     assert sorted(points) == [(lr, wd, bs) for lr in (0.005, 0.05, 0.1) for wd in (1e-4, 5e-4) for bs in (128, 256)]
@@ -94,7 +94,7 @@ def test_a_trial_is_a_run_with_a_record_like_any_other(whole):
         assert len(records.predictions(record, found.folder)["true"]) == record["test"]["n"] == 10
 
 
-def test_a_trial_is_what_fit_alone_makes_of_it(whole):
+def test_a_trial_has_the_history_of_a_plain_call_of_fit(whole):
     found, trials = whole
     name, recipe = list(found.trials.items())[1]
     training.seed_epoch(0)
@@ -115,11 +115,11 @@ def test_the_best_validation_accuracy_is_chosen_and_a_tie_goes_to_the_smaller_lo
         record("diverged", [0.9], [0.1]),
     ]
     assert [search.trial_of(row) for row in search.ranked(found)] == ["best", "tie", "low", "diverged"]
-    assert [search.trial_of(row) for row in search.ranked(found, 1)] == ["diverged", "tie", "low", "best"], "so it was then"
+    assert [search.trial_of(row) for row in search.ranked(found, 1)] == ["diverged", "tie", "low", "best"], "after epoch 1"
     assert search.best_epoch(found[2]) == {"val_accuracy": 0.5, "val_loss": 0.8}
     assert search.best_epoch(found[3]) is None
     tested = record("stopped early", [0.4, 0.3], [1, 1], test={"accuracy": 0.9})
-    assert search.best_epoch(tested) == {"val_accuracy": 0.4, "val_loss": 1}, "the test accuracy decides nothing"
+    assert search.best_epoch(tested) == {"val_accuracy": 0.4, "val_loss": 1}, "the test accuracy plays no part"
 
 
 def kill(*_):
@@ -145,27 +145,23 @@ def test_kill_9_between_and_inside_trials_repeats_no_finished_trial_and_loses_no
         process.start()
         process.join()
         assert process.exitcode == -signal.SIGKILL and list(written(make_search(tmp_path))) == [first]
-        assert len(list((tmp_path / "checkpoints").rglob("*.ckpt"))) == begun, "also one epoch of the second trial"
+        assert len(list((tmp_path / "checkpoints").rglob("*.ckpt"))) == begun, "the second kill leaves one epoch of a trial"
     assert [path.parts[-3] for path in (tmp_path / "checkpoints").rglob("*.ckpt")] == [second]
     finished = written(whole[0])[first].relative_to(whole[0].folder)
     before = (tmp_path / finished).read_bytes()
 
     trained = epochs_trained(monkeypatch)
     found = search.exhaustive(make_search(tmp_path))
-    assert len(trained) == 2 + 3 + 3, "what was left of the second trial, and the two others"
+    assert len(trained) == 2 + 3 + 3, "the rest of the second trial, and the two others"
     assert (tmp_path / finished).read_bytes() == before
     assert [result(record) for record in found] == [result(record) for record in whole[1]]
     assert not list((tmp_path / "checkpoints").rglob("*.ckpt")), "a finished trial needs no checkpoint"
 
 
-def test_a_kill_before_the_record_is_written_costs_no_epoch(tmp_path, monkeypatch):
+def test_a_kill_before_the_record_is_written_costs_no_epoch(tmp_path, monkeypatch, disk_full):
     trial = list(make_search(tmp_path).trials)[0]
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
     with monkeypatch.context() as patch:
-        patch.setattr(runtime, "save_text", full)
+        patch.setattr(runtime, "save_text", disk_full)
         with pytest.raises(UserError, match="could not be written .No space left on device"):
             search.advance(make_search(tmp_path), trial)
     trained = epochs_trained(monkeypatch)
@@ -230,7 +226,7 @@ def test_rungs_by_hand():
         search.rungs(12, 20, 1)
 
 
-def test_halving_trains_only_the_survivors_on_and_ends_them_as_the_whole_search_does(tmp_path, whole, monkeypatch):
+def test_halving_continues_only_the_survivors_and_gives_them_the_exhaustive_searchs_records(tmp_path, whole, monkeypatch):
     _, trials = whole
     trained = epochs_trained(monkeypatch)
     found = make_search(tmp_path)
@@ -248,27 +244,19 @@ def test_halving_trains_only_the_survivors_on_and_ends_them_as_the_whole_search_
     assert run["chosen"] == search.trial_of(search.ranked([search.load(found, trial) for trial in early[:2]])[0])
 
     again = search.halving(found)
-    assert again == run and len(trained) == 10, "a second time it trains nothing"
+    assert again == run and len(trained) == 10, "a second call trains nothing"
     finished = search.exhaustive(found)
     assert len(trained) == 12 and [result(record) for record in finished] == list(by_name.values())
 
 
-def test_over_a_finished_search_halving_trains_nothing_and_is_compared_with_it(whole, monkeypatch):
-    found, trials = whole
+def test_halving_after_an_exhaustive_search_trains_nothing(whole, monkeypatch):
+    found, _ = whole
     trained = epochs_trained(monkeypatch)
     runs = [search.halving(found, factor) for factor in (2, 3)]
     assert not trained and [run["epochs"] for run in runs] == [10, 4 * 1 + 1 * 2]
-    table = search.comparison(trials, runs)
-    assert list(table["search"]) == ["exhaustive", "halving by 2", "halving by 3"]
-    assert list(table["epochs"]) == [12, 10, 6] and list(table["share of epochs"]) == [1, 10 / 12, 0.5]
-    best = search.ranked(trials)
-    assert table.loc[0, "chosen"] == search.trial_of(best[0]) and table.loc[0, "rank"] == 1
-    for _, row in table.iterrows():
-        assert search.trial_of(best[row["rank"] - 1]) == row["chosen"]
-        assert row["val accuracy"] == search.best_epoch(best[row["rank"] - 1])["val_accuracy"]
 
 
-# The picture.
+# The heat map.
 
 
 def test_the_heat_map_has_each_accuracy_in_its_place(whole):
@@ -286,4 +274,4 @@ def test_the_heat_map_has_each_accuracy_in_its_place(whole):
     for place, row in enumerate(table.to_dict("records")):
         column = [0.1, 0.02].index(row["learning rate"])
         shown = panels[f"batch {row['batch size']}"][(column, 0)]
-        assert shown == (f"{row['val accuracy']:.1%}" if place < 3 else ""), "the trial that is not there stays white"
+        assert shown == (f"{row['val accuracy']:.1%}" if place < 3 else ""), "the missing trial stays white"
