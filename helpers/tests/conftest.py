@@ -1,11 +1,13 @@
-"""One thread for each worker of pytest-xdist, the slowest tests first, and nothing of hypothesis in the working folder."""
+"""Settings for pytest: one thread per xdist worker, slowest tests first, no files of hypothesis in the working folder."""
 
+import errno
 import os
 import tempfile
 
+import pytest
 from hypothesis import configuration, settings
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # workers that each used every core would wait for one another
+if "PYTEST_XDIST_WORKER" in os.environ:  # if each worker used every core, they would slow each other down
     import torch
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,15 +17,25 @@ configuration.set_hypothesis_home_dir(os.path.join(tempfile.gettempdir(), "hypot
 settings.register_profile("house", database=None, deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("house")
 
-# The first ones fork: autograd cannot go on in a fork of a process in which it has started threads.
+# Slowest first, after the two that fork: autograd fails in a fork of a process in which it has already started threads.
 FIRST = ("test_faults", "test_processes", "05_", "test_layout", "test_experiments", "04_", "06_", "03_", "07_", "test_queue")
 FIRST += ("test_bench", "09_", "test_colab", "08_", "01_", "02_", "test_search", "test_claims", "test_fake_gpu", "test_cifar")
 
 
 def pytest_configure(config):
-    """Keep xdist from beginning with the files of most tests, whatever they take: one core would be idle at the end."""
+    """Stop xdist from starting with the files that have the most tests: slow ones would come last and leave a core idle."""
     config.option.loadscopereorder = False
 
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: next((place for place, name in enumerate(FIRST) if name in item.nodeid), len(FIRST)))
+
+
+@pytest.fixture
+def disk_full():
+    """A function that fails as the system does when the disk is full, whatever its arguments."""
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    return fail

@@ -1,4 +1,4 @@
-"""Programs in processes of their own, from a server that has imported everything once: torch takes seconds to import."""
+"""Programs in separate processes, forked from a server that has already imported torch, which takes seconds."""
 
 import multiprocessing
 import runpy
@@ -13,21 +13,26 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["helpers.__main__", "helpers.tests.training.test_processes"])
 
 
-def start(arguments: list[str], said: Path, before: Callable[[], object] = lambda: None) -> multiprocessing.Process:
-    """`python -m helpers …`, after what comes `before` in its process; what it prints goes into the file `said`."""
-    process = CONTEXT.Process(target=_program, args=(arguments, said, before))
+def start(arguments: list[str], output: Path, before: Callable[[], object] = lambda: None) -> multiprocessing.Process:
+    """Start `python -m helpers …` in a new process, which calls `before` first; its output goes into the file `output`."""
+    process = CONTEXT.Process(target=_program, args=(arguments, output, before))
     process.start()
     return process
 
 
+def folders(folder: Path) -> list[str]:
+    """The options that have a command keep its records and its checkpoints in a folder."""
+    return ["--results-dir", str(folder), "--checkpoint-dir", str(folder / "checkpoints")]
+
+
 def hold_at_the_first_checkpoint() -> None:
-    """Have this process wait for a signal as soon as it has written a checkpoint."""
+    """Make this process wait for a signal as soon as it has written a checkpoint."""
     save = loop.save_checkpoint
     loop.save_checkpoint = lambda *arguments: (save(*arguments), signal.pause())
 
 
-def _program(arguments: list[str], said: Path, before: Callable[[], object]) -> None:
-    sys.stdout = sys.stderr = open(said, "w", buffering=1)
+def _program(arguments: list[str], output: Path, before: Callable[[], object]) -> None:
+    sys.stdout = sys.stderr = open(output, "w", buffering=1)
     before()
     sys.argv = ["helpers", *arguments]
     runpy.run_module("helpers", run_name="__main__")

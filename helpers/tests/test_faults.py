@@ -1,4 +1,4 @@
-"""The short form of the fault program: every area, a sample of its cases, the same ones each time."""
+"""A short run of the fault-injection program: every area, with the same sample of its cases each time."""
 
 import random
 import re
@@ -12,7 +12,7 @@ from helpers.tests.faults.child import Effort, Ended, complaint
 
 @pytest.fixture(scope="module")
 def effort(tmp_path_factory):
-    """A hundredth of the cases, and two kills of the command."""
+    """One percent of the cases, and two random kills of the command."""
     return Effort(rounds=2, share=0.01, folder=tmp_path_factory.mktemp("faults"), random=random.Random(0))
 
 
@@ -33,13 +33,13 @@ def test_nothing_is_lost_or_half_written(effort, area):
         (Ended(-11, "", ""), "it ends with status -11"),
     ],
 )
-def test_what_is_complained_about(ended, begins):
+def test_a_complaint_says_what_is_wrong_with_the_end_of_a_process(ended, begins):
     assert complaint(ended).startswith(begins)
     assert complaint(Ended(1, "", "The file x is not there; choose another.")) is None
     assert complaint(Ended(0, "done", "")) is None
 
 
-def test_the_security_page_names_every_area_of_faults():
+def test_the_security_page_names_every_fault_area():
     promises = (ROOT / "SECURITY.md").read_text(encoding="utf-8").partition("| promise |")[2]
     shown = re.findall(r"^\| \w.*? \| faults: (\*.*?\*)(?: ·.*)? \|$", promises, re.MULTILINE)
     assert len(shown) == 8 and set(re.findall(r"\*([^*]+)\*", " ".join(shown))) == set(AREAS)

@@ -1,4 +1,4 @@
-"""What holds for any sizes, from one image up: batches, splits, recipes, networks, training, checkpoints, intervals."""
+"""Properties at any size, from one image up: batches, splits, recipes, networks, training, checkpoints, intervals."""
 
 import math
 from collections import Counter
@@ -22,7 +22,7 @@ few = st.integers(1, 9)
 
 
 def make_split(count: int, pixels: int, classes: int = 3) -> data.Split:
-    """Images whose first pixel is their number, and whose labels go round."""
+    """Images whose red channel is their index, and whose labels cycle through the classes."""
     images = torch.randint(0, 256, (count, 3, pixels, pixels), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     images[:, 0] = torch.arange(count)[:, None, None]
     return data.Split(images, torch.arange(count) % classes, [str(number) for number in range(count)])
@@ -30,7 +30,7 @@ def make_split(count: int, pixels: int, classes: int = 3) -> data.Split:
 
 @st.composite
 def recipes(draw) -> dict:
-    """The settings of a recipe, which may not go together."""
+    """Random settings of a recipe, possibly incompatible with each other."""
     epochs, image_size = draw(st.integers(1, 3)), draw(st.integers(1, 20))
     return {
         **NORMAL,

@@ -1,4 +1,4 @@
-"""Where am I: choices by argument and environment, seeds, and what arithmetic a device gets."""
+"""The environment: choices by argument and environment variable, seeds, and the arithmetic for each device."""
 
 import platform
 import random
@@ -15,14 +15,14 @@ from helpers.runtime import UserError
 from helpers.tests import programs
 
 
-def test_seeds_are_whole_numbers_each_once():
+def test_seeds_are_distinct_whole_numbers():
     assert runtime.parse_seeds("0, 1,2 ") == runtime.parse_seeds("0 1 2 1") == [0, 1, 2]
     for text in ("", "a", "-1", "0.5", "0, x"):
         with pytest.raises(UserError, match=f"SEEDS is '{text}'; write whole numbers, such as 0, 1."):
             runtime.parse_seeds(text)
 
 
-def test_the_profile_is_the_argument_then_the_environment_then_the_device(monkeypatch, capsys):
+def test_the_profile_comes_from_the_argument_then_the_environment_then_the_device(monkeypatch, capsys):
     monkeypatch.setenv("PROFILE", "full")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert runtime.choose_profile("") == "full"
@@ -42,7 +42,7 @@ def test_the_profile_is_the_argument_then_the_environment_then_the_device(monkey
         runtime.choose_profile("huge")
 
 
-def test_the_data_folder_is_the_argument_then_the_environment_then_the_repositorys(monkeypatch):
+def test_the_data_folder_comes_from_the_argument_then_the_environment_then_the_repository(monkeypatch):
     monkeypatch.setenv("DATA_DIR", "elsewhere")
     assert runtime.data_dir("here").name == "here"
     assert runtime.data_dir().name == "elsewhere"
@@ -70,14 +70,14 @@ def test_an_epoch_draws_the_same_numbers_whatever_was_drawn_before():
         ("amx_bf16 amx_tile", torch.bfloat16),
     ],
 )
-def test_a_cpu_gets_bf16_only_where_it_multiplies_it(monkeypatch, flags, dtype):
+def test_a_cpu_uses_bf16_only_if_it_has_instructions_for_it(monkeypatch, flags, dtype):
     monkeypatch.setattr(runtime, "_cpu_flags", lambda: set(flags.split()))
     assert runtime.autocast_dtype(torch.device("cpu")) is dtype
 
 
 @pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
-def test_a_gpu_gets_bf16_only_where_it_is_native(monkeypatch, native, dtype):
-    """A T4 says it supports bf16, by emulation, and is slower with it than with fp16."""
+def test_a_gpu_uses_bf16_only_if_it_is_native(monkeypatch, native, dtype):
+    """A T4 reports bf16 support but emulates it, which is slower than fp16."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
     assert runtime.autocast_dtype(torch.device("cuda")) is dtype
 
@@ -87,13 +87,13 @@ def test_without_tqdm_there_is_no_bar_and_nothing_else_changes(monkeypatch):
     assert list(runtime.progress(range(3), "counting", 3)) == [0, 1, 2]
 
 
-def test_drive_is_only_for_colab(capsys):
+def test_drive_is_mounted_only_in_colab(capsys):
     assert runtime.mount_drive() is None
     assert "Not in Colab" in capsys.readouterr().out
 
 
-def page_faults(told) -> None:
-    """Of a round that fills 64 MiB and frees them, before and after: the median, for a busy machine may take pages back."""
+def page_faults(medians) -> None:
+    """Median page faults when filling and freeing 64 MiB, before and after; the median, as a busy machine may reclaim pages."""
     for ready in (lambda: True, runtime.keep_freed_memory_in_process):
         assert ready()
         rounds = []
@@ -101,16 +101,16 @@ def page_faults(told) -> None:
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
             torch.ones(2**24)
             rounds.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-        told.put(statistics.median(rounds))
+        medians.put(statistics.median(rounds))
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's memory can be told to stay")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep freed memory")
 def test_freed_memory_stays_with_the_process():
-    """Zeroing its pages anew in every step cost up to a third of a CPU training step."""
-    told = programs.CONTEXT.SimpleQueue()
-    process = programs.CONTEXT.Process(target=page_faults, args=(told,))  # its own: what the C library was told stays so
+    """Otherwise its pages are zeroed again in every step, which took up to a third of a CPU training step."""
+    medians = programs.CONTEXT.SimpleQueue()
+    process = programs.CONTEXT.Process(target=page_faults, args=(medians,))  # a separate one: this setting stays
     process.start()
     process.join()
     assert process.exitcode == 0
-    returned, kept = told.get(), told.get()
+    returned, kept = medians.get(), medians.get()
     assert kept < returned / 2

@@ -1,4 +1,4 @@
-"""The queue: what is missing and for how long, two programs side by side, and what is left when one is killed."""
+"""The queue: which runs are missing, how long they take, two programs side by side, and recovery after a kill."""
 
 import json
 import multiprocessing
@@ -19,6 +19,7 @@ from helpers.experiments.queue import Queue
 from helpers.runtime import UserError
 from helpers.tests import programs
 from helpers.tests.faults.child import SMALLEST
+from helpers.tests.programs import folders
 from helpers.training import loop
 from helpers.training.checkpoints import save_checkpoint
 
@@ -28,7 +29,7 @@ CPU = torch.device("cpu")
 
 
 def with_the_smallest_network() -> None:
-    """The two rows with a network of one block: a run takes a second, and none of these tests is about the network."""
+    """Give the two rows a network of one block, so that a run takes a second; none of these tests is about the network."""
     models.MODELS["smallest"] = SMALLEST
     experiments.EXPERIMENTS.update({name: replace(experiments.find(name), model="smallest") for name in NAMES})
 
@@ -42,15 +43,11 @@ def smallest():
     experiments.EXPERIMENTS.update(rows)
 
 
-def folders(folder) -> list[str]:
-    return ["--results-dir", str(folder), "--checkpoint-dir", str(folder / "checkpoints")]
-
-
 def done(folder) -> list[str]:
     return sorted(record["experiment"] for record in records.load_all(folder))
 
 
-def test_what_is_missing_comes_in_the_plans_order_and_a_seed_at_a_time(tmp_path):
+def test_missing_runs_come_in_the_plans_order_one_seed_at_a_time(tmp_path):
     missing = [(row.name, seed) for row, seed in Queue(tmp_path).missing()]
     assert missing == [(row.name, seed) for row in experiments.EXPERIMENTS.values() for seed in range(row.seeds)]
     there = Queue(tmp_path).record(experiments.find("pikachu/resnext50_ours"), 1)
@@ -62,7 +59,7 @@ def test_what_is_missing_comes_in_the_plans_order_and_a_seed_at_a_time(tmp_path)
 
 
 def test_minutes_by_hand(tmp_path, monkeypatch):
-    """A third of a training image's seconds for one of validation."""
+    """A validation image takes a third of the time of a training image."""
     asked = []
     monkeypatch.setattr(queue, "pace", lambda *network: asked.append(network) or (0.03, 0.0))
     queue_ = Queue(tmp_path, tmp_path)
@@ -70,25 +67,25 @@ def test_minutes_by_hand(tmp_path, monkeypatch):
     minutes = {name: queue_.minutes(row, 0, CPU) for name, row in found.items()}
     assert asked == [(CPU, "resnext29_under5m", 32)] * 3
     assert minutes["sgd_8ep"] == pytest.approx(8 * (3 * 45_000 + 5_000) / 100 / 60)
-    assert minutes["amp_8ep"] == pytest.approx(8 * (3 * 2 * 45_000 + 5_000) / 100 / 60), "two gradients a step"
-    # 16 epochs: by the middle of an epoch, 6 are at 16 pixels, 5 at 24 and 5 at 32.
+    assert minutes["amp_8ep"] == pytest.approx(8 * (3 * 2 * 45_000 + 5_000) / 100 / 60), "two gradients per step"
+    # 16 epochs, each at the size of its middle: 6 at 16 pixels, 5 at 24 and 5 at 32.
     part = 6 * (16 / 32) ** 2 + 5 * (24 / 32) ** 2 + 5
     assert minutes["fast"] == pytest.approx((3 * 45_000 * part + 16 * 5_000) / 100 / 60)
     slim = experiments.find("cifar10/slim_resnet_3ep")
-    assert queue_.minutes(slim, 0, CPU) == pytest.approx(3 * (3 * 4 * 45_000 + 5_000) / 100 / 60), "four copies"
+    assert queue_.minutes(slim, 0, CPU) == pytest.approx(3 * (3 * 4 * 45_000 + 5_000) / 100 / 60), "four copies per image"
     budgeted = experiments.find("cifar100/wrn28_4")
     assert queue_.minutes(budgeted, 0, CPU) == 360, "no longer than its time budget"
     checkpoint = experiments.checkpoint_path(budgeted.name, "full", 0, tmp_path)
     checkpoint.parent.mkdir(parents=True)
     save_checkpoint({"history": [{"seconds": 3600.0}] * 2}, checkpoint)
-    assert queue_.minutes(budgeted, 0, CPU) == 240, "of which two hours are spent"
+    assert queue_.minutes(budgeted, 0, CPU) == 240, "two hours of it are spent"
     late = replace(found["amp_8ep"].recipe, perturbation_start=0.75, perturbation_every=2)
     assert [queue.passes(late, epoch)[0] for epoch in range(8)] == [1] * 6 + [1.5] * 2
     monkeypatch.setattr(queue, "pace", lambda *_: (0.0, 0.5))
-    assert queue_.minutes(found["amp_8ep"], 0, CPU) == pytest.approx(8 * 2 * 704 * 0.5 / 60), "704 steps an epoch"
+    assert queue_.minutes(found["amp_8ep"], 0, CPU) == pytest.approx(8 * 2 * 704 * 0.5 / 60), "704 steps per epoch"
 
 
-def test_epochs_that_are_done_cost_nothing(tmp_path, monkeypatch):
+def test_finished_epochs_cost_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(queue, "pace", lambda *_: (0.01, 0.0))
     row, there = experiments.find(NAMES[0]), Queue(tmp_path, tmp_path, "smoke")
     whole = there.minutes(row, 0, CPU)
@@ -101,7 +98,7 @@ def test_epochs_that_are_done_cost_nothing(tmp_path, monkeypatch):
     assert there.minutes(row, 0, CPU) == 0
 
 
-def test_a_damaged_checkpoint_neither_stops_the_list_nor_spoils_its_json(tmp_path, monkeypatch, capsys):
+def test_a_damaged_checkpoint_neither_stops_the_list_nor_corrupts_its_json(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(queue, "pace", lambda *_: (0.01, 0.0))
     checkpoint = experiments.checkpoint_path(NAMES[0], "full", 0, tmp_path / "checkpoints")
     checkpoint.parent.mkdir(parents=True)
@@ -120,7 +117,7 @@ def test_the_pace_is_measured(monkeypatch):
     queue.pace.cache_clear()
 
 
-def test_list_says_what_is_there_and_how_long_the_rest_takes(tmp_path, monkeypatch, capsys):
+def test_list_shows_the_recorded_seeds_and_the_minutes_of_the_missing_ones(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Queue, "minutes", lambda self, row, seed, device: 90.0 + seed)
     there = Queue(tmp_path).record(experiments.find("pikachu/resnext50_ours"), 1)
     there.parent.mkdir(parents=True)
@@ -136,7 +133,7 @@ def test_list_says_what_is_there_and_how_long_the_rest_takes(tmp_path, monkeypat
 def test_the_pace_by_hand(monkeypatch):
     now = [0.0]
 
-    def train(learner, batches):  # half a second, and a hundredth for each image
+    def train(learner, batches):  # half a second per step, and a hundredth per image
         [(images, _)] = batches
         now[0] += 0.5 + 0.01 * len(images)
 
@@ -155,7 +152,7 @@ def test_list_as_json(tmp_path, monkeypatch, capsys):
     assert [(row["have"], list(row["minutes"])) for row in table] == [([], ["0"])] * 2
 
 
-def test_the_queue_does_all_that_is_missing_and_then_nothing(tmp_path, capsys):
+def test_the_queue_runs_everything_missing_and_then_nothing(tmp_path, capsys):
     assert main([*COMMAND, *folders(tmp_path)]) == 0
     assert done(tmp_path) == NAMES and "Nothing is missing." in capsys.readouterr().out
     assert main([*COMMAND, *folders(tmp_path)]) == 0
@@ -177,8 +174,8 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys
     assert f"1 runs failed: {NAMES[0]}, seed 0" in printed.err
 
 
-def test_spent_minutes_end_it_between_two_epochs_and_it_says_what_is_left(tmp_path, monkeypatch, capsys):
-    """The clock jumps an hour after the first epoch; what is left is done the next time, and ends as if never stopped."""
+def test_the_time_limit_stops_the_queue_between_epochs_and_what_is_left_is_listed(tmp_path, monkeypatch, capsys):
+    """After the first epoch, the clock jumps ahead by an hour; the next call resumes and does the rest."""
     fit, save, saved = training.fit, loop.save_checkpoint, []
     clock = {"clock": lambda: time.perf_counter() + 3600 * bool(saved)}
     with monkeypatch.context() as patch:
@@ -220,7 +217,7 @@ def test_a_killed_queue_blocks_nothing_and_loses_nothing(tmp_path):
         time.sleep(0.02)
     process.kill()
     process.join()
-    assert process.exitcode == -signal.SIGKILL and list(tmp_path.rglob("*.lock")), "it was killed while it held them"
+    assert process.exitcode == -signal.SIGKILL and list(tmp_path.rglob("*.lock")), "it was killed while it held its claims"
     assert main([*COMMAND, *folders(tmp_path)]) == 0 and done(tmp_path) == NAMES
     assert not list(tmp_path.rglob("*.lock"))
 
@@ -231,7 +228,7 @@ def hold(path, held, leave):
         leave.wait()
 
 
-def test_a_claim_is_of_one_process_and_goes_with_it(tmp_path):
+def test_a_claim_belongs_to_one_process_and_ends_with_it(tmp_path):
     context, path = multiprocessing.get_context("fork"), tmp_path / "seed0.ckpt"
     held, leave = context.Event(), context.Event()
     process = context.Process(target=hold, args=(path, held, leave))
@@ -247,7 +244,7 @@ def test_a_claim_is_of_one_process_and_goes_with_it(tmp_path):
     assert not path.with_name("seed0.ckpt.lock").exists()
 
 
-def test_a_claim_from_another_machine_holds_until_its_heart_stops(tmp_path):
+def test_a_claim_from_another_machine_holds_until_its_heartbeat_is_stale(tmp_path):
     path, lock = tmp_path / "seed0.ckpt", tmp_path / "seed0.ckpt.lock"
     sign = {"host": "elsewhere", "pid": 1, "time": time.time()}
     lock.write_text(json.dumps(sign))
@@ -267,8 +264,8 @@ def elsewhere(path, held):
         time.sleep(600)
 
 
-def test_machines_whose_folder_keeps_no_locks_divide_the_work_and_take_over_from_the_dead(tmp_path, monkeypatch, capsys):
-    """Another host, killed at the first of two runs: the queue here does the second, and the first when its claim is stale."""
+def test_without_file_locks_machines_still_share_the_work_and_take_over_stale_claims(tmp_path, monkeypatch, capsys):
+    """Another host dies in the first of two runs: the queue here does the second, then the first once its claim is stale."""
     queue_ = Queue(tmp_path, tmp_path / "checkpoints", "smoke", "speed")
     context = multiprocessing.get_context("fork")
     held, record = context.Event(), queue_.record(experiments.find(NAMES[0]), 0)
@@ -286,7 +283,7 @@ def test_machines_whose_folder_keeps_no_locks_divide_the_work_and_take_over_from
     assert done(tmp_path) == NAMES
 
 
-def test_a_claim_shows_that_it_is_alive(tmp_path, monkeypatch):
+def test_a_claim_renews_its_heartbeat(tmp_path, monkeypatch):
     monkeypatch.setattr(claim, "HEARTBEAT", 0.01)
     lock = tmp_path / "seed0.ckpt.lock"
     with claim.claim(tmp_path / "seed0.ckpt"):
@@ -297,10 +294,10 @@ def test_a_claim_shows_that_it_is_alive(tmp_path, monkeypatch):
         assert json.loads(lock.read_text() or '{"time": 0}')["time"] != first
 
 
-def test_a_run_that_another_program_is_at_is_one_sentence(tmp_path, capsys):
+def test_a_run_claimed_by_another_program_gives_a_clear_error(tmp_path, capsys):
     checkpoint = experiments.checkpoint_path(NAMES[0], "smoke", 0, tmp_path / "checkpoints")
     with claim.claim(checkpoint):
         assert main(["run", NAMES[0], "--profile", "smoke", *folders(tmp_path)]) == 1
         assert f"is in use by process {os.getpid()} on " in capsys.readouterr().err
         assert main([*COMMAND, *folders(tmp_path)]) == 0
-    assert done(tmp_path) == NAMES[1:], "the queue passes it over"
+    assert done(tmp_path) == NAMES[1:], "the queue skips it"

@@ -1,4 +1,4 @@
-"""A piece of work in a process of its own, faults injected into it, and what its end may look like."""
+"""Work in a child process, the faults injected into it, and the ways in which it may end."""
 
 import errno
 import itertools
@@ -30,14 +30,14 @@ from helpers.runtime import UserError
 
 EXPERIMENT = "cifar10/resnext29_under5m_sgd"
 SMALLEST = models.Model(Description(Stem(8, 3, 2), (Stage(1, 8),)).build)  # a network of one block
-SECONDS = 300  # after which work counts as hanging; none here takes more than a few on a machine that has time for it
+SECONDS = 300  # after this, work counts as hanging; on an idle machine nothing here takes more than a few seconds
 WRITING = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate", "os.link", "os.symlink"}
 Cases = Iterator[tuple[str, str | None]]
 
 
 @contextmanager
 def smallest() -> Iterator[None]:
-    """The experiment with a network of one block and forty images, and claims of trained networks only: a run takes 0.1 s."""
+    """Use a one-block network and forty images for the experiment, and only claims about trained networks: 0.1 s per run."""
     row = replace(EXPERIMENTS[EXPERIMENT], model="smallest", seeds=1)
     statements = [one for one in table.statements() if one.kind in findings.TRAINED]
     with (
@@ -52,7 +52,7 @@ def smallest() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is tried: random kills of the real command, and the share of the other cases."""
+    """How much to try: the number of random kills of the real command, and the share of the other cases."""
 
     rounds: int
     share: float
@@ -61,7 +61,7 @@ class Effort:
     known: dict = field(default_factory=dict)
 
     def some(self, cases, least: int = 3) -> list:
-        """So many of the cases, in their order."""
+        """A random share of the cases, at least `least` of them, in their original order."""
         cases = list(cases)
         count = min(len(cases), max(least, round(self.share * len(cases))))
         return [cases[place] for place in sorted(self.random.sample(range(len(cases)), count))]
@@ -72,7 +72,7 @@ class Effort:
 
 
 class Ended(NamedTuple):
-    """How a child ended: its exit status (negative: by that signal), and what it printed."""
+    """How a child ended: its exit status (negative: killed by that signal), and what it printed."""
 
     status: int
     out: str
@@ -80,7 +80,7 @@ class Ended(NamedTuple):
 
 
 class Child:
-    """A forked process at some work, with `memory` more bytes than it starts with, killed after `cpu` seconds of its own."""
+    """A forked process that does some work, limited to `memory` bytes more than it starts with and to `cpu` CPU seconds."""
 
     def __init__(self, work: Callable[[], int | None], memory: int | None = None, cpu: float = 0):
         self.files = [tempfile.TemporaryFile(), tempfile.TemporaryFile()]
@@ -94,8 +94,8 @@ class Child:
             for number, file in enumerate(self.files, 1):
                 os.dup2(file.fileno(), number)
             sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False, errors="backslashreplace")
-            torch.set_num_threads(1)  # the parent's pool of threads does not outlive a fork
-            tqdm.set_lock(threading.RLock())  # its own is shared with the other children, and one may die holding it
+            torch.set_num_threads(1)  # the parent's thread pool does not survive a fork
+            tqdm.set_lock(threading.RLock())  # the default one is shared by all children, and one may die holding it
             if memory:
                 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
                 resource.setrlimit(resource.RLIMIT_AS, (used + memory, resource.RLIM_INFINITY))
@@ -115,7 +115,7 @@ class Child:
             os._exit(status)
 
     def wait(self) -> Ended:
-        """Its end."""
+        """Wait until it ends; returns how it ended."""
         status, texts = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]), []
         for file in self.files:
             file.seek(0)
@@ -125,18 +125,18 @@ class Child:
 
 
 def kill_after(cpu: float) -> None:
-    """Have this process killed after so many seconds of processor time, whatever else the machine does; 0: never."""
+    """Have this process killed after `cpu` seconds of CPU time, however busy the machine is; 0 means never."""
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_PROF, cpu)
 
 
 def command(*arguments) -> Callable[[], int]:
-    """The work of a command line."""
+    """Work for a child: running this command line."""
     return lambda: main([str(argument) for argument in arguments])
 
 
 def complaint(ended: Ended, *statuses: int) -> str | None:
-    """What is wrong with an end, or None: status 0 (or one of those given), or status 1 with one sentence."""
+    """What is wrong with how a child ended; None if its status is 0, one of those given, or 1 with one sentence."""
     said = [line for line in ended.err.splitlines() if line.strip()]
     if ended.status == -signal.SIGALRM:
         return "it hangs"
@@ -150,17 +150,17 @@ def complaint(ended: Ended, *statuses: int) -> str | None:
 
 
 def broken(read: Callable[[], object], allowed: Callable[[object], bool]) -> str | None:
-    """What is wrong with reading what must be whole: a refusal is wrong too."""
+    """What is wrong with reading something that must be intact, or None; a refusal is wrong too."""
     try:
-        return None if allowed(read()) else "it is not as it must be"
+        return None if allowed(read()) else "it is not as it should be"
     except Exception as error:
         return f"{type(error).__name__}: {error}"
 
 
 def refusal(read: Callable[[], object], allowed: Callable[[object], bool]) -> str | None:
-    """What is wrong with reading damaged state here: it must give what is allowed, or one sentence."""
+    """What is wrong with reading damaged state; None if the result is allowed or it is refused in one sentence."""
     try:
-        return None if allowed(read()) else "damage was taken for what was written"
+        return None if allowed(read()) else "damaged content was accepted"
     except UserError as error:
         return None if str(error).endswith(".") and "\n" not in str(error) else f"not a sentence: {error}"
     except Exception as error:
@@ -168,10 +168,10 @@ def refusal(read: Callable[[], object], allowed: Callable[[object], bool]) -> st
 
 
 def strike_at(number: int, folder: Path, kill: bool) -> Callable[[], int]:
-    """In a child: at the so-many-th call that writes under a folder, die, or fail once as on a full disk.
+    """In a child: at call `number` of those that write in a folder, die, or fail once as on a full disk.
 
-    Python announces opens, renames, removals and so on to its audit hooks before it makes them; fsync is wrapped.
-    Returns what tells how many such calls there were.
+    Python tells its audit hooks about opens, renames, removals and so on before it does them; fsync is wrapped.
+    Returns a function that returns the number of such calls so far.
     """
     calls, last = itertools.count(1), [0]
 
@@ -179,7 +179,7 @@ def strike_at(number: int, folder: Path, kill: bool) -> Callable[[], int]:
         last[0] = next(calls)
         if last[0] == number and kill:
             os.kill(os.getpid(), signal.SIGKILL)
-        if last[0] == number and not removes:  # a full disk lets files go
+        if last[0] == number and not removes:  # removing files works on a full disk
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def hook(event: str, arguments: tuple) -> None:

@@ -36,7 +36,7 @@ def picture(kind: str = "PNG", size: tuple[int, int] = (40, 30), mode: str = "RG
 
 
 def png(side: int, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A grey PNG from its chunks, whatever they say."""
+    """A greyscale PNG made of these chunks, whether or not they are valid."""
     content = b"\x89PNG\r\n\x1a\n"
     for kind, text in ((b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)), *chunks, (b"IEND", b"")):
         content += struct.pack(">I", len(text)) + kind + text + struct.pack(">I", zlib.crc32(kind + text))
@@ -44,16 +44,16 @@ def png(side: int, *chunks: tuple[bytes, bytes]) -> bytes:
 
 
 def hostile_files() -> list[tuple[str, bytes]]:
-    """Contents that are no image, a broken one, or one of an unusual kind."""
+    """File contents that are not an image, or are a broken or unusual one."""
     whole = {kind: picture(kind) for kind in FORMATS}
     files = [(f"{kind}, bytes altered", data[:60] + bytes(20) + data[80:]) for kind, data in whole.items()]
     for tenth in (1, 4, 7, 9):
-        files += [(f"{kind}, {tenth} tenths", data[: len(data) * tenth // 10]) for kind, data in whole.items()]
+        files += [(f"{kind}, cut to {tenth} tenths", data[: len(data) * tenth // 10]) for kind, data in whole.items()]
     files += [(f"PNG in mode {mode}", picture(mode=mode)) for mode in ("1", "L", "LA", "P", "RGBA", "I;16")]
     files += [("JPEG in CMYK", picture("JPEG", mode="CMYK")), ("TIFF of floats", picture("TIFF", mode="F"))]
     files += [(f"PNG of {size[0]}×{size[1]}", picture(size=size)) for size in ((1, 1), (1, 9000), (9000, 1), (2, 3))]
-    files += [("a small file of 9400×9400", png(9400, (b"IDAT", zlib.compress(bytes(9401 * 9400), 9))))]
-    files += [(f"PNG that says {side}", png(side, (b"IDAT", b""))) for side in (0, 2**16, 2**31 - 1)]
+    files += [("a small file that decodes to 9400×9400", png(9400, (b"IDAT", zlib.compress(bytes(9401 * 9400), 9))))]
+    files += [(f"PNG that claims to be {side} pixels wide", png(side, (b"IDAT", b""))) for side in (0, 2**16, 2**31 - 1)]
     zeros, rows = zlib.compress(bytes(2**28), 1), (b"IDAT", zlib.compress(bytes(72)))
     starts = {b"iTXt": b"a\0\1\0\0\0", b"zTXt": b"a\0\0", b"iCCP": b"a\0\0"}
     files += [(f"bomb in {name.decode()}", png(8, (name, start + zeros), rows)) for name, start in starts.items()]
@@ -70,7 +70,7 @@ def hostile_files() -> list[tuple[str, bytes]]:
 
 
 def hostile_paths(folder: Path) -> list[tuple[str, str]]:
-    """Names of what is no file, not there, or cannot be a name."""
+    """Paths that are not files, do not exist, or cannot be names."""
     os.mkfifo(folder / "fifo")
     for link, target in (("loop", folder / "loop"), ("broken", "nowhere"), ("tty", "/dev/tty")):
         (folder / link).symlink_to(target)
@@ -80,7 +80,7 @@ def hostile_paths(folder: Path) -> list[tuple[str, str]]:
 
 
 def images(effort: Effort, whole: Path) -> Cases:
-    """Each in a batch with a good image, which must be labelled whatever the other one is, in a gigabyte and 20 seconds."""
+    """Classify each beside a good image, which must be labelled whatever the other is, within 1 GiB and 20 CPU seconds."""
     folder = effort.fresh()
     cases = hostile_paths(folder)
     for number, (name, content) in enumerate(hostile_files()):
@@ -101,7 +101,7 @@ def respond(body: bytes = b"", head: str = "HTTP/1.1 200 OK", more: str = "") ->
 
 
 def drip(start: bytes, piece: bytes, pause: float) -> Callable[[socket.socket], None]:
-    """A behaviour that sends a start, then pieces without an end."""
+    """A behaviour that sends a start, then pieces for ever."""
 
     def behave(client: socket.socket) -> None:
         client.sendall(start)
@@ -114,28 +114,28 @@ def drip(start: bytes, piece: bytes, pause: float) -> Callable[[socket.socket], 
 def behaviours() -> dict[str, Callable[[socket.socket], None]]:
     """The ways in which the server misbehaves."""
     image, line = picture(), b"HTTP/1.1 200 OK\r\n"
-    moves = {"a circle": "/a%20circle", "to a file": "file:///etc/passwd", "to nowhere": "http://[", "to no address": ""}
-    lengths = {"less than it says": len(image), "a length of letters": "abc", "a negative length": -5, "petabytes": 10**15}
+    moves = {"loop": "/redirect%20loop", "to a file": "file:///etc/passwd", "to nowhere": "http://[", "to no address": ""}
+    lengths = {"less than it promised": len(image), "a length of letters": "abc", "a negative length": -5, "petabytes": 10**15}
     statuses = ("abc", "404 Not Found", "500 No", "204 No Content", "-1 No")
     return {
         "hangs up": lambda client: None,
         "says nothing": lambda client: threading.Event().wait(60),
-        "one byte a second": drip(line + b"\r\n", b"x", 0.2),
-        "headers one byte a second": drip(line + b"X: ", b"x", 0.2),
-        "headers without end": drip(line, b"X: y\r\n" * 999, 0),
-        "a body without end": drip(line + b"\r\n", bytes(2**16), 0),
-        "no HTTP": respond(b"", "SSH-2.0"),
+        "a slow body": drip(line + b"\r\n", b"x", 0.2),
+        "slow headers": drip(line + b"X: ", b"x", 0.2),
+        "endless headers": drip(line, b"X: y\r\n" * 999, 0),
+        "an endless body": drip(line + b"\r\n", bytes(2**16), 0),
+        "not HTTP": respond(b"", "SSH-2.0"),
         "a page": respond(b"<html>"),
         "an empty body": respond(b"", more="Content-Length: 0\r\n"),
         "broken chunks": respond(b"zz\r\nhello", more="Transfer-Encoding: chunked\r\n"),
         **{f"status {status}": respond(image, f"HTTP/1.1 {status}") for status in statuses},
         **{name: respond(image[:99], more=f"Content-Length: {length}\r\n") for name, length in lengths.items()},
-        **{name: respond(b"", "HTTP/1.1 302 Found", f"Location: {place}\r\n") for name, place in moves.items()},
+        **{f"redirect {name}": respond(b"", "HTTP/1.1 302 Found", f"Location: {place}\r\n") for name, place in moves.items()},
     }
 
 
 class Server(socketserver.ThreadingTCPServer):
-    """A server on loopback that answers each path with its behaviour, and notes what was asked of it."""
+    """A server on loopback that answers each path with its behaviour, and records the paths requested."""
 
     daemon_threads = True
 
@@ -152,11 +152,11 @@ class Server(socketserver.ThreadingTCPServer):
 
 
 def servers(effort: Effort, whole: Path) -> Cases:
-    """No address of this machine is asked; and where a server that may be asked misbehaves: an image, or why not, in time."""
+    """No address of this machine is requested; from a misbehaving server comes an image or a reason why not, in time."""
     server = Server()
     for host in LOOPBACK:
         ended = Child(command("classify", f"http://{host}:{server.port}/secret", "--model", whole / "model")).wait()
-        yield f"{host} is not asked", complaint(ended) or ("it was asked" if server.asked or ended.status == 0 else None)
+        yield f"{host} gets no request", complaint(ended) or ("it got one" if server.asked or ended.status == 0 else None)
         server.asked.clear()
     for name in server.behaviours:
 
@@ -171,7 +171,7 @@ def servers(effort: Effort, whole: Path) -> Cases:
 
 
 def lines() -> Iterator[tuple]:
-    """Command lines that are wrong in some way, or ask for little."""
+    """Command lines that are wrong in some way, or that do little."""
     smoke = ("run", EXPERIMENT, "--profile", "smoke", "--checkpoint-dir", "c")
     yield from [(), ("--help",), ("nonsense",), ("",), ("--version",), ("-x",), ("list", "list"), ("LIST",), ("\udcff",)]
     for name in ("list", "run", "table", "bench", "save", "classify", "evaluate", "colab"):
@@ -200,7 +200,7 @@ def lines() -> Iterator[tuple]:
 
 
 def command_lines(effort: Effort, whole: Path) -> Cases:
-    """Each ends with status 0, or 1 and a sentence, soon, and writes nothing into the repository."""
+    """Each ends soon, with status 0 or with 1 and one sentence, and writes nothing into the repository."""
     for line in effort.some(lines(), least=40):
         folder = effort.fresh()
 

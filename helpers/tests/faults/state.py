@@ -1,4 +1,4 @@
-"""Damaged state: checkpoints, records, models and data that are cut, altered, foreign or old; and wrong numbers."""
+"""Damaged state: checkpoints, records, models and data that are truncated, altered, foreign or old; invalid numbers."""
 
 import copy
 import hashlib
@@ -30,7 +30,7 @@ JUNK = (None, -1, 1e400, "x", [], {}, True, {"a": {"b": []}}, "../../../evil", 1
 
 
 def damages(path: Path, effort: Effort, read: Callable, allowed: Callable[[object], bool], before=lambda: None) -> Cases:
-    """A file cut at every percent, with single bits flipped, full of something else, gone: what is read of it."""
+    """Read a file after truncating it at every percent, flipping single bits, and replacing it by text or zeros."""
     good, name = path.read_bytes(), f"{path.parent.name}/{path.name}"
     cases = [(f"cut at {percent} %", good[: len(good) * percent // 100]) for percent in effort.some(range(100), least=5)]
     for _ in range(max(5, round(100 * effort.share))):
@@ -45,7 +45,7 @@ def damages(path: Path, effort: Effort, read: Callable, allowed: Callable[[objec
 
 
 class Code:
-    """A pickle that would make a folder."""
+    """A pickle that creates a folder when it is loaded."""
 
     def __init__(self, marker: Path):
         self.marker = marker
@@ -55,7 +55,7 @@ class Code:
 
 
 def sealed(content: object) -> bytes:
-    """A checkpoint file whose checksum holds, whatever is in it: bytes, or what torch saves."""
+    """A checkpoint file with a valid checksum and any content: bytes, or an object saved by torch."""
     if not isinstance(content, bytes):
         torch.save(content, buffer := io.BytesIO())
         content = buffer.getvalue()
@@ -63,7 +63,7 @@ def sealed(content: object) -> bytes:
 
 
 def bomb() -> bytes:
-    """A small zip file of a gigabyte of zeros."""
+    """A small zip file that unpacks to a gigabyte of zeros."""
     with zipfile.ZipFile(buffer := io.BytesIO(), "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
         with file.open("archive/data.pkl", "w", force_zip64=True) as part:
             for _ in range(256):
@@ -72,12 +72,12 @@ def bomb() -> bytes:
 
 
 def without(table: dict, *names: str) -> dict:
-    """A table without some of its entries."""
+    """A dict without some of its entries."""
     return {name: value for name, value in table.items() if name not in names}
 
 
 def damaged_checkpoints(effort: Effort, whole: Path) -> Cases:
-    """Every damage, beside a whole checkpoint of the epoch before and without one; then foreign, hostile and old ones."""
+    """Every kind of damage, with and without an intact previous checkpoint; then foreign, hostile and old checkpoints."""
     path, marker = effort.fresh() / "seed0.ckpt", effort.fresh() / "marker"
     for epoch in (1, 2):
         save_checkpoint({"epoch": epoch, "weights": torch.arange(1000.0)}, path)
@@ -86,24 +86,24 @@ def damaged_checkpoints(effort: Effort, whole: Path) -> Cases:
     state, last = (load_checkpoint(next((whole / "checkpoints").rglob(f"seed0{kind}.ckpt"))) for kind in (".previous", ""))
     foreign = {"a folder": None, "a bomb": bomb, "code": sealed(pickle.dumps(Code(marker))), "a list": sealed([1])}
     foreign |= {f"without {key}": sealed(without(last, key)) for key in last} | {"torch's code": sealed(Code(marker))}
-    foreign |= {f"with {key} of another kind": sealed({**last, key: 7}) for key in last}
+    foreign |= {f"with {key} of another type": sealed({**last, key: 7}) for key in last}
     foreign["of another network"] = sealed(
         {**last, "model": {name: value.flatten()[:1] for name, value in last["model"].items()}}
     )
     for (name, content), beside in effort.some([(case, beside) for case in foreign.items() for beside in (False, True)]):
-        content = sealed(content()) if content is bomb else content  # which takes seconds to make
-        yield f"checkpoint {name}{', one beside it' * beside}", _gone_on_from(content, beside, effort, whole)
+        content = sealed(content()) if content is bomb else content  # made only now, as it takes seconds
+        yield f"checkpoint {name}{', with the previous one' * beside}", _resumed_from(content, beside, effort, whole)
     yield "no code of a checkpoint was run", "its code was run" if marker.exists() else None
     recipe = experiments.recipe_for(experiments.EXPERIMENTS[EXPERIMENT], "smoke")
     new = [one.name for one in fields(recipe) if one.default is not MISSING and getattr(recipe, one.name) == one.default]
     identities = [without(state["identity"], *some) for some in (new, *zip(new[::5]))]
     for number, old in enumerate([{**state, "identity": one} for one in identities] + [without(state, "arrangement")]):
-        wrong = _gone_on_from(sealed(old), False, effort, whole, "Resumed after epoch 1 of 2.")
-        yield f"checkpoint of an older program {number}", wrong
+        wrong = _resumed_from(sealed(old), False, effort, whole, "Resumed after epoch 1 of 2.")
+        yield f"checkpoint of an older version {number}", wrong
 
 
-def _gone_on_from(content: bytes | None, beside: bool, effort: Effort, whole: Path, says: str = "") -> str | None:
-    """The complaint about a run that finds such a checkpoint (None: a folder), with or without a good one beside it."""
+def _resumed_from(content: bytes | None, beside: bool, effort: Effort, whole: Path, says: str = "") -> str | None:
+    """The complaint about a run that finds this checkpoint (None: a folder), with or without the good previous one."""
     folder = effort.fresh()
     shutil.copytree(whole / "checkpoints", folder / "checkpoints")
     (path,) = folder.rglob("seed0.ckpt")
@@ -113,12 +113,12 @@ def _gone_on_from(content: bytes | None, beside: bool, effort: Effort, whole: Pa
         previous(path).unlink()
     wrong = complaint(ended := Child(run_in(folder), memory=2**30).wait())
     if not wrong and ended.status == 0 and outcome(folder) != outcome(whole):
-        wrong = "it ends otherwise"
-    return wrong or (None if says in ended.out else f"it does not say: {says} {ended.err}")
+        wrong = "it ends differently"
+    return wrong or (None if says in ended.out else f"it does not say {says!r}: {ended.err}")
 
 
 def damaged_records(effort: Effort, whole: Path) -> Cases:
-    """Records and predictions cut, altered, or with entries missing or of another kind: a sentence, or what was written."""
+    """Records and predictions truncated, altered, or with missing or mistyped entries: refused, or read as written."""
     folder = effort.fresh()
     shutil.copytree(whole / "runs", folder / "runs")
     (path,) = folder.rglob("seed0.json")
@@ -139,7 +139,7 @@ def damaged_records(effort: Effort, whole: Path) -> Cases:
         path.write_text(json.dumps(altered))
         accepted.clear()
         wrong = refusal(lambda: records.load_all(folder), lambda found: accepted.append(found) is None)
-        if accepted:  # then the tables are made of it
+        if accepted:  # then the table command must cope with it
             wrong = complaint(Child(command("table", "--results-dir", folder)).wait())
         yield f"record: {'.'.join(place)}, {junk!r:.20}", wrong
     old = {name: without(part, "accuracy_at_5", "loss_mirrored") if name == "test" else part for name, part in record.items()}
@@ -147,13 +147,13 @@ def damaged_records(effort: Effort, whole: Path) -> Cases:
     old["recipe"] = {name: record["recipe"][name] for name in ("epochs", "batch_size", "image_size", "mean", "std")}
     path.write_text(json.dumps(without(old, "limits", "arrangement", "peak_memory_bytes")))
     ended = Child(command("table", "--results-dir", folder)).wait()
-    yield "the record of an older program", complaint(ended) or ended.err or None
+    yield "the record of an older version", complaint(ended) or ended.err or None
     path.write_text(content)
     yield "nothing was written outside the folder", "evil" if list(effort.folder.parent.glob("evil*")) else None
 
 
 def damaged_models(effort: Effort, whole: Path) -> Cases:
-    """Saved models cut, altered, and with hostile metadata or weights."""
+    """Saved models that are truncated, altered, or have hostile metadata or weights."""
     path = Path(shutil.copy(whole / "model", effort.fresh()))
     content, about = path.read_bytes(), demo.load_model(path).about.__dict__
     yield from damages(path, effort, lambda: demo.load_model(path), lambda _: True)
@@ -162,7 +162,7 @@ def damaged_models(effort: Effort, whole: Path) -> Cases:
     hostile = [(key, junk) for key in about for junk in JUNK] + [("stored_size", 20_000), ("std", [math.nan] * 3)]
     hostile += [("classes", [name] * 10) for name in ("<img src=x onerror=alert(1)>", "$x^$")]
     texts = [(f"{key} {junk!r:.20}", json.dumps({**about, key: junk})) for key, junk in hostile]
-    texts += [("nested deep", "[" * 100_000), ("an integer of 5,000 digits", "1" * 5_000), ("no text", "")]
+    texts += [("deeply nested", "[" * 100_000), ("an integer of 5,000 digits", "1" * 5_000), ("no text", "")]
     work = command("classify", whole / "image.png", "--model", path)
     for name, text in effort.some(texts, least=6):
         head = json.dumps({**header, "__metadata__": {"about": text}}).encode()
@@ -180,7 +180,7 @@ def damaged_models(effort: Effort, whole: Path) -> Cases:
 
 
 def damaged_data(effort: Effort, whole: Path) -> Cases:
-    """Parquet files that are cut, altered or of another form, and damaged caches of them: a sentence, or what was written."""
+    """Parquet files that are truncated, altered or of another form, and damaged caches: refused, or read as written."""
     folder, counts = effort.fresh(), {"train": 20, "test": 10}
     path, cache = folder / "cifar10" / "train-0.parquet", folder / "cache" / "cifar10-32.npz"
     path.parent.mkdir()
@@ -206,7 +206,7 @@ def damaged_data(effort: Effort, whole: Path) -> Cases:
 
 
 def wrong_numbers(effort: Effort, whole: Path) -> Cases:
-    """NaN, infinities and absurd sizes in recipes and options; a loss that is not finite keeps what there was."""
+    """NaN, infinities and absurd sizes in recipes and options, and a loss that is not finite: refused in one sentence."""
     base = experiments.EXPERIMENTS[EXPERIMENT].recipe
     for setting in fields(base):
         if type(getattr(base, setting.name)) in (int, float):

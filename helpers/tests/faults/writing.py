@@ -1,4 +1,4 @@
-"""Faults while something is written: kills, full and read-only disks, a mirror that vanishes, two at once."""
+"""Faults while files are written: kills, full and read-only disks, a mirror that vanishes, two processes at once."""
 
 import itertools
 import os
@@ -25,17 +25,17 @@ START = "import sys; from helpers.tests.faults import child\nwith child.smallest
 
 
 def arguments(folder: Path, *first) -> tuple:
-    """A command line about the smoke run, with all its files in one folder."""
+    """A command line for the smoke run, with all its files in one folder."""
     return (*first, "--profile", "smoke", "--results-dir", folder, "--checkpoint-dir", folder / "checkpoints")
 
 
 def run_in(folder: Path, *more) -> Callable[[], int]:
-    """The smoke run."""
+    """Work for a child: the smoke run in this folder."""
     return command(*arguments(folder, "run", EXPERIMENT), *more)
 
 
 def outcome(folder: Path) -> dict:
-    """What a run has left, without times; its predictions agree with its record."""
+    """The results of a run, without times; reading its predictions checks them against its record."""
     (record,) = records.load_all(folder)
     history = [{name: value for name, value in row.items() if "seconds" not in name} for row in record["history"]]
     arrays = {name: array.tolist() for name, array in records.predictions(record, folder).items()}
@@ -43,12 +43,12 @@ def outcome(folder: Path) -> dict:
 
 
 def pairs_agree(folder: Path) -> bool:
-    """Whether each record is whole, and agrees with the predictions beside it; reading them says so if not."""
+    """Whether each record is intact and agrees with its predictions; reading them raises an error if not."""
     return all(records.predictions(record, folder) for record in records.load_all(folder))
 
 
 def epoch_in(folder: Path) -> int:
-    """The epoch of the checkpoint that would be gone on from."""
+    """The epoch of the checkpoint from which training would resume."""
     return load_checkpoint(folder / "seed0.ckpt")["epoch"]
 
 
@@ -59,7 +59,7 @@ def tables_in(folder: Path) -> dict[str, bytes]:
 
 
 def figures_whole(folder: Path) -> bool:
-    """Whether each figure is a whole image; Pillow says so if not."""
+    """Whether each figure is an intact image (Pillow raises an error if not), and each record agrees with its predictions."""
     for path in folder.rglob("*.png"):
         with Image.open(path) as figure:
             figure.load()
@@ -67,7 +67,7 @@ def figures_whole(folder: Path) -> bool:
 
 
 def search_in(folder: Path) -> list:
-    """What an exhaustive search over two trials finds, without times; it is only read where it was done."""
+    """The losses of an exhaustive search over two trials; it only reads them if the search is done."""
     recipe = replace(experiments.recipe_for(experiments.EXPERIMENTS[EXPERIMENT], "smoke"), epochs=1)
     dataset = data.sample("cifar10", image_size=recipe.image_size)
     grid, places = {"learning_rate": (0.01, 0.02)}, {"checkpoint_dir": folder / "checkpoints"}
@@ -76,13 +76,13 @@ def search_in(folder: Path) -> list:
 
 
 def missing_in(folder: Path) -> int:
-    """The smoke run, as the only one that the plan lacks."""
+    """`run --missing`, with the smoke run as the only experiment in the plan."""
     queue.EXPERIMENTS = {EXPERIMENT: experiments.EXPERIMENTS[EXPERIMENT]}
     return command(*arguments(folder, "run", "--missing"))()
 
 
 class Subject(NamedTuple):
-    """Something that is written: how, what there is in the end, from what, and what must be true at any time."""
+    """Something that writes files: the work, its outcome, the files it starts from, and what must be true at any time."""
 
     name: str
     work: Callable[[Path], Callable[[], int | None]]
@@ -92,7 +92,7 @@ class Subject(NamedTuple):
 
 
 def subjects(whole: Path) -> list[Subject]:
-    """Everything that is written; `whole` holds an undisturbed run, its model and an image."""
+    """Everything that writes files; `whole` holds an undisturbed run, its model and an image."""
 
     def copied(folder: Path) -> None:
         shutil.copytree(whole, folder, dirs_exist_ok=True)
@@ -121,7 +121,7 @@ def subjects(whole: Path) -> list[Subject]:
 
 
 def undisturbed(subject: Subject, effort: Effort) -> tuple[object, int, int]:
-    """Its outcome, how many calls write under its folder, and the size of the largest file in the end."""
+    """The outcome without a fault, the number of calls that write in the folder, and the final size of the largest file."""
     if subject.name not in effort.known:
         folder = effort.fresh()
         subject.prepare(folder)
@@ -140,7 +140,7 @@ def undisturbed(subject: Subject, effort: Effort) -> tuple[object, int, int]:
 
 
 def disturbed(subject: Subject, effort: Effort, fault: Callable[[Path], object]) -> str | None:
-    """The complaint about a subject that meets a fault, is looked at, and is done again without one."""
+    """The complaint about a subject that meets a fault, is checked, and is done again without one."""
     folder = effort.fresh()
     subject.prepare(folder)
     ended = Child(lambda: (fault(folder), subject.work(folder)())[1]).wait()
@@ -150,11 +150,11 @@ def disturbed(subject: Subject, effort: Effort, fault: Callable[[Path], object])
     left = [path.name for path in folder.rglob("tmp*")]
     same = broken(lambda: subject.outcome(folder), lambda found: found == undisturbed(subject, effort)[0])
     shutil.rmtree(folder)
-    return f"it does not go on to the same end: {again.err.strip()} {same} {left}" if again.status or same or left else None
+    return f"it does not reach the same end: {again.err.strip()} {same} {left}" if again.status or same or left else None
 
 
 def system_calls(effort: Effort, whole: Path) -> Cases:
-    """A kill, and an error of a full disk, at every call that writes."""
+    """A kill, and a full-disk error, at every call that writes."""
     for subject in subjects(whole):
         calls = range(1, undisturbed(subject, effort)[1] + 1)
         for number, kill in effort.some(itertools.product(calls, (True, False)), least=2):
@@ -163,7 +163,7 @@ def system_calls(effort: Effort, whole: Path) -> Cases:
 
 
 def full_disks(effort: Effort, whole: Path) -> Cases:
-    """No room for more than a part of the largest file, at ten levels; the write fails, or kills in its middle."""
+    """Room for only part of the largest file, at ten levels; the write fails, or kills the process halfway."""
     for subject in subjects(whole):
         for tenth, kill in effort.some(itertools.product(range(10), (False, True)), least=1):
             size = round(undisturbed(subject, effort)[2] * (tenth + 0.5) / 10)
@@ -173,9 +173,9 @@ def full_disks(effort: Effort, whole: Path) -> Cases:
     for tenth in [*effort.some(range(10), least=1), "read-only"]:
         folder, size = effort.fresh(), "64m,ro" if tenth == "read-only" else f"{max(8, round(need * (tenth + 0.5) / 10))}k"
         if not mount(folder, f"size={size}"):
-            return  # not root: the files of limited size must do
+            return  # not root: the limits on file size must do
         wrong = complaint(ended := Child(run_in(folder)).wait())
-        wrong = wrong or ("nothing was said" if tenth == "read-only" and ended.status != 1 else None)
+        wrong = wrong or ("nothing was reported" if tenth == "read-only" and ended.status != 1 else None)
         mount(folder, "remount,rw,size=64m")
         wrong = wrong or complaint(Child(run_in(folder)).wait())
         yield f"run: a disk of size {size}", wrong or broken(lambda at=folder: outcome(at), lambda end: end == outcome(whole))
@@ -183,21 +183,21 @@ def full_disks(effort: Effort, whole: Path) -> Cases:
 
 
 def limit_file_size(size: int, kill: bool) -> None:
-    """In a child: no file grows over so many bytes; a write that would fails, or kills in its middle."""
+    """In a child: limit every file to `size` bytes; a write beyond that fails, or kills the process halfway."""
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL if kill else signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
 def mount(folder: Path, options: str) -> bool:
-    """Mount, or mount again, a file system in memory; whether that is allowed here."""
+    """Mount or remount a file system in memory; returns whether that worked."""
     line = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     return shutil.which("mount") is not None and subprocess.run(line, capture_output=True).returncode == 0
 
 
 def random_kills(effort: Effort, whole: Path) -> Cases:
-    """The command, killed at random instants and started again, until it ends as one that was let be.
+    """Kill the command at random instants and restart it until it finishes, with the outcome of an undisturbed run.
 
-    It is forked from this process, which spares it the seconds of its imports; every fiftieth start is a new process.
+    It is forked from this process, which saves the seconds that imports take; every fiftieth start is a new process.
     """
     rounds, starts, lengths = 0, itertools.count(1), {}
     while rounds < effort.rounds:
@@ -211,26 +211,26 @@ def random_kills(effort: Effort, whole: Path) -> Cases:
                 yield f"kill {rounds}", broken(lambda at=folder: at, pairs_agree)
             elif limit == 0:
                 lengths[is_new] = processor_time() - before
-        yield "the end after kills", None if status == 0 and outcome(folder) == outcome(whole) else f"it ends otherwise: {err}"
+        yield "the end after kills", None if status == 0 and outcome(folder) == outcome(whole) else f"different end: {err}"
         shutil.rmtree(folder)
 
 
 def new_process(folder: Path, limit: float) -> tuple[int, str]:
-    """The smoke run in a process that is no fork, killed after so many seconds of processor time; its status and errors."""
+    """The smoke run in a process that is not a fork, killed after `limit` seconds of CPU time; returns status and errors."""
     line = [sys.executable, "-c", START, *map(str, arguments(folder, "run", EXPERIMENT))]
-    around = {"cwd": ROOT, "env": os.environ | {"OMP_NUM_THREADS": "1"}}  # as the forks have it, or it would round otherwise
+    around = {"cwd": ROOT, "env": os.environ | {"OMP_NUM_THREADS": "1"}}  # as in the forks, or it would round differently
     done = subprocess.run(line, capture_output=True, text=True, **around, preexec_fn=lambda: child.kill_after(limit))
     return done.returncode, done.stderr
 
 
 def processor_time() -> float:
-    """Seconds that the children of this process have used."""
+    """CPU seconds that the children of this process have used."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def two_at_once(effort: Effort, whole: Path) -> Cases:
-    """Two processes at the same files: each ends well or with a sentence, and nothing is mixed."""
+    """Two processes with the same files: each succeeds or ends with one sentence, and nothing is mixed up."""
     for subject, number in effort.some(itertools.product(subjects(whole)[:5], range(5)), least=2):
         folder = effort.fresh()
         subject.prepare(folder)
@@ -241,16 +241,16 @@ def two_at_once(effort: Effort, whole: Path) -> Cases:
 
 
 def vanishing_mirrors(effort: Effort, whole: Path) -> Cases:
-    """The folder that checkpoints are copied to is not there, is no folder, is full, cannot be written: training goes on."""
+    """The folder that checkpoints are copied to is missing, not a folder, full or read-only: training continues."""
     faults = {
         "is not mounted": lambda mirror: shutil.rmtree(mirror.parents[5]),
         "is a file": lambda mirror: mirror.write_text("in the way"),
-        "holds a folder of the file's name": lambda mirror: (mirror / "seed0.ckpt" / "full").mkdir(parents=True),
+        "holds a folder with the checkpoint's name": lambda mirror: (mirror / "seed0.ckpt" / "full").mkdir(parents=True),
         "is a broken link": lambda mirror: mirror.symlink_to("nowhere"),
         "is a link to itself": lambda mirror: mirror.symlink_to(mirror),
         "is full": lambda mirror: (mirror.mkdir(), mount(mirror, "size=4k"), (mirror / "x").write_bytes(bytes(4096))),
         "is read-only": lambda mirror: (mirror.mkdir(), mount(mirror, "size=4k,ro") or mirror.chmod(0o500)),
-        "goes after the first epoch": lambda mirror: mirror.mkdir(),
+        "vanishes after the first epoch": lambda mirror: mirror.mkdir(),
     }
     if not mount(probe := effort.fresh(), "size=4k"):
         del faults["is full"]  # not root
@@ -261,12 +261,12 @@ def vanishing_mirrors(effort: Effort, whole: Path) -> Cases:
         make(mirror)
 
         def work(folder=folder, mirror=mirror, name=name) -> None:
-            if name.startswith("goes"):  # as Drive does: what lay there is not there any more when the second copy is made
+            if name.startswith("vanishes"):  # as Drive does: its files are gone when the second copy is made
                 sys.addaudithook(lambda event, _: event == "shutil.copyfile" and shutil.rmtree(mirror.parent, True))
             places = {"checkpoint_dir": folder / "checkpoints", "mirror": mirror}
             records.save(*experiments.run(EXPERIMENT, 0, "smoke", **places), folder)
 
         wrong = complaint(ended := Child(work).wait())
         wrong = wrong or broken(lambda at=folder: outcome(at), lambda end: end == outcome(whole))
-        yield f"the mirror {name}", wrong or (None if "cop" in ended.out + ended.err else "nothing was said")
+        yield f"the mirror {name}", wrong or (None if "cop" in ended.out + ended.err else "nothing was reported")
         subprocess.run(["umount", "-l", str(mirror)], capture_output=True)

@@ -1,4 +1,4 @@
-"""The residual blocks: where groups and strides sit, what they cost, and how three forms are one."""
+"""The residual blocks: groups, strides, parameter counts, and the equality of the three forms of a ResNeXt block."""
 
 import matplotlib.pyplot as plt
 import pytest
@@ -54,7 +54,7 @@ def test_three_forms_are_equal(form, shape, training):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_form_is_a_copy_with_as_many_parameters(form):
+def test_a_converted_block_has_its_own_copy_of_all_parameters(form):
     block = grouped_block("stride")
     twin = form.from_grouped(block)
     assert sum(p.numel() for p in twin.parameters()) == sum(p.numel() for p in block.parameters())
@@ -65,7 +65,7 @@ def test_a_form_is_a_copy_with_as_many_parameters(form):
     assert torch.equal(block.conv1.weight, kept)
 
 
-def test_a_wrong_slicing_is_noticed():
+def test_swapping_the_weights_of_two_branches_changes_the_output():
     block = grouped_block("identity")
     twin = SplitBranches.from_grouped(block)
     first, second = twin.branches[0].conv2, twin.branches[1].conv2
@@ -87,7 +87,7 @@ def test_groups_and_stride_are_in_the_3x3():
     assert block(torch.zeros(1, 256, 9, 9)).shape == (1, 512, 5, 5)
 
 
-def test_grouped_convolution_by_hand():
+def test_the_number_of_weights_in_a_block_matches_the_papers_formula():
     # Xie et al. 2017, section 3.4: C·(256·d + 3·3·d·d + d·256) is about 70 k for C = 32, d = 4, and so is the plain
     # bottleneck's 256·64 + 3·3·64·64 + 64·256.
     def convolution_weights(block):
@@ -97,7 +97,7 @@ def test_grouped_convolution_by_hand():
     assert convolution_weights(Bottleneck(256, 256, group_width=64)) == 256 * 64 + 9 * 64 * 64 + 64 * 256
 
 
-def test_identity_shortcut_only_where_the_shape_is_kept():
+def test_the_shortcut_is_the_identity_only_if_the_shape_stays_the_same():
     assert BasicBlock(8, 8).downsample is None
     assert BasicBlock(8, 8, stride=2).downsample is not None
     assert BasicBlock(8, 9).downsample is not None
@@ -115,7 +115,7 @@ def test_sizes_must_be_positive_whole_numbers(wrong):
         Bottleneck(**arguments)
 
 
-def test_drawing_shows_the_blocks_own_numbers():
+def test_the_drawing_shows_the_blocks_own_numbers():
     figure = draw_block(Bottleneck(256, 512, cardinality=8, group_width=64, stride=2))
     split, early, grouped = ([text.get_text() for text in axis.texts] for axis in figure.axes)
     plt.close(figure)
@@ -136,7 +136,7 @@ def test_drawing_shows_the_blocks_own_numbers():
         lambda: models.build("torchvision/resnet18", 2).layer1[0],
     ],
 )
-def test_with_its_last_batchnorm_at_zero_a_block_starts_as_its_shortcut(block):
+def test_a_block_whose_last_batchnorm_is_zero_equals_its_shortcut(block):
     torch.manual_seed(0)
     block = block()
     images = torch.randn(2, block.conv1.in_channels if hasattr(block, "conv1") else 16, 6, 6)
@@ -145,7 +145,7 @@ def test_with_its_last_batchnorm_at_zero_a_block_starts_as_its_shortcut(block):
     assert torch.equal(block(images), images.relu())
 
 
-def test_every_block_of_a_network_and_nothing_else_starts_at_zero():
+def test_in_a_network_only_the_last_batchnorm_of_each_block_is_zeroed():
     model = models.build("resnext29_under5m", 10)
     models.zero_last_batchnorm(model)
     zeros = [name for name, parameter in model.named_parameters() if name.endswith("weight") and not parameter.any()]
@@ -153,13 +153,13 @@ def test_every_block_of_a_network_and_nothing_else_starts_at_zero():
 
 
 @pytest.mark.parametrize("model", [WideBlock(8, 8), torch.nn.Linear(2, 2)])
-def test_without_a_last_batchnorm_there_is_none_to_zero(model):
+def test_zeroing_is_refused_if_no_block_ends_in_a_batchnorm(model):
     with pytest.raises(ValueError, match="No residual block of this network ends in a BatchNorm"):
         zero_last_batchnorm(model)
 
 
 @pytest.mark.parametrize(("strided", "strides", "inner"), [("first", [2, 1], 5), ("second", [1, 2], 9)])
-def test_where_the_stride_sits(strided, strides, inner):
+def test_which_convolution_carries_the_stride(strided, strides, inner):
     block = BasicBlock(4, 6, stride=2, strided=strided)
     assert [block.conv1.stride[0], block.conv2.stride[0]] == strides
     assert block.downsample[0].stride == (2, 2)
@@ -169,7 +169,7 @@ def test_where_the_stride_sits(strided, strides, inner):
 
 
 @pytest.mark.parametrize(("kernel_size", "strided"), [(3, "first"), (5, "first"), (5, "second")])
-def test_a_basic_block_is_its_definition(kernel_size, strided):
+def test_a_basic_block_equals_its_definition(kernel_size, strided):
     block = stirred(BasicBlock(4, 6, stride=2, kernel_size=kernel_size, strided=strided))
     images = torch.randn(2, 4, 8, 8, dtype=torch.float64)
     one, two = (2, 1) if strided == "first" else (1, 2)
@@ -182,13 +182,13 @@ def test_a_basic_block_is_its_definition(kernel_size, strided):
 
 @pytest.mark.parametrize("kernel_size", [1, 3, 5, 7])
 @pytest.mark.parametrize("size", [7, 8])
-def test_every_odd_kernel_keeps_the_size_and_halves_it_upwards(kernel_size, size):
+def test_every_odd_kernel_keeps_the_size_or_halves_it_rounded_up(kernel_size, size):
     images = torch.zeros(1, 4, size, size)
     assert BasicBlock(4, 4, kernel_size=kernel_size)(images).shape[2:] == (size, size)
     assert BasicBlock(4, 4, kernel_size=kernel_size, stride=2, strided="second")(images).shape[2:] == (4, 4)
 
 
-def test_excitation_by_hand():
+def test_excitation_equals_its_definition():
     block = stirred(BasicBlock(8, 8, reduction=4))
     images = torch.randn(2, 8, 5, 5, dtype=torch.float64)
     plain = block.bn2(block.conv2(torch.relu(block.bn1(block.conv1(images)))))
@@ -199,9 +199,9 @@ def test_excitation_by_hand():
     torch.testing.assert_close(block(images), torch.relu(images + plain * factors[:, :, None, None]), rtol=1e-12, atol=1e-12)
 
 
-def test_without_a_reduction_the_state_is_torchvisions():
+def test_without_a_reduction_there_is_no_excitation():
     assert not [name for name in BasicBlock(8, 8).state_dict() if "excitation" in name]
 
 
-def test_excitation_counts():
+def test_the_parameter_count_of_an_excitation():
     assert count_parameters(excitation(64, 16)) == 64 * 4 + 4 + 4 * 64 + 64 == 580

@@ -1,4 +1,4 @@
-"""Counts, layer tables, receptive fields, and the widest network under a limit."""
+"""Counts, layer tables, receptive fields, and the widest network within a parameter limit."""
 
 import matplotlib.pyplot as plt
 import pytest
@@ -18,14 +18,14 @@ from helpers.tests.models.test_res2net_and_wide import stirred
 CIFAR = (1, 3, 32, 32)
 
 
-def test_counting_leaves_everything_as_it_was():
+def test_counting_changes_nothing():
     torch.manual_seed(0)
     model = models.build("resnet18", 2)
     model.layer1.eval()
     modes = [module.training for module in model.modules()]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     random_state = torch.get_rng_state()
-    # Twice the side of the image: four times every convolution, the same head.
+    # Twice the image's side: four times the MACs of every convolution, the same for the head.
     assert models.count_macs(model, (1, 3, 448, 448)) == 4 * (1_813_562_368 - 1024) + 1024
     assert models.count_macs(model, (2, 3, 224, 224)) == 2 * 1_813_562_368
     models.layer_table(model)
@@ -34,14 +34,14 @@ def test_counting_leaves_everything_as_it_was():
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_frozen_and_shared_parameters():
+def test_frozen_parameters_are_not_counted_and_shared_ones_once():
     layer = nn.Linear(3, 4)
     assert models.count_parameters(nn.Sequential(layer, nn.ReLU(), layer)) == 16
     layer.bias.requires_grad_(False)
     assert models.count_parameters(layer) == 12
 
 
-def test_torchsummary_agrees_and_touches_nothing():
+def test_torchsummary_agrees_and_changes_nothing():
     pytest.importorskip("torchsummary")
     torch.manual_seed(0)
     model = models.build("resnet18", 2)
@@ -54,7 +54,7 @@ def test_torchsummary_agrees_and_touches_nothing():
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_drawing_shows_every_stage():
+def test_the_drawing_shows_every_stage():
     figure = draw_network(models.build("resnext50_32x4d", 1000))
     texts = [text.get_text() for text in figure.axes[0].texts]
     plt.close(figure)
@@ -64,7 +64,7 @@ def test_drawing_shows_every_stage():
 
 
 def opened(block: nn.Module) -> nn.Module:
-    """The block with positive weights and no ReLU that closes, so that nothing hides."""
+    """The block with positive weights and large BatchNorm biases: every ReLU is active, and no gradients cancel."""
     block = stirred(block)
     with torch.no_grad():
         for layer in block.modules():
@@ -76,29 +76,29 @@ def opened(block: nn.Module) -> nn.Module:
 
 
 def widths(block: nn.Module, parts: int) -> list[int]:
-    """On how many columns of the image the field of each part is not zero."""
+    """The width, in pixels, of the receptive field of each part."""
     return [int((field > 0).any(0).sum()) for field in anatomy.receptive_fields(opened(block), parts)]
 
 
-def test_the_parts_of_a_res2net_block_see_ever_further():
+def test_receptive_fields_grow_from_part_to_part_of_a_res2net_block():
     # One pixel at first, then 3, 5 and 7: "the output contains a different number of receptive field sizes", section 3.1.
     assert widths(Res2NetBlock(4, 16, scale=4, group_width=1), 4) == [1, 3, 5, 7]
-    assert widths(Res2NetBlock(4, 16, scale=4, group_width=1, stride=2), 4) == [3, 3, 3, 3], "nothing is handed on"
+    assert widths(Res2NetBlock(4, 16, scale=4, group_width=1, stride=2), 4) == [3, 3, 3, 3], "no part is added to the next"
     assert widths(Bottleneck(4, 16, cardinality=4, group_width=1), 1) == [3]
 
 
-def test_a_receptive_field_lies_around_the_middle_and_its_strength_is_the_gradient():
+def test_a_receptive_field_is_centred_and_its_values_are_the_gradient():
     block = opened(Bottleneck(2, 2, group_width=1))
     [field] = anatomy.receptive_fields(block, 1, image_size=7)
     assert (field > 0).nonzero().tolist() == [[y, x] for y in (2, 3, 4) for x in (2, 3, 4)]
-    # With every ReLU open the block is linear up to there: the 3×3's weights times the 1×1's, each by its BatchNorm.
+    # With every ReLU active, the block is linear up to there: 3×3 weights times 1×1 weights, each scaled by its BatchNorm.
     scales = [(bn.weight / (bn.running_var + bn.eps).sqrt()).item() for bn in (block.bn1, block.bn2)]
     expected = block.conv2.weight[0, 0] * block.conv1.weight.sum() * scales[0] * scales[1]
     torch.testing.assert_close(field[2:5, 2:5], expected.detach())
     assert not block.conv3._forward_pre_hooks
 
 
-def test_drawn_fields_have_a_square_around_all_that_count():
+def test_each_drawn_receptive_field_is_framed_by_a_square():
     fields = anatomy.receptive_fields(opened(Res2NetBlock(4, 16, scale=4, group_width=1)), 4)
     figure = drawings.receptive_fields({f"part {number}": field for number, field in enumerate(fields, 1)})
     squares = [axis.patches[0].get_bbox().bounds for axis in figure.axes]
@@ -106,7 +106,7 @@ def test_drawn_fields_have_a_square_around_all_that_count():
     drawings.plt.close(figure)
 
 
-def test_stage_table_by_hand():
+def test_the_stage_table_matches_hand_counts():
     table = anatomy.stage_table(models.build("slim_resnet", 10)).set_index("stage")
     assert list(table.index) == ["stem", "layer1", "layer2", "layer3", "layer4", "head"]
     assert list(table["output"]) == ["32×32×32", "32×32×32", "64×16×16", "128×8×8", "256×4×4", "10"]
@@ -121,7 +121,7 @@ def test_stage_table_by_hand():
 
 
 def parameters_of_resnet18(width: int) -> int:
-    """In closed form: ResNet-18 with `width` channels where the original has 64, for ten classes."""
+    """In closed form: ResNet-18 with `width` channels instead of 64, for ten classes."""
 
     def block(into, out):
         return 9 * into * out + 9 * out * out + 4 * out + (into * out + 2 * out if into != out else 0)
@@ -131,7 +131,7 @@ def parameters_of_resnet18(width: int) -> int:
     return 49 * 3 * width + 2 * width + stages + 8 * width * 10 + 10
 
 
-def test_the_widest_resnet18_under_five_million_has_42_channels_where_the_original_has_64():
+def test_the_widest_resnet18_under_five_million_parameters_has_42_channels_instead_of_64():
     assert parameters_of_resnet18(64) == 11_181_642
     assert parameters_of_resnet18(42) <= 5_000_000 < parameters_of_resnet18(43)
     found = anatomy.widest(RESNET18, 10, 5_000_000)
@@ -139,7 +139,7 @@ def test_the_widest_resnet18_under_five_million_has_42_channels_where_the_origin
     assert count_parameters(found.build(10)) == parameters_of_resnet18(42)
 
 
-def test_the_widest_is_exact_at_its_own_count_and_one_less():
+def test_the_widest_network_is_exact_at_the_limit_and_one_parameter_below():
     for width in (1, 2, 7):
         exactly = parameters_of_resnet18(width)
         assert anatomy.widest(RESNET18, 10, exactly).stem.channels == width
@@ -149,18 +149,18 @@ def test_the_widest_is_exact_at_its_own_count_and_one_less():
         anatomy.widest(RESNET18, 10, parameters_of_resnet18(1) - 1)
 
 
-def test_the_reports_network_already_is_the_widest_of_its_form():
+def test_the_reports_network_is_already_the_widest_of_its_form():
     assert anatomy.widest(SLIM["slim_resnet"], 10, 5_000_000) == SLIM["slim_resnet"]
 
 
-def test_with_excitation_only_widths_that_divide_count():
+def test_with_excitation_only_widths_divisible_by_the_reduction_are_candidates():
     strong = SLIM["slim_resnet_strong"]
     found = anatomy.widest(strong, 10, 4_733_609)
-    assert [stage.out_channels for stage in found.stages] == [48, 96, 192], "sixteen channels less, not one"
+    assert [stage.out_channels for stage in found.stages] == [48, 96, 192], "sixteen channels fewer, not one"
     assert anatomy.widest(strong, 10, 5_000_000) == strong
 
 
-def test_the_width_of_a_bottleneck_grows_with_the_rest():
+def test_the_width_of_a_bottleneck_scales_with_the_rest():
     stages = (Stage(1, 32, 1, {"cardinality": 2, "group_width": 4}), Stage(1, 64, 2, {"cardinality": 2, "group_width": 8}))
     wide = anatomy.at_width(Description(Stem(8, 3, 1, False), stages, Bottleneck), 6)
     assert wide.stem.channels == 12 and [stage.out_channels for stage in wide.stages] == [48, 96]
@@ -168,7 +168,7 @@ def test_the_width_of_a_bottleneck_grows_with_the_rest():
     assert wide.build(10).layer1[0].conv2.groups == 2
 
 
-def test_bars_show_every_stage_of_every_network_in_millions():
+def test_the_bars_show_every_stage_of_every_network_in_millions():
     tables = {name: anatomy.stage_table(models.build(name, 10)) for name in ("slim_resnet", "slim_resnet_strong")}
     figure = plots.stage_bars(tables, list(tables))
     parameters, macs = figure.axes
@@ -179,5 +179,5 @@ def test_bars_show_every_stage_of_every_network_in_millions():
     plt.close(figure)
     assert heights == [[value / 1e6 for value in table["parameters"]] for table in tables.values()]
     assert labels == ["stem", "layer1", "layer2", "layer3", "layer4", "head"]
-    assert [round(place) for place in places[1]] == [0, 1, 2, 3, 5], "a network of three stages has its head under head"
+    assert [round(place) for place in places[1]] == [0, 1, 2, 3, 5], "a three-stage network's head still stands above 'head'"
     assert legend[0] == "slim_resnet: 4,978,730 parameters, 407.7 million MACs"

@@ -1,4 +1,4 @@
-"""The named networks: their sizes to the last parameter, their equality with torchvision's, how wrong input is met."""
+"""The named networks: exact parameter counts, equality with torchvision's, and errors for bad input."""
 
 import os
 import socket
@@ -16,7 +16,7 @@ from helpers.runtime import UserError
 OURS = ["resnext50_32x4d", "resnet18", "resnet50"]
 
 
-# 1000 classes: torchvision's published `num_params`. Each class fewer takes 2048 (or 512) weights and one bias.
+# 1000 classes: torchvision's published `num_params`. Each class fewer removes 2048 (or 512) weights and one bias.
 PARAMETERS = {
     "resnext50_32x4d": {1000: 25_028_904, 2: 22_984_002},
     "resnet18": {1000: 11_689_512, 2: 11_177_538, 10: 11_181_642},
@@ -41,7 +41,7 @@ PARAMETERS = {
     "torchvision/resnet18": {1000: 11_689_512, 2: 11_177_538, 10: 11_181_642},
     "torchvision/resnet50": {1000: 25_557_032},
     # Zagoruyko and Komodakis 2016 print 11.0 M for 16-8; Gao et al. 2019, table 4, print
-    # 24.3 M for Res2NeXt-29, where others count 23.71 M as here. The home-made ones are added up in test_zoo.py.
+    # 24.3 M for Res2NeXt-29, where others count 23.71 M, as here. test_zoo.py adds up the home-made ones.
     "simplenet": {10: 5_498_378, 100: 5_521_508},
     "wrn16_2": {100: 703_284},
     "wrn16_4": {100: 2_772_020},
@@ -64,7 +64,7 @@ MACS = {"resnext50_32x4d": 4_230_479_872, "resnet18": 1_814_073_344, "resnet50":
 
 @pytest.fixture(scope="module", params=OURS)
 def pair(request):
-    """Our network and torchvision's of the same name, each built under the same seed, for two classes."""
+    """Our network and torchvision's of the same name, built with the same seed for two classes."""
     torch.manual_seed(7)
     ours = models.build(request.param, 2)
     torch.manual_seed(7)
@@ -81,7 +81,7 @@ def assert_equal_states(left: nn.Module, right: nn.Module) -> None:
 @pytest.mark.parametrize("name", models.MODELS)
 def test_every_model_has_a_pinned_count_and_runs(name):
     assert name in PARAMETERS, f"pin the parameter count of {name}"
-    small = max(PARAMETERS[name].values()) < 10_000_000  # the others are counted, and give their shape, without numbers
+    small = max(PARAMETERS[name].values()) < 10_000_000  # of large ones, only counts and shapes are computed
     with torch.device("cpu" if small else "meta"), torch.no_grad():
         for num_classes, parameters in PARAMETERS[name].items():
             model = models.build(name, num_classes)
@@ -93,28 +93,28 @@ def test_counts_are_pinned_for_registered_models_only():
     assert set(PARAMETERS) == set(models.MODELS)
 
 
-def test_parameters_are_torchvisions_published_ones():
+def test_parameter_counts_equal_torchvisions_published_ones():
     for name in OURS:
         assert get_model_weights(name).IMAGENET1K_V1.meta["num_params"] == PARAMETERS[name][1000]
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_macs(name):
+def test_macs_equal_torchvisions_published_ones(name):
     ours = models.count_macs(models.inspect.network(name, 1000))
     assert ours == MACS[name]
     assert round(ours / 1e9, 3) == get_model_weights(name).IMAGENET1K_V1.meta["_ops"]
 
 
-def test_macs_are_the_papers():
+def test_macs_equal_the_papers():
     # Xie et al. 2017, table 1, prints 4.2 and 4.1 billion, with the stride in the 3×3 as here.
     assert (round(MACS["resnext50_32x4d"] / 1e9, 1), round(MACS["resnet50"] / 1e9, 1)) == (4.2, 4.1)
 
 
-def test_starts_equal_torchvision_under_one_seed(pair):
+def test_initial_weights_equal_torchvisions_with_the_same_seed(pair):
     assert_equal_states(*pair)
 
 
-def test_loads_torchvision_and_gives_the_same_bits(pair):
+def test_with_torchvisions_weights_the_outputs_are_bit_identical(pair):
     ours, theirs = pair
     torch.manual_seed(1)
     for module in theirs.modules():
@@ -127,7 +127,7 @@ def test_loads_torchvision_and_gives_the_same_bits(pair):
         assert torch.equal(ours.eval()(images), theirs.eval()(images))
 
 
-def test_two_sgd_steps_equal_torchvision(pair):
+def test_weights_after_two_sgd_steps_equal_torchvisions(pair):
     ours, theirs = pair
     start = theirs.fc.weight.clone()
     ours.load_state_dict(theirs.state_dict(), strict=True)
@@ -142,7 +142,7 @@ def test_two_sgd_steps_equal_torchvision(pair):
     assert not torch.equal(start, theirs.fc.weight)
 
 
-def test_unknown_name_lists_the_names():
+def test_the_error_for_an_unknown_name_lists_the_names():
     with pytest.raises(
         UserError, match=r"no model 'resnext51'; choose one of resnext50_32x4d, .*zoo_resnext1_doubling_wide\.$"
     ):
@@ -150,7 +150,7 @@ def test_unknown_name_lists_the_names():
 
 
 @pytest.mark.parametrize("num_classes", [0, -1, 2.0, "2", None, True])
-def test_wrong_number_of_classes(num_classes):
+def test_an_invalid_number_of_classes_is_refused(num_classes):
     with pytest.raises(UserError, match="num_classes must be a whole number of at least 1"):
         models.build("resnet18", num_classes)
 
@@ -169,7 +169,7 @@ def test_pretrained_weights_come_from_the_cache_with_a_new_head(tmp_path, monkey
 
 
 @pytest.mark.parametrize("failure", [URLError("no route to host"), TimeoutError("timed out"), socket.gaierror("no such name")])
-def test_a_failed_download_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch, capsys, failure):
+def test_a_failed_download_gives_a_one_sentence_error_and_leaves_no_file(tmp_path, monkeypatch, capsys, failure):
     def refuse(*arguments, **keywords):
         raise failure
 
@@ -183,7 +183,7 @@ def test_a_failed_download_is_one_sentence_and_leaves_nothing(tmp_path, monkeypa
 
 
 class Malicious:
-    """Unpickled without care, it makes a folder."""
+    """Creates a folder when unpickled unsafely."""
 
     def __init__(self, path):
         self.path = path
@@ -193,7 +193,7 @@ class Malicious:
 
 
 @pytest.mark.parametrize("checked", [True, False])
-def test_weights_that_are_another_file_are_refused_and_no_code_in_them_runs(tmp_path, monkeypatch, checked):
+def test_a_wrong_file_of_weights_is_refused_and_no_code_in_it_runs(tmp_path, monkeypatch, checked):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     if not checked:
         monkeypatch.setattr(registry, "require_published", lambda path: None)
@@ -206,8 +206,8 @@ def test_weights_that_are_another_file_are_refused_and_no_code_in_them_runs(tmp_
     assert "\n" not in str(caught.value) and not (tmp_path / "made").exists()
 
 
-def test_a_published_file_is_known_by_the_digits_in_its_name(tmp_path):
-    file = tmp_path / "empty-e3b0c442.pth"  # the SHA-256 of nothing begins so
+def test_a_published_file_is_checked_against_the_hash_in_its_name(tmp_path):
+    file = tmp_path / "empty-e3b0c442.pth"  # the SHA-256 of an empty file begins with these digits
     registry.require_published(file)
     file.write_bytes(b"")
     registry.require_published(file)
@@ -216,7 +216,7 @@ def test_a_published_file_is_known_by_the_digits_in_its_name(tmp_path):
         registry.require_published(file)
 
 
-def test_a_broken_copy_of_the_weights_is_one_sentence(tmp_path, monkeypatch):
+def test_a_damaged_file_of_weights_gives_a_one_sentence_error(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     (tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth").write_bytes(b"broken off")
@@ -226,8 +226,8 @@ def test_a_broken_copy_of_the_weights_is_one_sentence(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("initialisation", ["torch", "he"])
-def test_the_chosen_initialisation(initialisation):
-    """Torch draws uniformly from ±1/√(fan in), He et al. 2015 from a normal of variance 2/(fan in)."""
+def test_the_chosen_initialisation_is_used(initialisation):
+    """PyTorch draws uniformly within ±1/√(fan in), He et al. 2015 from a normal of variance 2/(fan in)."""
     torch.manual_seed(0)
     model = models.build("resnext29_under5m", 10, initialisation=initialisation)
     for layer in (model.layer1[0].conv2, model.layer2[0].conv1, model.fc):
@@ -239,15 +239,15 @@ def test_the_chosen_initialisation(initialisation):
         assert (weights.abs().max() <= fan_in**-0.5) == (initialisation == "torch")
 
 
-def test_an_unknown_initialisation_and_a_pointless_one_are_told():
+def test_an_unknown_initialisation_and_a_pointless_one_are_refused():
     with pytest.raises(UserError, match="There is no initialisation 'zeros'; choose one of torch, he, he_weights, or None."):
         models.build("resnet18", 2, initialisation="zeros")
     with pytest.raises(UserError, match="Pretrained weights need no initialisation"):
         models.build("resnet18", 2, pretrained=True, initialisation="torch")
 
 
-def test_each_networks_own_initialisation():
-    """Report `amp`'s network: He-normal by the fan out; report `pikachu`'s: He-normal by the fan in, the head too."""
+def test_the_default_initialisation_of_two_reports_networks():
+    """He-normal with fan out for report `amp`'s network, and with fan in for report `pikachu`'s, including the head."""
     torch.manual_seed(0)
     amp, pikachu = models.build("resnext29_under5m", 10), models.build("pikachu_resnext29", 10)
     layers = (amp.layer1[0].conv2, 9 * 128), (pikachu.layer3[1].conv2, 9 * 16), (pikachu.fc, 1024)

@@ -1,4 +1,4 @@
-"""Res2Net's and WideResNet's blocks against the papers' definitions written out."""
+"""Res2Net's and WideResNet's blocks, compared with the papers' definitions written out."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from helpers.models.zoo import WideResNet
 
 
 def stirred(module: nn.Module) -> nn.Module:
-    """The module in float64 and evaluation mode, its BatchNorm layers no longer at one and zero."""
+    """The module in float64 and evaluation mode, with random BatchNorm parameters and statistics."""
     torch.manual_seed(0)
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm2d):
@@ -25,14 +25,14 @@ def stirred(module: nn.Module) -> nn.Module:
 
 
 def normalised(x: torch.Tensor, bn: nn.BatchNorm2d) -> torch.Tensor:
-    """What BatchNorm is in evaluation, from its four vectors."""
+    """BatchNorm in evaluation mode, written out."""
     mean, var, weight, bias = (v.view(1, -1, 1, 1) for v in (bn.running_mean, bn.running_var, bn.weight, bn.bias))
     return (x - mean) / (var + bn.eps).sqrt() * weight + bias
 
 
 @pytest.mark.parametrize(("scale", "cardinality"), [(4, 1), (4, 6), (2, 1), (5, 2)])
 @pytest.mark.parametrize("in_channels", [24, 16])
-def test_a_res2net_block_is_the_papers_equation_read_literally(scale, cardinality, in_channels):
+def test_a_res2net_block_equals_the_papers_equation(scale, cardinality, in_channels):
     block = stirred(Res2NetBlock(in_channels, 24, scale=scale, cardinality=cardinality, group_width=3))
     images = torch.randn(2, in_channels, 7, 7, dtype=torch.float64)
 
@@ -53,7 +53,7 @@ def test_a_res2net_block_is_the_papers_equation_read_literally(scale, cardinalit
     torch.testing.assert_close(block(images), (out + shortcut).relu(), rtol=1e-12, atol=1e-12)
 
 
-def test_a_strided_res2net_block_averages_the_first_part_and_adds_none():
+def test_a_strided_res2net_block_pools_the_first_part_and_adds_no_part_to_the_next():
     block = stirred(Res2NetBlock(8, 8, scale=3, group_width=2, stride=2))
     images = torch.randn(2, 8, 7, 7, dtype=torch.float64)
     first, *parts = normalised(F.conv2d(images, block.conv1.weight), block.bn1).relu().split(2, 1)
@@ -67,7 +67,7 @@ def test_a_strided_res2net_block_averages_the_first_part_and_adds_none():
 
 
 @pytest.mark.parametrize(("width", "scale", "millions"), [(26, 4, 25.70), (14, 8, 25.06), (26, 8, 48.40)])
-def test_plain_res2net_blocks_in_stages_make_res2net50(width, scale, millions):
+def test_res2net50_built_from_our_blocks_has_the_known_sizes(width, scale, millions):
     # Sizes as in the model tables of timm (26w×4s) and mmpretrain (the two of scale 8), converted from the authors' weights.
     stages = [
         Stage(blocks, 256 * 2**n, 2 if n else 1, {"group_width": width * 2**n, "scale": scale})
@@ -79,19 +79,19 @@ def test_plain_res2net_blocks_in_stages_make_res2net50(width, scale, millions):
 
 
 @pytest.mark.parametrize("wrong", [{"scale": 1}, {"scale": 0}, {"group_width": 0}, {"cardinality": 2.0}, {"stride": 0}])
-def test_a_res2net_block_that_cannot_be_gets_its_sentence(wrong):
+def test_the_error_for_an_invalid_res2net_block_names_the_argument(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Res2NetBlock(8, 8, **{"group_width": 2} | wrong)
 
 
 @pytest.mark.parametrize(("in_channels", "stride"), [(6, 1), (4, 1), (6, 2)])
-def test_a_wide_block_is_its_definition(in_channels, stride):
+def test_a_wide_block_equals_its_definition(in_channels, stride):
     block = stirred(WideBlock(in_channels, 6, stride=stride))
     images = torch.randn(2, in_channels, 8, 8, dtype=torch.float64)
     activated = normalised(images, block.bn1).relu()
     out = F.conv2d(activated, block.conv1.weight, stride=stride, padding=1)
     out = F.conv2d(normalised(out, block.bn2).relu(), block.conv2.weight, padding=1)
-    # The shortcut is the image itself where the shape stays, else a 1×1 convolution of the activated image.
+    # The shortcut is the image itself if the shape stays the same, else a 1×1 convolution of the activated image.
     if in_channels == 6 and stride == 1:
         assert block.downsample is None
         shortcut = images

@@ -1,4 +1,4 @@
-"""Report `zoo`'s networks, layer by layer, from the papers' definitions and the report's own words."""
+"""Report `zoo`'s networks, layer by layer, compared with the papers' definitions and the report's words."""
 
 import math
 
@@ -18,7 +18,7 @@ def shapes(name: str) -> dict[str, tuple[int, ...]]:
 
 
 @pytest.mark.parametrize(("name", "blocks", "width"), [("wrn16_2", 2, 2), ("wrn16_4", 2, 4), ("wrn28_2", 4, 2)])
-def test_wide_residual_networks_have_the_papers_table_1(name, blocks, width):
+def test_wide_residual_networks_match_the_papers_table_1(name, blocks, width):
     rows = shapes(name)
     assert rows["conv1"] == (16, 32, 32)
     assert [rows[f"layer{k}"] for k in (1, 2, 3)] == [
@@ -45,12 +45,12 @@ def test_wrn_28_10_and_40_4_have_the_papers_sizes():
 
 
 @pytest.mark.parametrize("depth", [4, 15, 17, 29])
-def test_a_depth_that_is_not_6n_plus_4_gets_its_sentence(depth):
+def test_a_depth_that_is_not_6n_plus_4_is_refused(depth):
     with pytest.raises(ValueError, match=f"depth is {depth}, but a wide residual network has 6N . 4 layers"):
         WideResNet(10, depth, 2)
 
 
-def test_simplenet_is_the_papers_thirteen_layers():
+def test_simplenet_has_the_papers_thirteen_layers():
     model = models.build("simplenet", 100)
     layers = [model.get_submodule(f"layer{number}") for number in range(1, 14)]
     convolutions = [layer[0] for layer in layers]
@@ -71,7 +71,7 @@ def test_simplenets_moving_average_keeps_95_percent():
     assert torch.allclose(layer[1].running_mean, 0.95 * torch.zeros(64) + 0.05 * seen, atol=1e-6)
 
 
-def test_simplenet_pools_after_layers_4_7_9_and_12_and_then_the_whole_map():
+def test_simplenet_pools_after_layers_4_7_9_and_12_and_globally_at_the_end():
     rows = shapes("simplenet")
     sides = [rows[f"layer{number}"][1] for number in range(1, 14)]
     assert sides == [32, 32, 32, 16, 16, 16, 8, 8, 4, 4, 4, 2, 2], "no pooling after the 10th, as in the paper"
@@ -93,7 +93,7 @@ def reported(name: str) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("name", ["zoo_resnext1", "zoo_resnext2", "zoo_resnext3"])
-def test_the_reports_resnexts_are_its_table_row_by_row(name):
+def test_the_reports_resnexts_match_its_table_row_by_row(name):
     rows, stages = shapes(name), reported(name)
     side = 30
     assert rows["conv1"] == (stages[0][0], side, side), "no padding in the first layer"
@@ -105,7 +105,7 @@ def test_the_reports_resnexts_are_its_table_row_by_row(name):
     for number in range(1, len(stages) + 1):
         stage = model.get_submodule(f"layer{number}")
         assert len(stage) == 3 and {block.conv2.groups for block in stage} == {32}
-        assert {block.conv2.in_channels for block in stage} == {128}, "32 paths, 4 wide"
+        assert {block.conv2.in_channels for block in stage} == {128}, "32 paths of width 4"
 
 
 def by_hand(stages: list[tuple[int, int]], num_classes: int) -> int:
@@ -117,24 +117,24 @@ def by_hand(stages: list[tuple[int, int]], num_classes: int) -> int:
     return total + (stages[-1][1] + 1) * num_classes
 
 
-def test_the_home_made_resnexts_added_up_by_hand():
+def test_the_home_made_resnexts_match_hand_counts():
     for name in ("zoo_resnext1", "zoo_resnext2", "zoo_resnext3"):
         assert count_parameters(models.build(name, 100)) == by_hand(reported(name), 100)
     assert count_parameters(models.build("zoo_resnext1_doubling", 100)) == by_hand([(12, 24), (24, 48)], 100)
     assert count_parameters(models.build("zoo_resnext1_doubling_wide", 100)) == by_hand([(32, 64), (64, 128)], 100)
 
 
-def test_doubling_differs_from_halving_in_its_channels_alone_and_costs_as_much():
+def test_doubling_differs_from_halving_only_in_channels_and_has_about_as_many_parameters():
     halving, doubling = (models.build(f"zoo_resnext1{end}", 100) for end in ("", "_doubling"))
     assert [name for name, _ in halving.named_modules()] == [name for name, _ in doubling.named_modules()]
     assert abs(count_parameters(doubling) / count_parameters(halving) - 1) < 0.02
     down, up = shapes("zoo_resnext1"), shapes("zoo_resnext1_doubling")
     assert [down[f"transition{k}"][0] / down[f"layer{k}"][0] for k in (1, 2)] == [0.5, 0.5]
     assert [up[f"transition{k}"][0] / up[f"layer{k}"][0] for k in (1, 2)] == [2, 2]
-    assert [down[name][1:] for name in down] == [up[name][1:] for name in up], "the same maps"
+    assert [down[name][1:] for name in down] == [up[name][1:] for name in up], "feature maps of the same size"
 
 
-def test_rectified_scores_are_the_scores_cut_at_zero():
+def test_rectified_scores_are_the_scores_clamped_at_zero():
     torch.manual_seed(0)
     plain, rectified = (models.build(f"zoo_resnext1{end}", 10).eval() for end in ("", "_rectified"))
     rectified.load_state_dict(plain.state_dict())
@@ -143,17 +143,17 @@ def test_rectified_scores_are_the_scores_cut_at_zero():
     assert (scores < 0).any() and torch.equal(rectified(images), scores.clamp(min=0))
 
 
-def test_he_normal_in_closed_form():
+def test_he_initialisation_has_the_right_distribution():
     """Standard deviation √(2 / fan in), where the fan in of a grouped convolution is that of one group; zero biases."""
     torch.manual_seed(0)
     layers = [nn.Conv2d(64, 256, 3), nn.Conv2d(256, 512, 3, groups=32), nn.Linear(300, 400)]
     initialise_he(nn.Sequential(*layers))
     for layer, fan_in in zip(layers, (64 * 9, 8 * 9, 300), strict=True):
         weights, std = layer.weight.detach().flatten(), math.sqrt(2 / fan_in)
-        error = std / math.sqrt(2 * len(weights))  # of an estimated standard deviation
+        error = std / math.sqrt(2 * len(weights))  # the standard error of the estimate
         assert abs(weights.std() - std) < 4 * error
         assert abs(weights.mean()) < 4 * std / math.sqrt(len(weights))
-        assert (weights.abs() < std).double().mean().item() == pytest.approx(math.erf(math.sqrt(0.5)), abs=0.01), "a normal"
+        assert (weights.abs() < std).double().mean().item() == pytest.approx(math.erf(math.sqrt(0.5)), abs=0.01), "normal"
         assert not layer.bias.any()
 
 

@@ -1,4 +1,4 @@
-"""BatchNorm's running statistics: moved by passes that count, and by no others."""
+"""BatchNorm running statistics: updated only by the passes that should count."""
 
 import copy
 import math
@@ -21,7 +21,7 @@ def learner_of(model: nn.Module) -> training.Learner:
     return training.Learner(model, replace(RECIPE, mixed_precision=False))
 
 
-def test_they_are_torchs():
+def test_running_statistics_match_torchs():
     ours, theirs = make_model(), make_model().train()
     training.train_epoch(learner_of(ours), [BATCH])
     theirs(BATCH[0])
@@ -39,8 +39,8 @@ def test_they_are_torchs():
         "FIND was unable to find an engine to execute this computation",
     ],
 )
-def test_an_attempt_that_does_not_fit_is_not_counted_and_its_parts_are_remembered(words, monkeypatch, capsys):
-    """The device's libraries have errors of their own. The second batch is taken in parts at once."""
+def test_a_pass_that_runs_out_of_memory_is_undone_and_the_number_of_parts_is_kept(words, monkeypatch, capsys):
+    """Each CUDA library reports this in its own words. The second batch is split from the start."""
 
     class Narrow(nn.Module):
         def __init__(self):
@@ -66,7 +66,7 @@ def test_an_attempt_that_does_not_fit_is_not_counted_and_its_parts_are_remembere
     assert torch.equal(model.bn.running_mean, expected.running_mean)
 
 
-def test_any_other_error_is_left_alone():
+def test_other_errors_are_not_caught():
     class Wrong(nn.Module):
         def __init__(self):
             super().__init__()
@@ -79,7 +79,7 @@ def test_any_other_error_is_left_alone():
         training.train_epoch(learner_of(Wrong()), [BATCH])
 
 
-def test_undo_puts_back_values_and_counters():
+def test_undo_restores_values_and_counters():
     model = nn.BatchNorm2d(3).train()
     statistics = RunningStatistics(model)
     with statistics.moving(1, mend=False):
@@ -89,8 +89,8 @@ def test_undo_puts_back_values_and_counters():
     assert model.num_batches_tracked == 0 and not model.running_mean.any() and (model.running_var == 1).all()
 
 
-def test_an_overflow_in_the_forward_pass_does_not_poison_them():
-    """As in fp16: one channel of the first layer overflows, all of the second layer's follow."""
+def test_an_overflow_in_the_forward_pass_does_not_corrupt_the_running_statistics():
+    """As in fp16: one channel of the first layer overflows, and with it every channel of the second."""
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(128, 3))
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     learner = training.Learner(model.train(), replace(RECIPE, mixed_precision=False), scaler=scaler)
@@ -103,10 +103,10 @@ def test_an_overflow_in_the_forward_pass_does_not_poison_them():
     assert scaler.get_scale() == 2.0, "the step was skipped"
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     expected = training.train_epoch(copy.deepcopy(learner), [BATCH])[0]
-    assert training.train_epoch(learner, [(images, BATCH[1]), BATCH])[0] == expected, "of the step that was made"
+    assert training.train_epoch(learner, [(images, BATCH[1]), BATCH])[0] == expected, "skipped steps do not count"
 
 
-def test_one_image_of_one_pixel_that_is_left_over_gets_a_sentence():
+def test_a_last_batch_of_one_image_at_one_pixel_gives_a_clear_error():
     model = nn.Sequential(nn.Conv2d(3, 4, 8), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 3))
     single = BATCH[0][:1], BATCH[1][:1]
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""A convolution with more weights than data is the same function as a matrix product, and others stay as they are."""
+"""Convolutions with more weights than inputs become matrix products with the same results; others are unchanged."""
 
 import itertools
 from contextlib import nullcontext
@@ -16,7 +16,7 @@ SHAPES = [(3, 1, 1, 2), (3, 2, 1, 4), (5, 1, 2, 2), (1, 2, 0, 3), (3, 1, 1, 1), 
 
 
 @pytest.mark.parametrize(("shape", "bias"), list(itertools.product(SHAPES, (True, False))))
-def test_output_and_gradients_are_the_convolution_s(monkeypatch, shape, bias):
+def test_output_and_gradients_match_the_convolution(monkeypatch, shape, bias):
     kernel, stride, padding, side = shape
     layer = nn.Conv2d(5, 200, kernel, stride, padding, bias=bias).double().to(memory_format=torch.channels_last)
     images = torch.randn(3, 5, *((side, side) if isinstance(side, int) else side)).double().requires_grad_()
@@ -39,10 +39,10 @@ def test_output_and_gradients_are_the_convolution_s(monkeypatch, shape, bias):
         (nn.Conv2d(4, 40, 3, padding=1, groups=2), 2),
         (nn.Conv2d(4, 40, 3, padding=2, dilation=2), 2),
         (nn.Conv2d(4, 40, 3, padding="same"), 2),
-        (nn.Conv2d(4, 40, 1, padding=1, stride=2), 2),  # output pixels that see nothing but the border
+        (nn.Conv2d(4, 40, 1, padding=1, stride=2), 2),  # some output pixels see only the border
     ],
 )
-def test_other_convolutions_stay_as_they_are(monkeypatch, layer, side):
+def test_other_convolutions_are_unchanged(monkeypatch, layer, side):
     monkeypatch.setattr(convolutions, "product", None)
     images = torch.randn(3, 4, side, side)
     expected = layer(images)
@@ -60,7 +60,7 @@ def test_a_whole_network_has_the_same_gradient():
     assert (found[1] - found[0]).norm() < 1e-9 * found[0].norm()
 
 
-def test_a_step_is_the_textbooks_unless_the_precision_is_mixed():
+def test_without_mixed_precision_a_step_is_the_textbooks():
     recipe = training.Recipe(1, 1, 8, (0.5,) * 3, (0.5,) * 3)
     cpu, model = torch.device("cpu"), nn.Conv2d(1, 1, 1)
     for mixed, context, kind in ((True, HeavyConvolutions, "fused"), (False, nullcontext, "foreach")):

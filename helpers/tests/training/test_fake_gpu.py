@@ -1,7 +1,7 @@
-"""The CUDA paths without a GPU: fake tensors on cuda:0 show wrong devices, copies and waits, and count launches.
+"""The CUDA code paths without a GPU: fake tensors on cuda:0 reveal wrong devices, copies, host waits and launches.
 
-What fake tensors cannot do is played: `backward` fills gradients, a value that the host waits for is 1, and the fused
-optimisers, which have no fake form, do nothing.
+What fake tensors cannot do is simulated: `backward` allocates gradients, a value that the host waits for is 1, and the
+fused optimisers, which have no fake implementation, do nothing.
 """
 
 from collections import Counter
@@ -23,7 +23,7 @@ PERTURBED = Recipe(1, 4, 16, (0.5,) * 3, (0.5,) * 3, perturbation=0.1, nesterov=
 
 
 class Operations(TorchDispatchMode):
-    """Counts what is launched on the fake GPU outside of the passes, what the host waits for, and copies between devices."""
+    """Records launches on the fake GPU outside the passes, values that the host waits for, and copies between devices."""
 
     def __init__(self):
         super().__init__()
@@ -46,7 +46,7 @@ class Operations(TorchDispatchMode):
 
 @pytest.fixture(params=["fp16", "bf16"])
 def gpu(request, monkeypatch):
-    """A fake GPU whose mixed precision is fp16, with a scaler at work, or bf16."""
+    """A fake GPU whose mixed precision is fp16, with an active scaler, or bf16."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: request.param == "bf16")
     monkeypatch.setattr(torch.amp.grad_scaler, "amp_definitely_not_available", lambda: False, raising=False)
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
@@ -56,7 +56,7 @@ def gpu(request, monkeypatch):
 
 
 def small(name: str = "small") -> nn.Module:
-    """A grouped convolution between BatchNorms, or a network by its name, on the fake GPU."""
+    """A small network with a grouped convolution, or a registered network by name, on the fake GPU."""
     with CUDA:
         if name != "small":
             return models.build(name, 10).train()
@@ -70,7 +70,7 @@ def on_gpu(count: int = 8) -> data.Split:
 
 
 def second_step(recipe: Recipe, monkeypatch, name: str = "small") -> Operations:
-    """What the second step of a recipe does, its batch included."""
+    """The operations of a recipe's second step, including those that make its batch."""
     model = small(name)
     parameters, operations, gradients = list(model.parameters()), Operations(), stepping.gradients
 
@@ -98,12 +98,12 @@ def second_step(recipe: Recipe, monkeypatch, name: str = "small") -> Operations:
         images = data.resize(images, 12)
         logits, loss = stepping.step(learner, images, labels)
     assert images.device == labels.device == logits.device == loss.device == CUDA
-    assert not operations.copies, "between host and device within a step"
+    assert not operations.copies, "a step must not copy between host and device"
     return operations
 
 
 def kinds() -> list[Recipe]:
-    """One recipe of the plan for each way in which they differ in a step, and all ingredients together."""
+    """One recipe for each kind of step in the plan, and two that combine many ingredients."""
     small = {
         "image_size": 16,
         "batch_size": 4,
@@ -126,8 +126,8 @@ def kinds() -> list[Recipe]:
     return list(found.values())
 
 
-def test_a_step_of_every_kind_waits_no_more_than_it_must(gpu, monkeypatch):
-    """None in bf16, where nothing overflows; in fp16 one at most, and three in a perturbed step of one inner step."""
+def test_no_kind_of_step_makes_the_host_wait_more_often_than_needed(gpu, monkeypatch):
+    """Never in bf16, where nothing overflows; in fp16 at most once, or three times for a perturbed step with one inner step."""
     recipes = kinds()
     assert len(recipes) >= 8 and {recipe.optimizer for recipe in recipes} == {"sgd", "adam"}
     for recipe in recipes:
@@ -138,15 +138,15 @@ def test_a_step_of_every_kind_waits_no_more_than_it_must(gpu, monkeypatch):
         assert len(operations.waits) <= allowed, recipe
 
 
-def test_a_perturbed_step_of_a_whole_network_takes_forty_launches_at_most(gpu, monkeypatch):
-    """Those of the optimiser, the scaler and BatchNorm's statistics together, for 95 tensors; its two passes apart."""
+def test_a_perturbed_step_of_a_whole_network_takes_at_most_forty_launches(gpu, monkeypatch):
+    """For the optimiser, the scaler and the BatchNorm statistics, over 95 tensors; the two passes are not counted."""
     operations = second_step(PERTURBED, monkeypatch, "resnext29_under5m")
     assert 10 < len(operations.launches) <= 40, Counter(operations.launches)
     assert not any(name.startswith("clone") for name in operations.launches)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_a_plain_step_of_a_whole_network_is_one_launch_of_a_fused_optimiser(gpu, monkeypatch, optimizer):
+def test_a_plain_step_of_a_whole_network_launches_the_fused_optimiser_once(gpu, monkeypatch, optimizer):
     operations = second_step(replace(PERTURBED, perturbation=None, optimizer=optimizer), monkeypatch, "resnext29_under5m")
     assert [name for name in operations.launches if "fused" in name] == [f"_fused_{optimizer}_.default"]
     assert len(operations.launches) <= 20, Counter(operations.launches)
@@ -157,10 +157,10 @@ def test_an_evaluation_copies_its_scores_once(gpu):
     with Operations() as operations:
         logits = training.predict(model, on_gpu(10), replace(PERTURBED, flip_test=True), batch_size=4, mirrored=True)
     assert logits.shape == (10, 10) and logits.device.type == "cpu" and not operations.waits
-    assert len(operations.copies) == 4 + 1, "order, windows, mean and deviation there; of three batches, the scores back"
+    assert len(operations.copies) == 4 + 1, "to the GPU: order, windows, mean, deviation; back: all scores at once"
 
 
-def test_the_scaler_works_in_fp16_only(gpu):
+def test_the_scaler_is_enabled_only_in_fp16(gpu):
     learner = training.Learner(small(), PERTURBED)
     assert learner.scaler.is_enabled() == (gpu == "fp16") == (runtime.autocast_dtype(CUDA) == torch.float16)
     assert not training.Learner(small(), replace(PERTURBED, mixed_precision=False)).scaler.is_enabled()

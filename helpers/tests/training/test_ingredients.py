@@ -1,4 +1,4 @@
-"""What a recipe may add to plain training: each against a closed form or a step worked by hand."""
+"""What a recipe may add to plain training, each checked against a closed form or a step worked out by hand."""
 
 import math
 from dataclasses import replace
@@ -23,7 +23,7 @@ def weights_of(*values: float) -> nn.Parameter:
 
 
 class Linear(nn.Module):
-    """One weight a class: with two classes, equal weights and an image of value x, the gradient is ∓x/2."""
+    """One weight per class: with two classes, equal weights and an image of value x, the gradient is ∓x/2."""
 
     def __init__(self):
         super().__init__()
@@ -40,7 +40,7 @@ def test_the_norm_of_all_gradients_is_clipped_in_a_plain_step(scale, parts):
     scaler = torch.amp.GradScaler("cpu", init_scale=scale) if scale else None
     learner = training.Learner(Linear(), recipe, scaler=scaler, parts=parts)
     training.train_epoch(learner, [(torch.full((2, 3, 4, 4), 8.0), torch.tensor([0, 0]))])
-    # The gradient is (−4, 4), of length 4√2; cut to 0.5 it is (−1, 1) · 0.5/√2.
+    # The gradient is (−4, 4), of length 4√2; clipped to 0.5, it is (−1, 1) · 0.5/√2.
     step = 0.1 * 0.5 / math.sqrt(2)
     assert learner.model.weight.tolist() == pytest.approx([step, -step], rel=1e-5)
 
@@ -51,19 +51,19 @@ def test_the_norm_is_clipped_in_every_pass_of_a_perturbed_step(scale):
     scaler = torch.amp.GradScaler("cpu", init_scale=scale) if scale else None
     closure, seen = quadratic(weight, 1.0, scaler)
     AdversarialModelPerturbation([weight], lr=0.1, epsilon=10, inner_lr=2.0, clip_norm=1.0).step(closure, scaler)
-    # Gradient (3, 4) cut to (0.6, 0.8), twice of which is added; the gradient (4.2, 5.6) there is cut to (0.6, 0.8) again.
+    # The gradient (3, 4) is clipped to (0.6, 0.8), and twice that is added; there, (4.2, 5.6) is clipped to the same.
     assert seen[1].tolist() == pytest.approx([4.2, 5.6], rel=1e-5)
     assert weight.tolist() == pytest.approx([2.94, 3.92], rel=1e-5)
 
 
-def test_a_gradient_within_the_norm_stays_as_it_is():
+def test_a_gradient_within_the_norm_is_not_changed():
     plain, clipped = make_model(), make_model()
     training.fit(plain, TRAIN, VALIDATION, replace(RECIPE, epochs=1))
     training.fit(clipped, TRAIN, VALIDATION, replace(RECIPE, epochs=1, clip_norm=1e6))
     assert same(plain, clipped)
 
 
-def test_the_clip_is_over_all_groups_and_is_torchs():
+def test_clipping_covers_all_parameter_groups_and_matches_torchs():
     weights = [weights_of(3.0), weights_of(4.0, 12.0)]
     optimizer = torch.optim.SGD([{"params": [weight]} for weight in weights], lr=1.0)
     for weight in weights:
@@ -73,7 +73,7 @@ def test_the_clip_is_over_all_groups_and_is_torchs():
     assert all(torch.allclose(weight, value) for weight, value in zip(weights, expected, strict=True))
 
 
-def test_the_gradient_of_a_momentum_perturbed_step_is_taken_against_the_momentum():
+def test_a_momentum_perturbed_step_takes_its_gradient_at_weights_moved_against_the_momentum():
     weight = weights_of(3.0, 4.0)
     optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.5)
     closure, seen = quadratic(weight, 1.0)
@@ -81,8 +81,8 @@ def test_the_gradient_of_a_momentum_perturbed_step_is_taken_against_the_momentum
         with along_momentum(optimizer, 0.5):
             closure()
         optimizer.step()
-    # First without momentum: (3, 4) − 0.1 · (3, 4) = (2.7, 3.6), the momentum is (3, 4), its direction (0.6, 0.8).
-    # Then at (2.7, 3.6) − 0.5 · (0.6, 0.8) = (2.4, 3.2): momentum 0.5 · (3, 4) + (2.4, 3.2) = (3.9, 5.2).
+    # First step, no momentum yet: (3, 4) − 0.1 · (3, 4) = (2.7, 3.6); the momentum becomes (3, 4), of direction (0.6, 0.8).
+    # Second, at (2.7, 3.6) − 0.5 · (0.6, 0.8) = (2.4, 3.2): the momentum becomes 0.5 · (3, 4) + (2.4, 3.2) = (3.9, 5.2).
     assert [value for point in seen for value in point.tolist()] == pytest.approx([3, 4, 2.4, 3.2])
     assert weight.tolist() == pytest.approx([2.7 - 0.39, 3.6 - 0.52])
 
@@ -92,7 +92,7 @@ def test_a_momentum_perturbation_costs_one_gradient_and_changes_the_run():
     training.fit(plain, TRAIN, VALIDATION, RECIPE)
     done = training.fit(moved, TRAIN, VALIDATION, replace(RECIPE, momentum_perturbation=0.5))
     assert not same(plain, moved)
-    assert moved[1].num_batches_tracked == 3 * done.best["epoch"], "three batches an epoch, each counted once"
+    assert moved[1].num_batches_tracked == 3 * done.best["epoch"], "three batches per epoch, each counted once"
 
 
 def test_the_linear_schedule_in_closed_form():
@@ -101,10 +101,10 @@ def test_the_linear_schedule_in_closed_form():
     assert rates == pytest.approx([0, 0.5, 1, 0.8, 0.6, 0.4, 0.2])
 
 
-def test_sizes_follow_the_run_and_a_step_trains_at_its_size(monkeypatch):
+def test_the_image_size_depends_on_the_share_of_the_run_and_each_step_uses_it(monkeypatch):
     recipe = replace(RECIPE, epochs=2, sizes=((0.0, 4), (0.4, 6), (0.7, 8)))
     assert [pixels_at(recipe, share) for share in (0, 0.39, 0.4, 0.69, 0.7, 0.99)] == [4, 4, 6, 6, 8, 8]
-    assert pixels_at(replace(recipe, sizes=((0.5, 4), (0.8, 8))), 0.2) == 8, "image_size until the first"
+    assert pixels_at(replace(recipe, sizes=((0.5, 4), (0.8, 8))), 0.2) == 8, "image_size applies until the first entry"
     seen, step = [], stepping.step
 
     def note(learner, images, labels):
@@ -118,7 +118,7 @@ def test_sizes_follow_the_run_and_a_step_trains_at_its_size(monkeypatch):
     assert seen == [4, 4, 4, 6, 6, 8], "steps begin at 0, 1/6, 1/3, 1/2, 2/3 and 5/6 of the run"
 
 
-def test_perturbed_steps_begin_late_and_come_every_few_steps(monkeypatch):
+def test_perturbed_steps_can_start_late_and_come_every_few_steps(monkeypatch):
     recipe = replace(RECIPE, perturbation_start=0.5, perturbation_every=2)
     assert [is_perturbed(recipe, share, step) for share, step in ((0.4, 0), (0.5, 0), (0.5, 1), (0.9, 4))] == [0, 1, 0, 1]
     passes, gradients = [], stepping.gradients
@@ -128,10 +128,10 @@ def test_perturbed_steps_begin_late_and_come_every_few_steps(monkeypatch):
         training.fit(make_model(), TRAIN, VALIDATION, replace(recipe, epochs=4, **changes))
         counts.append(len(passes))
         passes.clear()
-    assert counts == [12 + 3, 12], "of 12 steps the 6th, 8th and 10th, counted from 0"
+    assert counts == [12 + 3, 12], "of 12 steps, counted from 0, steps 6, 8 and 10 are perturbed"
 
 
-def test_a_run_whose_perturbation_never_comes_is_plain():
+def test_a_run_whose_perturbation_never_starts_is_plain_training():
     late, plain = make_model(), make_model()
     training.fit(late, TRAIN, VALIDATION, replace(RECIPE, perturbation=0.3, perturbation_start=0.99, clip_norm=3.0))
     training.fit(plain, TRAIN, VALIDATION, replace(RECIPE, clip_norm=3.0))
@@ -146,7 +146,7 @@ def test_the_moving_average_by_hand():
         model.running_mean.fill_(10 * value)
         model.num_batches_tracked += 1
         average.update()
-    # Kept: min(0.25, 2/11) of the first weight, 1, then min(0.25, 3/12): 4 − 3 · 2/11 = 38/11; 8 − (8 − 38/11) / 4.
+    # Decays: min(0.25, 2/11), from the initial weight 1, then min(0.25, 3/12): 4 − 3 · 2/11 = 38/11; 8 − (8 − 38/11) / 4.
     assert average.values["weight"].item() == pytest.approx(6 + 38 / 44)
     assert average.values["running_mean"].item() == pytest.approx(60 + (40 - 40 * 2 / 11) / 4)
     assert average.values["num_batches_tracked"] == 2
@@ -155,8 +155,8 @@ def test_the_moving_average_by_hand():
     assert model.weight.item() == 8.0
 
 
-def test_the_average_is_arranged_as_the_model_trains_and_looks_it_up_once(monkeypatch):
-    """On a GPU tensors of other strides would take a launch each, and looking 300 of them up takes milliseconds."""
+def test_the_average_uses_the_models_memory_layout_and_looks_its_tensors_up_once(monkeypatch):
+    """On a GPU, tensors with other strides would take a launch each, and looking up 300 tensors takes milliseconds."""
     model = nn.Conv2d(2, 3, 3)
     average = Average(model, decay=0.0)
     model.to(memory_format=torch.channels_last)
@@ -168,7 +168,7 @@ def test_the_average_is_arranged_as_the_model_trains_and_looks_it_up_once(monkey
     assert (average.values["weight"] == 2).all() and not average.values["weight"].requires_grad
 
 
-def test_the_average_is_what_is_validated_and_kept(monkeypatch):
+def test_the_averaged_weights_are_the_ones_validated_and_kept(monkeypatch):
     seen, evaluate, learners, train_epoch = [], loop.evaluate, [], loop.train_epoch
 
     def note(model, *rest):
@@ -206,7 +206,7 @@ def test_alternating_flips_mirror_each_image_in_every_other_epoch(augment):
     assert not torch.equal(mirrored(1, seed=6), first)
 
 
-def test_flipped_tests_are_always_the_same_and_mirrored_scores_are_means():
+def test_flip_test_always_flips_the_same_images_and_mirrored_scores_are_means():
     model, recipe = make_model().eval(), replace(RECIPE, mixed_precision=False)
     plain = training.predict(model, VALIDATION, recipe)
     flipped = replace(VALIDATION, images=VALIDATION.images.flip(-1))
@@ -219,7 +219,7 @@ def test_flipped_tests_are_always_the_same_and_mirrored_scores_are_means():
     torch.testing.assert_close(averaged, (plain + mirror) / 2)
 
 
-def test_cudnn_chooses_only_where_the_recipe_lets_it():
+def test_cudnn_chooses_algorithms_only_if_the_recipe_lets_it():
     for deterministic in (True, False):
         with stepping.convolutions(torch.device("cuda"), replace(RECIPE, deterministic=deterministic)):
             flags = (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark)
@@ -259,7 +259,7 @@ def test_cudnn_chooses_only_where_the_recipe_lets_it():
         ({"time_budget": 1e308}, "The time budget in seconds is 1e.308; it must be greater than 0, and at most 1e.09"),
     ],
 )
-def test_an_ingredient_that_cannot_be_gets_its_sentence(change, sentence):
+def test_invalid_ingredients_are_rejected(change, sentence):
     with pytest.raises(UserError, match=sentence):
         replace(RECIPE, **change)
 

@@ -1,4 +1,4 @@
-"""Another layout is the same network: same parameters, same scores, same gradients, and it outlives a kill."""
+"""Memory layouts: the parameters, scores and gradients are the same in each, and a resumed run keeps its layout."""
 
 import math
 import shutil
@@ -17,7 +17,7 @@ SPLITS = data.sample("cifar10", counts=(20, 10, 10))
 
 
 def small() -> nn.Module:
-    """Two grouped convolutions, eight groups of four channels, one of them with a stride and a bias."""
+    """Two grouped convolutions, each with eight groups of four channels; one has a stride and a bias."""
     seed_epoch(0)
     return nn.Sequential(
         nn.Conv2d(3, 32, 3, 2, 1),
@@ -32,8 +32,8 @@ def small() -> nn.Module:
 
 
 @pytest.mark.parametrize("name", ["resnext29_32x4d", "torchvision/resnext50_32x4d"])
-def test_parameters_scores_and_gradients_stay(name):
-    """In double precision, where BatchNorm over a few images does not blow rounding up."""
+def test_changing_the_layout_keeps_parameters_scores_and_gradients(name):
+    """In double precision, where BatchNorm over a few images does not amplify rounding errors."""
     seed_epoch(0)
     model, images = models.build(name, 10).double().train(), torch.randn(4, 3, 32, 32).double()
     names = list(model.state_dict())
@@ -54,7 +54,7 @@ def test_parameters_scores_and_gradients_stay(name):
     seen = []
     model.layer1[0].conv2.register_forward_hook(lambda _, inputs, output: seen.extend((*inputs, output)))
     model(images.to(memory_format=torch.channels_last))
-    assert all(tensor.is_contiguous() for tensor in seen), "one channels-last input would be enough to compute so throughout"
+    assert all(tensor.is_contiguous() for tensor in seen), "one channels-last input would switch all later layers to it"
 
 
 def test_on_a_cpu_the_recipe_decides():
@@ -67,11 +67,11 @@ def test_on_a_cpu_the_recipe_decides():
     [((1.0, 0.95), True), ((1.0, 0.5), False), ((0.5, 1.0), True), ((math.inf, 1.0), False)]
     + [((1.0, math.inf), True), ((math.inf, math.inf), True)],
 )
-def test_only_what_is_clearly_faster_is_chosen(seconds, expected):
+def test_channels_last_is_used_unless_the_other_layout_is_clearly_faster(seconds, expected):
     assert layout.fastest(dict(zip((True, False), seconds, strict=True))) == expected
 
 
-def test_candidates_are_timed_in_turns_after_a_warm_up_of_a_second_and_a_failure_is_no_choice():
+def test_layouts_are_timed_in_turns_after_a_second_of_warm_up_and_a_failing_one_takes_forever():
     now, calls = [0.0], []
 
     def step_of(name, seconds):
@@ -99,14 +99,14 @@ def test_a_resumed_run_keeps_its_layout_and_equals_an_uninterrupted_one(tmp_path
     whole, weights = fit()
     assert not whole.channels_last and (weights - default).norm() < 1e-3 * default.norm()
     fit(checkpoint=tmp_path / "a.ckpt", until=1)
-    monkeypatch.setattr(loop, "choose_channels_last", lambda *_: pytest.fail("it was measured again"))
+    monkeypatch.setattr(loop, "choose_channels_last", lambda *_: pytest.fail("the layouts were timed again"))
     resumed, again = fit(checkpoint=tmp_path / "a.ckpt")
     assert not resumed.channels_last and len(resumed.history) == 3 and torch.equal(again, weights)
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler")
 def test_a_compiled_run_ends_with_the_same_weights():
-    """Eight, eight and four images: two programs, the same training."""
+    """Batches of eight, eight and four images: two compiled graphs, the same training."""
     ends = []
     for compiled in (False, True):
         model = small()
@@ -119,13 +119,13 @@ def test_a_compiled_run_ends_with_the_same_weights():
 
 @pytest.mark.parametrize("name", ["resnext29_32x4d", "zoo_resnext1"])
 def test_a_learner_takes_a_compiled_network(name):
-    """As `bench --compile` gives it; one of a network that is no sequence raises a TypeError where its length is asked."""
+    """As in `bench --compile`. A compiled network raises a TypeError if asked for its length, unless it is a Sequential."""
     model = models.build(name, 10)
     compiled = torch.compile(model)
     assert training.Learner(model, RECIPE, called=compiled).called is compiled
 
 
-def test_without_a_compiler_there_is_a_sentence(monkeypatch):
+def test_compiling_without_a_compiler_gives_a_clear_error(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(UserError, match=r"a C\+\+ compiler, and none was found; install g\+\+, or train without --compile"):
         training.fit(small(), SPLITS.train, SPLITS.validation, replace(RECIPE, compiled=True))

@@ -1,4 +1,4 @@
-"""Adversarial model perturbation against steps worked by hand, against plain SGD, and through state, scalers and faults."""
+"""Adversarial model perturbation, compared with steps worked out by hand and with plain SGD; saved state, scalers, faults."""
 
 import math
 
@@ -10,7 +10,7 @@ from helpers.training.perturbation import AdversarialModelPerturbation, step_cli
 
 
 def quadratic(weight, factor=2.0, scaler=None):
-    """A closure of the loss factor/2 · |weight|², whose gradient is factor · weight, and the weights it was called at."""
+    """A closure for the loss factor/2 · |weight|², whose gradient is factor · weight, and the weights it was called at."""
     seen = []
 
     def closure():
@@ -42,7 +42,7 @@ def test_two_inner_steps_by_hand():
     assert weight.item() == pytest.approx(1 - 0.288)
 
 
-def test_each_tensor_has_its_own_ball():
+def test_each_tensors_perturbation_is_clipped_to_its_own_ball():
     weights = [nn.Parameter(torch.tensor([3.0, 4.0])), nn.Parameter(torch.tensor([0.06, 0.08]))]
     points = []
 
@@ -55,8 +55,8 @@ def test_each_tensor_has_its_own_ball():
         return loss
 
     AdversarialModelPerturbation(weights, lr=0.1, epsilon=0.5).step(closure)
-    assert torch.allclose(points[1][0], torch.tensor([3.3, 4.4])), "a gradient of length 5 is cut to 0.5"
-    assert torch.allclose(points[1][1], torch.tensor([0.12, 0.16])), "one of length 0.1 is left alone"
+    assert torch.allclose(points[1][0], torch.tensor([3.3, 4.4])), "a gradient of length 5 is clipped to 0.5"
+    assert torch.allclose(points[1][1], torch.tensor([0.12, 0.16])), "one of length 0.1 is not clipped"
 
 
 def test_momentum_and_weight_decay_act_at_the_unperturbed_weights():
@@ -147,7 +147,7 @@ def test_groups_and_schedulers_reach_the_base_optimiser():
 
 
 @pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.Adam])
-def test_a_restored_optimiser_goes_on_bit_for_bit(base):
+def test_a_restored_optimiser_continues_bit_for_bit(base):
     arguments = {"lr": 0.05, "epsilon": 0.3, "base": base} | ({"momentum": 0.9} if base is torch.optim.SGD else {})
     whole, resumed = network(), network()
     first = AdversarialModelPerturbation(whole.parameters(), **arguments)
@@ -164,7 +164,7 @@ def test_a_restored_optimiser_goes_on_bit_for_bit(base):
 
 
 def step_tensor_by_tensor(optimizer, closure, velocity):
-    """Algorithm 1 with clipping, a tensor at a time, and SGD with momentum 0.9."""
+    """Algorithm 1 with clipping, one tensor at a time, and SGD with momentum 0.9."""
     closure()
     members = [(p, p.detach().clone(), torch.zeros_like(p), group) for group in optimizer.param_groups for p in group["params"]]
 
@@ -191,8 +191,8 @@ def step_tensor_by_tensor(optimizer, closure, velocity):
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_all_tensors_at_once_are_one_after_the_other_bit_for_bit(memory_format):
-    """Two inner steps, groups with their own radius, and a clip that bites."""
+def test_all_tensors_at_once_equal_one_tensor_at_a_time_bit_for_bit(memory_format):
+    """Two inner steps, groups with their own radii, and gradients long enough to be clipped."""
     together, apart = (network().to(memory_format=memory_format) for _ in "ab")
     optimizers = [
         AdversarialModelPerturbation(
@@ -209,7 +209,7 @@ def test_all_tensors_at_once_are_one_after_the_other_bit_for_bit(memory_format):
 
 
 def scaled_step(model, optimizer, scaler, batch, spoil=None):
-    """A step as fp16 training makes it; `spoil` is the pass whose gradients overflow."""
+    """A step as in fp16 training; `spoil` is the pass (0 or 1) whose gradients overflow."""
     calls = []
 
     def closure():
@@ -252,8 +252,8 @@ def test_an_overflow_skips_the_step_and_lowers_the_scale(spoil):
 
 
 @pytest.mark.parametrize("clip_norm", [None, 100.0])
-def test_momenta_begin_at_zero_where_the_first_step_overflows(clip_norm, monkeypatch):
-    """torch's fused SGD makes them of memory as it finds it, here filled with NaN, for the step that the scaler skips."""
+def test_momenta_start_at_zero_if_the_first_step_overflows(clip_norm, monkeypatch):
+    """In a step that the scaler skips, torch's fused SGD leaves them uninitialised; here such memory is filled with NaN."""
     weight = nn.Parameter(torch.zeros(3))
     optimizer = torch.optim.SGD([weight], lr=0.5, momentum=0.5, fused=True)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
@@ -280,11 +280,11 @@ def test_momenta_begin_at_zero_where_the_first_step_overflows(clip_norm, monkeyp
         ({"epsilon": 0.5, "inner_steps": 1.5}, "inner_steps is 1.5"),
     ],
 )
-def test_arguments_that_cannot_be_get_their_sentence(arguments, sentence):
+def test_invalid_arguments_are_rejected(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
         AdversarialModelPerturbation([nn.Parameter(torch.ones(1))], lr=0.1, **arguments)
 
 
-def test_a_missing_closure_gets_its_sentence():
+def test_a_missing_closure_is_rejected():
     with pytest.raises(ValueError, match="needs a closure"):
         AdversarialModelPerturbation([nn.Parameter(torch.ones(1))], lr=0.1, epsilon=0.5).step()

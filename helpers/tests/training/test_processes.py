@@ -1,4 +1,4 @@
-"""Two and three processes against one: the same gradients, weights and metrics; a death, an interrupt, another number."""
+"""Two and three processes compared with one: gradients, weights and metrics; a kill, an interrupt, a changed number."""
 
 import json
 import os
@@ -19,15 +19,15 @@ from helpers import experiments, training
 from helpers.__main__ import main
 from helpers.experiments import records
 from helpers.runtime import ROOT, UserError, seed_epoch
-from helpers.tests.programs import CONTEXT
+from helpers.tests.programs import CONTEXT, folders
 from helpers.tests.training.test_training import RECIPE, Narrow, make_split, without_times
 from helpers.training import processes
 from helpers.training.batchnorm import synchronise
 from helpers.training.checkpoints import load_checkpoint
 from helpers.training.loop import fit
 
-PLAIN = replace(RECIPE, epochs=2, mixed_precision=False)  # batches of 8, 8 and 1 image: one of two processes has none
-TRAIN, VALIDATION = make_split(17, 1), make_split(70, 2)  # two batches of an evaluation
+PLAIN = replace(RECIPE, epochs=2, mixed_precision=False)  # batches of 8, 8 and 1: only one process gets an image of the last
+TRAIN, VALIDATION = make_split(17, 1), make_split(70, 2)  # two evaluation batches
 EVERYTHING = {
     **{"perturbation": 0.3, "perturbation_start": 0.2, "perturbation_every": 2, "clip_norm": 0.5, "ema": 0.9},
     **{"schedule": "linear", "warmup_epochs": 1, "flip": "alternating", "border": "reflect", "cutout": 3},
@@ -57,7 +57,7 @@ def outcome(model: nn.Module, done: training.Fit) -> dict:
 
 
 def equalities() -> dict:
-    """What must not depend on the number of processes."""
+    """Results that must not depend on the number of processes."""
     found = {}
     for kind, (batchnorm, changes) in KINDS.items():
         model = make_model(batchnorm)
@@ -67,7 +67,7 @@ def equalities() -> dict:
 
 
 def one_has_less_memory() -> dict:
-    """The second process holds two images at once, the others as many as there are; all of them take as many parts."""
+    """The second process has memory for two images, the others for all of theirs; all split a batch into as many parts."""
     batches = [(make_split(8, 3).images[:count, :, :4, :4] / 255, torch.arange(count) % 3) for count in (8, 8, 3)]
     model = Narrow(2 if processes.count() > 1 and dist.get_rank() == 1 else 8)
     learner = training.Learner(model, replace(PLAIN, perturbation=0.5))
@@ -76,12 +76,12 @@ def one_has_less_memory() -> dict:
 
 
 def each_its_own() -> dict:
-    """BatchNorm and dropout of each process's own; clocks that differ, of which the first one's counts."""
+    """Each process has its own BatchNorm, dropout and clock; only the first process's clock counts."""
     model, recipe = make_model(True, dropout=0.5, together=False), replace(PLAIN, epochs=9, ema=0.5)
     ticks, draws = iter(range(0, 9000, 10 + 90 * dist.get_rank())), []
 
     def note(layer: nn.Module, given: tuple) -> None:
-        """What the dropout is about to draw."""
+        """Record the random numbers that dropout is about to draw."""
         ahead = torch.Generator()
         ahead.set_state(torch.get_rng_state())
         draws.append(torch.rand(4, generator=ahead).tolist())
@@ -97,7 +97,7 @@ def go_on(folder: Path) -> dict:
 
 
 def in_a_process(folder: Path) -> dict:
-    """All that is done in one of several processes; the first one's checkpoint and prints are all that there are."""
+    """The work of one of several processes; only the first one writes a checkpoint and prints."""
     processes.join("cpu")
     found = equalities() | {"memory": one_has_less_memory(), "own": each_its_own()}
     (own := folder / f"own{processes.count()}").mkdir(exist_ok=True)
@@ -110,7 +110,7 @@ def in_a_process(folder: Path) -> dict:
 
 
 def elastic(rank: int, world: int, port: int) -> None:
-    """Stand where torchrun would have started this process."""
+    """Set the environment that torchrun would have given this process."""
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in numbers.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "test", "CI": "1"}
@@ -129,7 +129,7 @@ def command(rank: int, world: int, port: int, arguments: list[str], said: Path) 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stdout = open(said.with_suffix(f".{rank}"), "w", buffering=1)
     status = main(arguments)
-    assert status or not dist.is_initialized(), "it ends without parting from the others"
+    assert status or not dist.is_initialized(), "a program must leave the process group before it ends"
     sys.exit(status)
 
 
@@ -151,7 +151,7 @@ def ended(started: list) -> list[int]:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> dict[int, list[dict]]:
-    """What each of two and of three processes found, and in the first place what one alone does."""
+    """The results of each process, by the number of processes: 1, 2 and 3."""
     folder = tmp_path_factory.mktemp("processes")
     for world in (2, 3):
         assert ended(start(world, worker, folder)) == [0] * world, [path.read_text() for path in folder.glob("*.txt")]
@@ -165,8 +165,8 @@ def assert_alike(one, other, **tolerance) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("world", [2, 3])
-def test_several_processes_end_where_one_does(found, world, kind):
-    """Weights, BatchNorm's statistics, losses and accuracies, to float rounding, with uneven and empty shares."""
+def test_several_processes_give_the_same_results_as_one(found, world, kind):
+    """Weights, BatchNorm statistics, losses and accuracies agree up to rounding, even with uneven and empty shares."""
     alone = found[1][0][kind]
     for several in found[world]:
         assert_alike(several[kind]["state"], alone["state"], rtol=1e-4, atol=1e-5)
@@ -177,12 +177,12 @@ def test_several_processes_end_where_one_does(found, world, kind):
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_scores_come_in_the_order_of_the_split_bit_for_bit(found, world):
+def test_scores_are_in_the_order_of_the_split_and_equal_bit_for_bit(found, world):
     assert all(torch.equal(several["scores"], found[1][0]["scores"]) for several in found[world])
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_all_take_as_many_parts_as_the_one_with_least_memory_and_step_the_same(found, world):
+def test_all_processes_use_as_many_parts_as_the_one_with_least_memory_and_the_step_is_the_same(found, world):
     alone = one_has_less_memory()
     assert alone["parts"] == 1
     for several in found[world]:
@@ -192,8 +192,8 @@ def test_all_take_as_many_parts_as_the_one_with_least_memory_and_step_the_same(f
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_one_clock_decides_and_all_end_with_the_same_statistics_and_other_dropout(found, world):
-    """An epoch is three looks at the first clock, 20 s: three of them fit 65 s. The others' clocks show ten times as much."""
+def test_one_clock_decides_and_processes_share_statistics_but_not_dropout(found, world):
+    """An epoch reads the clock three times, 10 s apart: three epochs fit 65 s. Other clocks are at least ten times as fast."""
     own = [several["own"] for several in found[world]]
     assert [row["seconds"] for row in own[0]["history"]] == [20, 20, 20] and "65 s: 60 s spent" in own[0]["stopped"]
     for one in own[1:]:
@@ -202,15 +202,15 @@ def test_one_clock_decides_and_all_end_with_the_same_statistics_and_other_dropou
         assert one["draws"] != own[0]["draws"]
 
 
-def test_a_run_goes_on_with_another_number_of_processes(found):
-    """Begun with two: gone on with three, and with one, it ends as a run of one process that nobody stopped."""
+def test_a_run_can_resume_with_another_number_of_processes(found):
+    """Started with two processes and resumed with three or one, it ends like an uninterrupted run of one."""
     alone = found[1][0]
     for resumed in (found[3][2]["resumed"], go_on(alone["folder"] / "own2")):
         assert_alike(resumed["state"], alone["synchronised"]["state"], rtol=1e-4, atol=1e-5)
         assert len(resumed["history"]) == 2
 
 
-def test_the_first_process_alone_writes(found):
+def test_only_the_first_process_writes(found):
     folder = found[1][0]["folder"]
     assert sorted(path.name for path in (folder / "own3").iterdir()) == ["a.ckpt"]
     assert "Resumed after epoch 1 of 2." in (folder / "3-0.txt").read_text()
@@ -224,17 +224,13 @@ NAME = "cifar10/wrn16_2_short"
 RUN = ["run", NAME, "--profile", "smoke", "--device", "cpu", "--epochs", "20"]
 
 
-def folders(folder: Path) -> list[str]:
-    return ["--results-dir", str(folder), "--checkpoint-dir", str(folder / "checkpoints")]
-
-
 def wait_for(path: Path, running) -> None:
     while not path.exists() and running():
         time.sleep(0.02)
 
 
-def test_a_killed_process_ends_the_run_and_another_number_goes_on(tmp_path):
-    """Under torchrun itself; then Ctrl-C in three processes, as torchrun passes it on; then two end it."""
+def test_a_killed_process_ends_the_run_and_another_number_can_resume_it(tmp_path):
+    """A kill under torchrun itself, then Ctrl-C in three processes, as torchrun passes it on; then two finish the run."""
     checkpoint = experiments.checkpoint_path(NAME, "smoke", 0, tmp_path / "checkpoints")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "helpers"]
     said = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -273,7 +269,7 @@ def test_a_killed_process_ends_the_run_and_another_number_goes_on(tmp_path):
         ("cuda:1", [NAME], "Each process needs its own GPU; leave out the number in 'cuda:1'."),
     ],
 )
-def test_what_torchrun_cannot_do_is_a_sentence(monkeypatch, capsys, device, arguments, sentence):
+def test_unsupported_uses_of_torchrun_give_a_clear_error(monkeypatch, capsys, device, arguments, sentence):
     for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         monkeypatch.setenv(name, "2")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
