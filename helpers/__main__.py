@@ -252,7 +252,7 @@ def main(arguments: list[str] | None = None) -> int:
         if rank:
             time.sleep(5)  # if the first process failed too, it reports the error and torchrun ends this one
         if isinstance(error, OSError):  # such as a folder that this user may not search
-            error = f"{error.filename} cannot be used ({error.strerror or error}); choose another file or folder."
+            error = f"{error.filename or 'A file'} cannot be used ({error.strerror or error}); choose another file or folder."
         print(*str(error).splitlines(), file=sys.stderr)  # always one line, even if a name contains line breaks
         return 1
     return 0

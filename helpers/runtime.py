@@ -221,7 +221,7 @@ def whole(path: Path) -> Iterator[BinaryIO]:
 def save_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with whole(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))  # JSON's escape of a name that is not UTF-8
 
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:

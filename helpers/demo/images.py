@@ -25,7 +25,7 @@ LARGEST_FILE = 256 * 2**20  # bytes
 LONGEST_DOWNLOAD = 20.0  # seconds in all: name lookups, connections, redirects, headers and content
 REDIRECTS = 5
 SAFE = "/%:@!$&'()*+,;=~?"  # characters of a path and a query that need no escape
-LOCAL = IPv6Network("fec0::/10"), IPv6Network("64:ff9b:1::/48")  # not public, but global to older versions of Python
+LOCAL = IPv6Network("fec0::/10"), IPv6Network("64:ff9b:1::/48")  # not public, but global to some versions of Python
 TRANSLATED = IPv6Network("64:ff9b::/96")  # IPv4 addresses embedded in IPv6, for IPv6-only networks (RFC 6052)
 
 

@@ -102,7 +102,7 @@ def load_model(path: str | Path, device: str | torch.device | None = None) -> Sa
     try:
         about = Preprocessing(**json.loads(metadata["about"]))
         card = _parse_card(metadata)
-    except MALFORMED as error:
+    except (UserError, *MALFORMED) as error:
         mend = "use a file written by python -m helpers save"
         raise UserError(f"The metadata of {path.name} do not describe a model of ours; {mend}.") from error
     tensors = {name: value.float() if value.dtype == torch.float16 else value for name, value in tensors.items()}

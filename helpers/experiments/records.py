@@ -33,7 +33,7 @@ def _temporary_folder() -> Path:
 def folder_for(profile: str, fingerprint: str = "", name: str = "") -> Path:
     """The results folder of a profile: the repository's, a temporary one for `smoke`, or a separate one for other images.
 
-    Images count as other if none of the repository's records of the same data set name has their fingerprint.
+    Images count as other if the repository has records of their data set's name, and none has their fingerprint.
     """
     if profile == "smoke":
         return _temporary_folder()

@@ -110,8 +110,8 @@ def fit(model: nn.Module, train: data.Split, validation: data.Split, recipe: Rec
         end = "nothing of this run was kept, since none of its epochs had been checkpointed."
         if options.checkpoint and done.history:  # without history, any checkpoint there is an earlier run's
             end = f"the last complete epoch is kept in {options.checkpoint.name}; rerun to continue."
-            mirror.copy(last=True)
         print(f"\nStopped: {end}")
+        mirror.copy(last=True)
         raise
     if done.best_weights is not None:
         model.load_state_dict(done.best_weights)

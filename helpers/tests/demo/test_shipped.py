@@ -147,6 +147,7 @@ def test_evaluate_detects_different_weights_and_different_images(place, tmp_path
         lambda card: card | {"predicted": card["predicted"][1:]},
         lambda card: card | {"predicted": ["0"] * 120},
         lambda card: card | {"recipe": card["recipe"] | {"unknown": 1}},
+        lambda card: card | {"recipe": card["recipe"] | {"epochs": 0}},
     ],
 )
 def test_a_malformed_card_gives_a_one_sentence_error(place, tmp_path, change):

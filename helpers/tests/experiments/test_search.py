@@ -250,10 +250,12 @@ def test_halving_continues_only_the_survivors_and_gives_them_the_exhaustive_sear
 
 
 def test_halving_after_an_exhaustive_search_trains_nothing(whole, monkeypatch):
-    found, _ = whole
+    found, trials = whole
     trained = epochs_trained(monkeypatch)
     runs = [search.halving(found, factor) for factor in (2, 3)]
     assert not trained and [run["epochs"] for run in runs] == [10, 4 * 1 + 1 * 2]
+    names = {search.trial_of(record) for record in trials}
+    assert all(run["chosen"] == run["rungs"][-1]["trials"][0] in names for run in runs)
 
 
 # The heat map.

@@ -103,7 +103,11 @@ def test_each_drawn_receptive_field_is_framed_by_a_square():
     figure = drawings.receptive_fields({f"part {number}": field for number, field in enumerate(fields, 1)})
     squares = [axis.patches[0].get_bbox().bounds for axis in figure.axes]
     assert squares == [(5 - k - 0.5, 5 - k - 0.5, 2 * k + 1, 2 * k + 1) for k in range(4)]
-    drawings.plt.close(figure)
+    cross = torch.zeros(5, 5)
+    cross[2, 1:4] = cross[1:4, 2] = 1
+    [axis] = drawings.receptive_fields({"a cross, whose first pixel is not its corner": cross}).axes
+    assert axis.patches[0].get_bbox().bounds == (0.5, 0.5, 3, 3)
+    drawings.plt.close("all")
 
 
 def test_the_stage_table_matches_hand_counts():

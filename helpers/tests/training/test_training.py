@@ -341,6 +341,20 @@ def test_ctrl_c_reports_what_is_kept_of_this_run(tmp_path, monkeypatch, capsys, 
     assert sentence in capsys.readouterr().out
 
 
+def test_ctrl_c_copies_the_last_checkpoint_to_the_mirror(tmp_path, monkeypatch):
+    epoch = loop._epoch
+
+    def interrupted(*arguments):
+        if arguments[-1] + 1 == 3:
+            raise KeyboardInterrupt
+        return epoch(*arguments)
+
+    monkeypatch.setattr(loop, "_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=tmp_path / "a.ckpt", mirror=tmp_path / "drive")
+    assert len(load_checkpoint(tmp_path / "drive" / "a.ckpt")["history"]) == 2, "the second, and not only the first"
+
+
 def test_a_run_stopped_after_an_epoch_continues_like_an_uninterrupted_one(tmp_path):
     recipe = replace(RECIPE, schedule="cosine")
     whole = make_model()
