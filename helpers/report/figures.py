@@ -73,7 +73,7 @@ def drawn(records: list[dict]) -> Iterator[tuple[str, Figure, str]]:
                 yield f"{data}_{report}_curves", plots.curves(first), caption
         best = max(own, key=lambda name: tables.validation_accuracy(own[name]))
         what = "superclass" if data == "cifar100" else "class"
-        caption = f"{title}, the best experiment by validation, first seed: test images by true (rows) and predicted {what}."
+        caption = f"{title}, the best experiment by validation, first seed: true (rows) against predicted (columns) {what}."
         yield f"{data}_confusion", plots.confusion_matrices({best: own[best][0]}), caption
 
 

@@ -7,13 +7,13 @@ from functools import partial
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-SAMPLE = "SAMPLE, no result: "
+SAMPLE = "SAMPLE, not a result: "
 NOT_YET = "not yet run"
 
-_PERCENT = ("val accuracy", "test accuracy", "sd", "low", "high", "report", "at 1", "at 5")
+_PERCENT = ("val accuracy", "test accuracy", "sd", "low", "high", "report", "top-1", "top-5")
 _FORMATS = {
     **dict.fromkeys((*_PERCENT, "Wilson low", "Wilson high", "short recipe", "elsewhere"), "{:.2%}"),
-    **dict.fromkeys(("share", "share of epochs", "probability"), "{:.1%}"),
+    **dict.fromkeys(("share", "probability"), "{:.1%}"),
     **dict.fromkeys(("points", "from", "to"), "{:+.2f}"),
     **dict.fromkeys(("seeds", "epochs", "epochs, short", "estimated", "only first right", "only second right"), "{:.0f}"),
     **dict.fromkeys(("parameters", "gradients", "images/s"), "{:,.0f}"),

@@ -75,7 +75,7 @@ def obtain(
     checkpoint_dir = checkpoint_dir or results.checkpoint_folder(profile, Path(results_dir or results.RESULTS))
     state = checkpoints.load_checkpoint(experiments.checkpoint_path(name, profile, seed, checkpoint_dir))
     if state is None:
-        print(f"{name}, seed {seed}: no loss landscape is recorded, and its checkpoint is not here to measure one.")
+        print(f"{name}, seed {seed}: no loss landscape is recorded, and there is no checkpoint to measure it from.")
         return None
     device = runtime.choose_device(device)
     model = models.build(record["model"]["name"], record["dataset"]["num_classes"]).to(device)

@@ -16,8 +16,8 @@ from helpers.training.recipe import Recipe, is_perturbed
 PERTURBED = "cifar10/resnext29_under5m_amp"
 # Choices of the sources that report `amp` names, which the report does not mention: each left out, then all three.
 FIRST_STEPS = {
-    "as its sources": {},
-    "without torch's weights": {"initialisation": None},  # the network's own are He-normal
+    "as in the sources": {},
+    "without torch's initialisation": {"initialisation": None},  # the network's own is He-normal
     "without clipping": {"clip_norm": None},
     "without Nesterov momentum": {"nesterov": False},
     "without all three": {"initialisation": None, "clip_norm": None, "nesterov": False},

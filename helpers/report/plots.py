@@ -104,7 +104,7 @@ def curves(runs: Mapping[str, Mapping], sample: bool = False) -> Figure:
             end[label] = (epochs[-1], history[-1][name], ink)
         axes[1].plot(epochs, [row["train_loss"] for row in history], "--", linewidth=1, **style)
     smoothed = any(run.get("recipe", {}).get("label_smoothing") for run in runs.values())
-    against = "\n(that of training against smoothed labels where the recipe has them)" if smoothed else ""
+    against = "\n(the training loss is against smoothed labels if the recipe uses them)" if smoothed else ""
     titles = ("Validation accuracy", f"Cross-entropy (nats per image): validation solid, training dashed{against}")
     for axis, end, title in zip(axes, ends, titles, strict=True):
         axis.set_title(title, loc="left", fontsize=10)
@@ -204,7 +204,7 @@ def loss_around(radii: Sequence[float], losses: Mapping[str, np.ndarray], sample
     for ink, line, (label, curves_around) in zip(PALETTE, itertools.cycle(LINES), losses.items(), strict=False):
         axis.plot(radii, curves_around.T, line, color=ink, linewidth=0.8, alpha=0.5)
         axis.plot(radii, curves_around.mean(0), line, color=ink, linewidth=2.4, label=label)
-    axis.set(xlabel="distance from the trained weights (1: as long as the weights)", ylabel="cross-entropy (nats per image)")
+    axis.set(xlabel="distance from the trained weights (in units of their norm)", ylabel="cross-entropy (nats per image)")
     axis.set_yscale("log")
     _plain_numbers(axis.yaxis)
     axis.grid(alpha=0.3)

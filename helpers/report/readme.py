@@ -20,10 +20,10 @@ HALVING = [f"cifar100/zoo_resnext{number}" for number in (1, 2, 3)]
 UNSTATED = [name for name in EXPERIMENTS if re.match("cifar100/(wrn|simplenet)", name)]
 # Rows whose network is not, or may not be, the report's own.
 NETWORKS = {
-    "pikachu/resnext50_ours": "its code pads no max-pool",
+    "pikachu/resnext50_ours": "no max-pool padding in its code",
     "cifar10_5k/resnext29_32x4d": "no, the paper's",
     **dict.fromkeys(("cifar10/slim_resnet_trial1", "cifar10/slim_resnet_trial2"), "stem not recorded"),
-    **dict.fromkeys(HALVING, "block not described in full"),
+    **dict.fromkeys(HALVING, "block not fully described"),
     **dict.fromkeys(UNSTATED, "dropout not stated"),
 }
 # What the report leaves open in a row's recipe, filled in from its code or by a guess.
@@ -33,6 +33,7 @@ OPEN = {
     **dict.fromkeys(("cifar10_5k/resnext29_32x4d", "cifar10_5k/resnet18_torchvision"), "epochs not stated"),
     **dict.fromkeys(HALVING, "rate, batch and patience not stated"),
     **dict.fromkeys(UNSTATED, "optimiser not stated"),
+    **dict.fromkeys(("cifar10/resnext29_under5m_sgd", "cifar10/resnext29_under5m_amp"), "schedule not stated"),
 }
 IMAGES = {"cifar10_5k": "4,500, not its 5,000", **dict.fromkeys(("cifar10", "cifar100"), "45,000 of 50,000")}
 
@@ -60,7 +61,7 @@ def _schedule(name: str, of: str, runs: list[dict]) -> str:
     if any("time budget" in (run["stopped_early"] or "") and run["limits"]["time_budget"] < budget for run in runs):
         return f"no, {np.mean([run['seconds'] for run in runs]) / 60:.0f} minutes"
     if name in CODED.get(of, ()):
-        guessed = ", its calls guessed" if of.startswith("cifar10_5k") else ""
+        guessed = ", length of calls guessed" if of.startswith("cifar10_5k") else ""
         return f"as coded{guessed}{', weight decay 0.001' if name.endswith('decay0001') else ''}"
     if name != of:
         return f"no, {epochs} of {recipe.epochs} epochs"
@@ -98,7 +99,8 @@ def headline_table(records: Iterable[dict]) -> pd.DataFrame:
             schedule = _schedule(again, best, runs_of[again])
             how = "" if schedule == "as written" else f"{schedule.removeprefix('no, ')}, "
             repeated = f"{_outcome(runs_of[again])} ({how}{_seeds(runs_of[again])})"
-        short = [runs_of[name] for name in own if name in runs_of and "fast" in name.split("_")]
+        same_data = [name for name, row in own.items() if row.dataset == own[best].dataset]
+        short = [runs_of[name] for name in same_data if name in runs_of and "fast" in name.split("_")]
         fast = max(short, key=tables.validation_accuracy, default=[])
         known = ELSEWHERE.get((own[best].dataset, own[best].model))
         ours = f"{_outcome(fast)} ({fast[0]['experiment'].split('/')[1]}, {_seeds(fast)})" if fast else NOT_YET

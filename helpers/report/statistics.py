@@ -78,21 +78,21 @@ class Paired:
         """In words, how many more images would tell the two apart, or that there are too few seeds or they disagree."""
         seeds, images = self.right.shape
         if self.difference == 0 or self.only_first == self.only_second:
-            return "no difference to be told"
+            return "no difference"
         more = max(1, images_needed(self.only_first / images, self.only_second / images) - images)
-        told = f"told by {more:,} more images" if self.p >= LEVEL else "told by these images"
+        told = f"{more:,} more images needed" if self.p >= LEVEL else "enough images"
         if seeds == 1:
-            return f"{told}; a second seed at least"
+            return f"{told}; a second seed needed"
         return told if self.agree else "the seeds disagree"
 
     def needed_inside(self, margin: float) -> str:
         """In words, how many more images would bring the whole interval inside the margin if the difference held."""
         if len(self.by_seed) == 1:
-            return "a second seed at least"
+            return "a second seed needed"
         if abs(self.by_seed).max() >= margin:
-            return "no number of images brings it inside"
+            return "no number of images is enough"
         images = math.ceil((self.half / (margin - abs(self.difference))) ** 2)
-        return f"inside with {max(1, images - self.right.shape[1]):,} more images"
+        return f"{max(1, images - self.right.shape[1]):,} more images needed"
 
 
 def images_needed(only_first: float, only_second: float) -> int:

@@ -45,7 +45,7 @@ CODED = {
 WRITTEN = {name: row for row, names in CODED.items() for name in names}
 PRICED = "_short"  # in the names of runs that ablate an ingredient of a recipe; notebook 06 compares them with one another
 COMPARISON_COLUMNS = "experiment,parameters,seeds,val loss,test accuracy,sd,Wilson low,Wilson high,report".split(",")
-TIME_COLUMNS = "network,parameters,million MACs,seeds,images/s,epochs,estimated,at 1,at 5".split(",")
+TIME_COLUMNS = "network,parameters,million MACs,seeds,images/s,epochs,estimated,top-1,top-5".split(",")
 PAIRED_COLUMNS = "first,second,seeds,only first right,only second right,points,from,to,p".split(",")
 
 
@@ -129,7 +129,7 @@ def time_table(names: Iterable[str], records: Iterable[dict], num_classes: int) 
     """One row per experiment with a time budget, run or not: what its network costs, and what it achieved in that time.
 
     Costs are per image, with `num_classes` outputs. The rest are means over seeds, empty without a record; `estimated` is
-    how many epochs fit the recipe's budget at the pace of its first ones; `at 1`, `at 5` are top-1 and top-5 test accuracy.
+    how many epochs fit the recipe's budget at the pace of its first ones; `top-1` and `top-5` are test accuracies.
     """
     runs_of, rows = by_experiment(records), []
     for name in names:
@@ -176,10 +176,10 @@ def most_confused(record: dict, most: int = 10) -> pd.DataFrame:
     """One row per pair of classes that a run confuses, most images first; `share` is of the true class's images."""
     classes = record["dataset"]["classes"]
     counts = pd.DataFrame(record["test"]["confusion"], index=pd.Index(classes, name="true"), columns=classes)
-    pairs = counts.reset_index().melt("true", var_name="taken for", value_name="images")
+    pairs = counts.reset_index().melt("true", var_name="predicted", value_name="images")
     pairs["share"] = pairs["images"] / pairs["true"].map(counts.sum(axis=1))
-    pairs = pairs[(pairs["true"] != pairs["taken for"]) & (pairs["images"] > 0)]
-    return pairs.sort_values(["images", "true", "taken for"], ascending=[False, True, True], ignore_index=True).head(most)
+    pairs = pairs[(pairs["true"] != pairs["predicted"]) & (pairs["images"] > 0)]
+    return pairs.sort_values(["images", "true", "predicted"], ascending=[False, True, True], ignore_index=True).head(most)
 
 
 def outcome_table(rows: Mapping[str, str], records: Iterable[dict]) -> pd.DataFrame:
@@ -231,7 +231,8 @@ def pair_sentences(
         if row["p"] >= statistics.LEVEL or row["from"] <= 0 <= row["to"]:  # the interval covers every seed's difference
             sentences.append(f"{second} and {first} cannot be told apart ({found}).")
         else:
-            sentences.append(f"{second} is {'better' if row['points'] > 0 else 'worse'} than {first} ({found}).")
+            verb, end = ("is", "") if row["seeds"] > 1 else ("did", " in the one run of each")  # another seed may differ
+            sentences.append(f"{second} {verb} {'better' if row['points'] > 0 else 'worse'} than {first}{end} ({found}).")
     if missing:
         sentences.append(f"Not run yet: {'; '.join(missing)}.")
     return [textwrap.fill(sentence, 90, break_on_hyphens=False) for sentence in sentences]

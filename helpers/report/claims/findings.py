@@ -51,14 +51,14 @@ class Statement:
         parts = [self.what or self.measure]
         if self.kind == "printed difference":
             (first, second), n = self.arguments["per_cent"], self.arguments["n"]
-            parts.insert(0, f"printed: {first} % against {second} %, as if each on {n:,} test images of its own")
+            parts.insert(0, f"printed: {first} % against {second} %, as if on two separate sets of {n:,} test images")
         if self.networks:
             parts[0] += " of " + " and ".join(f"models.build('{name}', {classes})" for name, classes in self.networks)
         if self.kind == "bound":
             limits = zip(("at least", "at most"), self.limits, strict=True)
             parts[0] += ": " + " and ".join(f"{word} {limit:,.10g}" for word, limit in limits if np.isfinite(limit))
-        runs = f"run record{'s' * (len(self.experiments) > 1)} of {' and '.join(self.experiments)}" if self.experiments else ""
-        return ", ".join(part for part in (*parts, found.how if found else runs, self.reservation) if part)
+        runs = f"runs of {' and '.join(self.experiments)}" if self.experiments else ""
+        return "; ".join(part for part in (*parts, found.how if found else runs, self.reservation) if part)
 
 
 class Finding(NamedTuple):
@@ -121,13 +121,13 @@ def printed(statement: Statement, runs: Runs, found: None) -> Evidence:
     """Two accuracies that the report prints, in per cent, each on n test images: is the first better by more than chance?"""
     (first, second), n = statement.arguments["per_cent"], statement.arguments["n"]
     p, interval, images = statistics.printed_difference(first / 100, second / 100, n)
-    needed = f"told by {images:,} images" if images and p >= statistics.LEVEL else ""
+    needed = f"{images:,} images needed per model" if images and p >= statistics.LEVEL else ""
     ours = f"{first - second:+.2f} points, {statistics.p_value(p)}"
     return Evidence(ours, statistics.in_points(interval), (p, first - second), needed)
 
 
 def accuracy(statement: Statement, runs: Runs, found: Found) -> Evidence:
-    """Test accuracy, or with `epoch` the validation accuracy after it, or with `label` one class's, against `printed`."""
+    """Test accuracy; with `epoch`, the validation accuracy after it; with `label`, one class's, compared with `printed`."""
     arguments = statement.arguments
     if "epoch" in arguments:
         accuracies = [run["history"][arguments["epoch"] - 1]["val_accuracy"] for run in found.first]
@@ -150,7 +150,7 @@ def loss(statement: Statement, runs: Runs, found: Found) -> Evidence:
 
 
 def paired(statement: Statement, runs: Runs, found: Found) -> Evidence:
-    """The first experiment has the better test accuracy; or, with `margin` (a fraction), the two differ by less."""
+    """The first experiment has the higher test accuracy; with `margin` (a fraction), the two differ by less than that."""
     pair = statistics.Paired.of(*([predictions(run, runs.folder) for run in side] for side in (found.first, found.second)))
     ours, interval = f"{100 * pair.difference:+.2f} points", statistics.in_points(pair.interval)
     if margin := statement.arguments.get("margin"):
@@ -163,12 +163,12 @@ def paired(statement: Statement, runs: Runs, found: Found) -> Evidence:
 def lower_loss(statement: Statement, runs: Runs, found: Found) -> Evidence:
     """The first experiment has the lower test loss."""
     differences = [one["test"]["loss"] - two["test"]["loss"] for one, two in zip(found.first, found.second, strict=True)]
-    interval = f"{min(differences):+.4f} to {max(differences):+.4f}" if len(differences) > 1 else "a second seed at least"
+    interval = f"{min(differences):+.4f} to {max(differences):+.4f}" if len(differences) > 1 else "a second seed needed"
     return Evidence(f"{np.mean(differences):+.4f}", interval, (differences,))
 
 
 def each_epoch(statement: Statement, runs: Runs, found: Found) -> Evidence:
-    """After every epoch the first experiment validates better than the second or, without a second, than it trains."""
+    """After every epoch, validation accuracy exceeds the second experiment's or, without a second, training accuracy."""
     higher = [
         mine["val_accuracy"] > (theirs["val_accuracy"] if found.second else mine["train_accuracy"])
         for one, other in zip(found.first, found.second or found.first, strict=True)
@@ -188,7 +188,7 @@ def cost(statement: Statement, runs: Runs, found: Found) -> Evidence:
     )
     interval = (low / other_high, high / other_low)
     shown = f"×{interval[0]:.2f} to ×{interval[1]:.2f}"
-    return Evidence(f"×{middle / other_middle:.2f}", shown, (interval,), how=f", on {devices.pop()}")
+    return Evidence(f"×{middle / other_middle:.2f}", shown, (interval,), how=f"; on {devices.pop()}")
 
 
 KINDS: dict[str, tuple[Callable[[Statement, Runs, Found | None], Evidence], Callable[..., str]]] = {

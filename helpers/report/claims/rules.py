@@ -11,13 +11,13 @@ HOLDS, APPROXIMATELY, DOES_NOT = "holds", "holds approximately", "does not hold"
 CONTRADICTS, CANNOT_TELL, NOT_YET = "contradicts itself", "cannot be told from the data", "not yet run"
 VERDICTS = (HOLDS, APPROXIMATELY, DOES_NOT, CONTRADICTS, CANNOT_TELL, NOT_YET)
 
-NEAR, WIDEST, FAR = 0.02, 0.10, 0.10  # for an accuracy: "approximately", the widest conclusive interval, too far off for one
+NEAR, WIDEST, FAR = 0.02, 0.10, 0.10  # an accuracy: "approximately", widest conclusive interval, "does not hold" with one seed
 
 
 def count(quoted: str, ours: float) -> str:
     """A number that follows from a network or a data set, without chance.
 
-    *Holds* when ours, rounded like the report's, is the report's; *approximately* within 1 % of it; else it *does not hold*.
+    *Holds* if ours, rounded the same way, equals the printed number; *approximately* within 1 % of it; else *does not hold*.
     """
     low, high = printed_range(quoted)
     middle = (low + high) / 2
@@ -27,34 +27,32 @@ def count(quoted: str, ours: float) -> str:
 
 
 def structure(quoted: str, ours: str) -> str:
-    """A shape, a list of sizes or a property of a network. *Holds* when ours is the same; else it *does not hold*."""
+    """A shape, a list of sizes or a property of a network. *Holds* if ours is the same; otherwise *does not hold*."""
     return HOLDS if quoted == ours else DOES_NOT
 
 
 def bound(quoted: str, ours: float | tuple[float, float], low: float = -math.inf, high: float = math.inf) -> str:
-    """A limit, such as "more than", "below", "tens of millions". *Holds* when ours (or all of a range) lies between the limits
-    that `how` names; else it *does not hold*.
+    """A limit such as "more than", "below" or "tens of millions". *Holds* if ours (or the whole range) lies within the limits
+    given in `how`; otherwise *does not hold*.
     """
     return HOLDS if low <= np.min(ours) and np.max(ours) <= high else DOES_NOT
 
 
 def similar(quoted: str, sizes: tuple[float, float]) -> str:
-    """Two sizes that are "similar" or "roughly the same". *Holds* within 5 % of one another, *approximately* within 10 %."""
+    """Two sizes that are "similar" or "roughly the same". *Holds* within 5 % of each other, *approximately* within 10 %."""
     ratio = max(sizes) / min(sizes)
     return HOLDS if ratio <= 1.05 else APPROXIMATELY if ratio <= 1.1 else DOES_NOT
 
 
 def each(quoted: str, times_of: tuple[int, int]) -> str:
-    """What is so of "every layer". *Holds* when it is so each time, *approximately* at least 95 times in a hundred; else it
-    *does not hold*.
-    """
+    """A claim about "every layer". *Holds* if always true, *approximately* in at least 95 % of cases, else *does not hold*."""
     times, of = times_of
     return HOLDS if times == of else APPROXIMATELY if times >= 0.95 * of else DOES_NOT
 
 
 def consistency(quoted: str, ours: str | float) -> str:
-    """Arithmetic on what the report itself prints. *Holds* when it comes out as printed, after rounding; else the report
-    *contradicts itself*. `ours` is what the arithmetic gives; which of the two places is right is not said by that.
+    """Arithmetic on what the report itself prints. *Holds* if the result, rounded, is what is printed; otherwise the report
+    *contradicts itself*. `ours` is the result of the arithmetic; this does not say which of the two places is right.
     """
     if isinstance(ours, str):
         return HOLDS if quoted == ours else CONTRADICTS
@@ -72,12 +70,11 @@ def _by_interval(printed: tuple[float, float], interval: tuple[float, float], ne
 
 
 def accuracy(quoted: str, accuracies: Sequence[float], n: int) -> str:
-    """An accuracy (on the test images, on one class of them, or on the validation images after an epoch), against the 95 %
-    prediction interval of one further run (mean ± t s √(1 + 1/k) over k seeds). *Holds* when the printed value, as rounded,
-    meets the interval and the interval is at most 10 points wide; *approximately* when it is at most 2 points outside; it
-    *does not hold* when it is farther outside. Otherwise a wider interval says too little: it *cannot be told*. With one seed,
-    whose Wilson interval is shown, it *cannot be told* either, unless the printed value is more than 10 points outside: then
-    it *does not hold*.
+    """An accuracy on the test images, on one class of them, or on the validation images after an epoch, against the 95 %
+    prediction interval for one further run (mean ± t s √(1 + 1/k) over k seeds). *Does not hold* if the printed value, as
+    rounded, is more than 2 points outside. Otherwise *cannot be told* if the interval is more than 10 points wide; with a
+    narrower one, *holds* if the printed value meets it and *approximately* if not. With one seed, whose Wilson interval is
+    shown, *does not hold* if the printed value is more than 10 points outside; otherwise *cannot be told*.
     """
     interval, printed = accuracy_interval(accuracies, n), fraction_range(quoted)
     if len(accuracies) == 1:
@@ -86,8 +83,8 @@ def accuracy(quoted: str, accuracies: Sequence[float], n: int) -> str:
 
 
 def loss(quoted: str, losses: Sequence[float]) -> str:
-    """A validation loss, against the prediction interval over seeds like an accuracy: *approximately* is at most 10 % of the
-    mean outside, and an interval wider than 20 % of the mean says too little. With one seed it *cannot be told*.
+    """A validation loss, judged like an accuracy but with limits relative to the mean over seeds: 10 % of it instead of 2
+    points, and 20 % of it instead of 10 points for the width. With one seed, *cannot be told*.
     """
     if len(losses) == 1:
         return CANNOT_TELL
@@ -96,12 +93,12 @@ def loss(quoted: str, losses: Sequence[float]) -> str:
 
 
 def comparison(paired: Paired) -> str:
-    """One model that is better than another: both on the same test images under the same seeds. An image counts for the model
-    that got it right under more seeds; then an exact binomial test on the images that count (with one seed this is McNemar's).
-    Where p is below 0.05 and two seeds or more agree, the statement *holds* or *does not hold*; else it *cannot be told*, and
-    the interval column says how many more images would tell, at 80 % power (Connor 1987). Such a p is about these trained
-    networks; that two seeds agree happens half the time by luck. Two models that differ in more than the statement names do
-    not tell either.
+    """One model is better than another, both on the same test images with the same seeds. Each image counts for the model
+    that got it right under more seeds; `ours` shows both counts, and an exact binomial test compares them (with one seed, this
+    is McNemar's test). If p is below 0.05 and two or more seeds agree, the statement *holds* or *does not hold*; otherwise it
+    *cannot be told*, and the interval column says how many more images are needed, at 80 % power (Connor 1987). Such a p is
+    about these trained networks only; two seeds agree by luck half the time. If the models differ in more than the statement
+    names, it *cannot be told* either.
     """
     if paired.p >= LEVEL or not paired.agree:
         return CANNOT_TELL
@@ -109,9 +106,9 @@ def comparison(paired: Paired) -> str:
 
 
 def closeness(paired: Paired, margin: float) -> str:
-    """Two accuracies that are "close", by a margin that `how` names. With two seeds or more it *holds* when the whole 95 %
-    interval of the paired difference lies inside the margin, and *does not hold* when it lies outside; otherwise it *cannot be
-    told*, and the interval column says how many more images would tell if the difference stayed.
+    """Two accuracies are "close", within a margin given in `how`. With two or more seeds, the statement *holds* if the whole
+    95 % interval of the paired difference lies inside the margin, and *does not hold* if all of it lies outside; otherwise it
+    *cannot be told*, and the interval column says how many more images are needed if the difference stays the same.
     """
     low, high = paired.interval
     if len(paired.by_seed) < 2:
@@ -120,8 +117,8 @@ def closeness(paired: Paired, margin: float) -> str:
 
 
 def lower(differences: Sequence[float]) -> str:
-    """The lower of two test losses, seed by seed. With two seeds or more that agree it *holds* or *does not hold*; where they
-    disagree, or there is one only, it *cannot be told*.
+    """The lower of two test losses, compared seed by seed. If two or more seeds all agree, the statement *holds* or *does not
+    hold*; otherwise it *cannot be told*.
     """
     if len(differences) < 2 or min(differences) <= 0 <= max(differences):
         return CANNOT_TELL
@@ -129,16 +126,16 @@ def lower(differences: Sequence[float]) -> str:
 
 
 def each_epoch(times: int, of: int, seeds: int) -> str:
-    """What is so "at each epoch". With two seeds or more it *holds* when it is so each time, *approximately* at least 95 times
-    in a hundred, and else *does not hold*; with one it *cannot be told*.
+    """A claim about "each epoch". With two or more seeds, *holds* if always true, *approximately* if in at least 95 % of
+    epochs, otherwise *does not hold*. With one seed, *cannot be told*.
     """
     return CANNOT_TELL if seeds < 2 else each("", (times, of))
 
 
 def cost(ratio: tuple[float, float]) -> str:
-    """What takes longer: seconds of a training epoch, the first's over the second's, on one device. The interval is from the
-    lower quartile over the other's upper one to the reverse. *Holds* when all of it is above 1, *does not hold* when all is
-    below, else it *cannot be told*.
+    """Training takes longer in one experiment: its seconds per epoch divided by the other's, on one device. The interval
+    divides its lower quartile by the other's upper one, and its upper by the other's lower. *Holds* if all of it is above 1,
+    *does not hold* if all of it is below; otherwise *cannot be told*.
     """
     if ratio[0] <= 1 <= ratio[1]:
         return CANNOT_TELL
@@ -146,11 +143,11 @@ def cost(ratio: tuple[float, float]) -> str:
 
 
 def chance(p: float, difference: float) -> str:
-    """One model that is better than another by the accuracies that the report itself prints, as if each had been tested on
-    images of its own, for its predictions are not published. *Holds* when p is below 0.05, *contradicts itself* when so for the
-    reverse, else it *cannot be told*; the interval column says how many images for each would tell (Chow, Shao and Wang 2008).
-    Such a verdict is about the printed numbers: what another seed would give is not in them, for they are of one run each. Two
-    models that were not trained alike do not tell either.
+    """One model is better than another by the accuracies that the report prints. Its predictions are not published, so each
+    model is treated as if tested on its own set of images. *Holds* if p is below 0.05, *contradicts itself* if so for the
+    reverse; otherwise *cannot be told*, and the interval column says how many images each model needs (Chow, Shao and Wang
+    2008). The verdict is about the printed numbers, from one run each; it does not say what another seed would give. If the
+    two models were not trained alike, it *cannot be told* either.
     """
     if p >= LEVEL:
         return CANNOT_TELL

@@ -30,8 +30,8 @@ class Found(NamedTuple):
         """Which runs these are, in words."""
         names = [side[0]["experiment"] for side in (self.first, self.second) if side]
         seeds = ", ".join(str(run["seed"]) for run in self.first)
-        text = f"run record{'s' * (len(names) > 1)} of {' and '.join(names)}, seed{'s' * (len(self.first) > 1)} {seeds}"
-        return f"{text}, {self.stand_in}" if self.stand_in else text
+        runs = f"run{'s' * (len(self.first + self.second) > 1)} of {' and '.join(names)}"
+        return "; ".join(filter(None, (f"{runs}, seed{'s' * (len(self.first) > 1)} {seeds}", self.stand_in)))
 
 
 class Runs:
@@ -88,10 +88,10 @@ def stand_in(runs: list[dict]) -> str:
     if _share(runs[0]) < 1:
         reasons.append(f"{_share(runs[0]):.0%} of the epochs")
     if all(map(_one_label, runs)):
-        reasons.append("all images get one label")
+        reasons.append("every image gets the same label")
     if any("time budget" in (run["stopped_early"] or "") and run["limits"]["time_budget"] < ZOO_SECONDS for run in runs):
-        reasons.append("stopped before the six hours")
-    return ", ".join(reasons)
+        reasons.append("stopped before six hours")
+    return "; ".join(reasons)
 
 
 def _one_label(run: dict) -> bool:

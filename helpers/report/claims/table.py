@@ -16,7 +16,7 @@ from helpers.report.claims.runs import Runs
 from helpers.report.tables import REPORTS
 
 COLUMNS = "report,place,claim,quoted,recipe,kind,how,ours,interval,verdict,repeats".split(",")
-BY_TRAINING, BY_ARITHMETIC = "holds, of trained networks", "holds, of counts and arithmetic"
+BY_TRAINING, BY_ARITHMETIC = "holds (trained networks)", "holds (counts and arithmetic)"
 
 
 @cache
@@ -51,8 +51,8 @@ def counts(table: pd.DataFrame) -> pd.DataFrame:
         index=list(dict.fromkeys(table["report"])), columns=[BY_TRAINING, BY_ARITHMETIC, *rules.VERDICTS[1:]], fill_value=0
     )
     counted.loc["all"] = counted.sum()
-    counted.insert(0, "in all", counted.sum(axis=1))
-    return counted.rename_axis(index="statements of", columns=None).reset_index()
+    counted.insert(0, "statements", counted.sum(axis=1))
+    return counted.rename_axis(index="report", columns=None).reset_index()
 
 
 def key() -> str:

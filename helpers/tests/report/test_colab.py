@@ -1,4 +1,4 @@
-"""What a Colab user meets: badges, the setup cell, and one notebook alone in an empty folder."""
+"""What a Colab user relies on: badges, the setup cell, and one notebook alone in an empty folder."""
 
 import json
 import os
@@ -61,12 +61,12 @@ def copy(tmp_path):
     return tmp_path
 
 
-def test_writing_another_repository_changes_badges_and_constants_and_nothing_else(copy):
+def test_writing_another_repository_changes_only_badges_and_constants(copy):
     original = {path: path.read_text(encoding="utf-8") for path in [copy / "README.md", *copy.glob("notebooks/*.ipynb")]}
     repository, ref = constants(setup_source())
     changed = colab.write("some-body/some.repo", "v1.0", copy)
     assert sorted(changed) == sorted(original)
-    assert colab.write("some-body/some.repo", "v1.0", copy) == [], "again: nothing to change"
+    assert colab.write("some-body/some.repo", "v1.0", copy) == [], "the second time, there is nothing to change"
     for path in original:
         text = path.read_text(encoding="utf-8")
         assert "github/some-body/some.repo/blob/v1.0/notebooks/" in text and f"/{repository}" not in text
@@ -87,7 +87,7 @@ def test_a_notebook_without_its_setup_cell_stops_before_anything_is_written(copy
 
 
 def test_a_notebook_alone_in_an_empty_folder_fetches_the_rest(tmp_path, monkeypatch):
-    """What a Colab user does: nothing but the notebook is there, and *Run all*."""
+    """As in Colab: only the notebook exists, and the user chooses *Run all*."""
     origin, alone = tmp_path / "origin", tmp_path / "alone"
     shutil.copytree(ROOT / "helpers", origin / "helpers", ignore=shutil.ignore_patterns("__pycache__"))
     git(origin, "init", "-q", "-b", "main")
@@ -99,7 +99,7 @@ def test_a_notebook_alone_in_an_empty_folder_fetches_the_rest(tmp_path, monkeypa
     cells = [nbformat.v4.new_code_cell(source) for source in (setup_source(), setup_source(), story)]
     notebook = nbformat.v4.new_notebook(cells=cells)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(alone)}}).execute()
-    assert [path.name for path in alone.iterdir()] == ["resnext-notebooks"], "run again, it fetches nothing"
+    assert [path.name for path in alone.iterdir()] == ["resnext-notebooks"], "the second setup cell fetches nothing"
     assert notebook.cells[-1].outputs[0].text.strip() == str(alone / "resnext-notebooks/helpers/report/__init__.py")
 
 
@@ -113,7 +113,7 @@ def test_the_setup_cell_is_under_fifteen_lines_and_installs_neither_torch_nor_nu
     assert {"torchsummary", "scikit-learn"} <= set(called) and not {"torch", "torchvision", "numpy"} & set(called)
 
 
-def test_a_setup_cell_that_knows_no_repository_says_what_to_do(tmp_path, monkeypatch):
+def test_a_setup_cell_without_a_repository_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.delenv("REPO_URL", raising=False)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(AssertionError, match="Set REPO_URL above to the address of your copy"):
@@ -122,8 +122,8 @@ def test_a_setup_cell_that_knows_no_repository_says_what_to_do(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("repository", ["some-body/some.repo", "OWNER/REPO"])
-def test_the_workflow_points_a_fork_to_itself_and_leaves_others_alone(tmp_path, repository, monkeypatch):
-    """Its steps, without the installation, in a clone whose origin is a bare repository."""
+def test_the_links_workflow_points_a_fork_to_itself_and_leaves_upstream_alone(tmp_path, repository, monkeypatch):
+    """Run its steps, except the installation, in a clone whose origin is a bare repository."""
     origin, clone = tmp_path / "origin.git", tmp_path / "clone"
     clone.mkdir()
     for name in ("README.md", "helpers", "notebooks", ".github"):

@@ -10,7 +10,7 @@ from helpers.runtime import UserError
 from helpers.tests.experiments.test_results import make_run
 
 
-def test_figures_are_rebuilt_from_the_records_alone_fit_for_print_and_the_same_twice(tmp_path):
+def test_figures_are_rebuilt_from_the_records_alone_print_ready_and_reproducible(tmp_path):
     records = [make_run()[0], make_run(name="pikachu/resnet18_torchvision", predicted=(1, 1, 1, 1, 0))[0]]
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "stale.png").touch()
@@ -49,7 +49,7 @@ def test_each_data_set_has_its_own_figures_with_captions():
     figures.plt.close("all")
 
 
-def test_jpeg_copies_and_the_pair_that_compares_speeds_are_in_no_figure():
+def test_jpeg_copies_and_the_speed_comparison_are_in_no_figure():
     fast, copies = make_run("cifar10_tenth/speed_fast")[0] | {"report": "speed"}, make_run("cifar10_5k/resnext29_32x4d")[0]
     copies["dataset"] = copies["dataset"] | {"source": "folder cifar10 (JPEG)"}
     assert list(figures.drawn([fast, copies])) == []
@@ -64,14 +64,14 @@ def test_a_hundred_classes_are_shown_as_superclasses():
     figures.plt.close("all")
 
 
-def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path):
+def test_a_folder_that_cannot_be_written_gives_a_one_sentence_error(tmp_path):
     (tmp_path / "figures").write_text("in the way")
     with pytest.raises(UserError, match="figures could not be written"):
         figures.write([make_run()[0]], tmp_path)
 
 
-def test_the_committed_figures_and_captions_are_those_of_the_committed_records():
-    """By name: another release of matplotlib may draw other pixels."""
+def test_the_committed_figures_and_captions_match_the_committed_records():
+    """Figures are compared by name only: another release of matplotlib may draw different pixels."""
     captions = {name: caption for name, _, caption in figures.drawn(results.load_all())}
     figures.plt.close("all")
     folder = results.RESULTS / "figures"

@@ -1,4 +1,4 @@
-"""The loss around a network: directions as long as its filters, losses in closed form, weights put back."""
+"""The loss around a network: directions with its filters' norms, losses computed independently, weights restored."""
 
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ def split():
     return data.sample("cifar10").test
 
 
-def test_each_filter_of_a_direction_is_as_long_as_the_networks_own():
+def test_each_filter_of_a_direction_has_the_norm_of_the_networks_own():
     model = models.build("resnext29_under5m", 10)
     with torch.no_grad():
         model.layer1[0].conv1.weight[3] *= 7
@@ -36,7 +36,7 @@ def test_each_filter_of_a_direction_is_as_long_as_the_networks_own():
         assert not torch.allclose(step, own)
 
 
-def test_the_losses_are_those_of_the_moved_weights_and_the_weights_come_back(split):
+def test_the_losses_are_those_of_the_moved_weights_and_the_weights_are_restored(split):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -50,23 +50,23 @@ def test_the_losses_are_those_of_the_moved_weights_and_the_weights_come_back(spl
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_the_images_have_every_class_and_do_not_depend_on_the_order():
+def test_the_images_cover_every_class_and_do_not_depend_on_the_order():
     split = data.sample("cifar10").train
     by_class, shuffled = (
         split.labels.argsort(stable=True),
         torch.randperm(len(split), generator=torch.Generator().manual_seed(1)),
     )
     chosen, again = (landscape.subset(split.subset(order), 20) for order in (by_class, shuffled))
-    assert chosen.labels.bincount().tolist() == [2] * 10, "the first 20 of a sorted split would be of five classes"
+    assert chosen.labels.bincount().tolist() == [2] * 10, "the first 20 of a sorted split would cover only five classes"
     assert chosen.names == again.names and torch.equal(chosen.images, again.images)
 
 
-def test_it_is_measured_once_from_the_checkpoint_and_then_read(split, tmp_path, capsys):
+def test_a_landscape_is_measured_once_from_the_checkpoint_and_then_read(split, tmp_path, capsys):
     name = "cifar10/resnext29_under5m_sgd"
     record = {"experiment": name, "profile": "smoke", "seed": 0, "model": {"name": "zoo_resnext1"}}
     record["dataset"] = {"num_classes": 10}
     assert landscape.obtain(record, split, tmp_path, tmp_path) is landscape.obtain(record, split, str(tmp_path)) is None
-    assert "its checkpoint is not here" in capsys.readouterr().out
+    assert "there is no checkpoint to measure it from" in capsys.readouterr().out
     torch.manual_seed(0)
     model, checkpoint = models.build("zoo_resnext1", 10), experiments.checkpoint_path(name, "smoke", 0, tmp_path)
     checkpoint.parent.mkdir(parents=True)
@@ -78,7 +78,7 @@ def test_it_is_measured_once_from_the_checkpoint_and_then_read(split, tmp_path, 
     assert len(set(losses[:, centre].tolist())) == 1, "every direction goes through the same weights"
     recipe = replace(experiments.recipe_for(experiments.find(name), "smoke"), mixed_precision=False)
     there = training.evaluate(model, landscape.subset(split.subset(range(4))), recipe)[0]
-    assert losses[0, centre] == pytest.approx(there, rel=1e-3), "which are those of the checkpoint"
+    assert losses[0, centre] == pytest.approx(there, rel=1e-3), "those weights are the checkpoint's"
     path = next(tmp_path.rglob("*.landscape.npz"))
     path.write_bytes(path.read_bytes()[:-20])
     again = landscape.obtain(record, split.subset(range(4)), tmp_path, tmp_path, device="cpu")
@@ -87,12 +87,12 @@ def test_it_is_measured_once_from_the_checkpoint_and_then_read(split, tmp_path, 
     assert np.array_equal(landscape.obtain(record, split, tmp_path, tmp_path), losses)
 
 
-def test_on_a_gpu_the_weights_move_there_and_only_scores_come_back(gpu):  # noqa: F811
+def test_on_a_gpu_the_weights_stay_there_and_only_scores_and_labels_come_back(gpu):  # noqa: F811
     model = small()
     direction = landscape.filter_normalised_direction(model, torch.Generator().manual_seed(0))
     assert {step.device for step in direction.values()} == {CUDA} and len(direction) == 3
     with Operations() as operations:
         losses = landscape.loss_along(model, direction, (-1, 0, 0.5), on_gpu(10), replace(RECIPE, image_size=16))
     assert losses.shape == (3,)
-    copies = 3 * (3 + 2)  # for each radius, order, mean and deviation of the batches there, scores and labels back
+    copies = 3 * (3 + 2)  # per radius: order, mean and deviation to the GPU, scores and labels back
     assert len(operations.copies) == copies and not operations.waits

@@ -1,4 +1,4 @@
-"""What notebooks 05 to 07 tell with: printed figures, first steps, gradients, outcomes and sentences."""
+"""Helpers of notebooks 05 to 07: printed figures, first steps, gradients, outcomes and sentences."""
 
 import json
 
@@ -13,7 +13,7 @@ from helpers.report import perturbed, tables
 from helpers.report.tables import PAIRED_COLUMNS
 
 
-def test_figure_2_of_report_amp_has_six_counts_and_five_sizes_of_convolutions_that_are_not_its_networks():
+def test_figure_2_of_report_amp_prints_six_wrong_counts_and_five_wrong_sizes_of_convolutions():
     lines = report.amp_figure2()
     convolutions = lines[lines["line"].str.startswith("Conv")]
     assert (convolutions["printed parameters"] != convolutions["true parameters"]).sum() == 6
@@ -21,7 +21,7 @@ def test_figure_2_of_report_amp_has_six_counts_and_five_sizes_of_convolutions_th
     assert set(lines["printed parameters"] - lines["true parameters"]) == {0, 2_000}
 
 
-def test_the_log_of_report_slim_has_the_rates_of_1562_batches_an_epoch():
+def test_the_log_of_report_slim_has_the_learning_rates_of_1562_batches_per_epoch():
     rates = report.slim_rates([1_562, 1_406])
     assert np.allclose(rates["1,562 batches"], rates["printed"], rtol=1e-9, atol=0)
     assert not np.isclose(rates["1,406 batches"], rates["printed"], rtol=1e-2).any()
@@ -44,13 +44,13 @@ def test_a_perturbed_step_counts_as_two_gradients():
     assert report.gradients(recipes.ZOO, 7).tolist() == [7] * 200
 
 
-def test_the_first_steps_begin_alike_and_are_read_where_they_were_measured(tmp_path, monkeypatch):
+def test_first_losses_differ_only_by_initial_weights_and_full_runs_are_read_from_the_file(tmp_path, monkeypatch):
     train = data.sample("cifar10", image_size=16).train
     losses = report.obtain_first_steps(train, torch.device("cpu"), "smoke")
     assert list(losses) == list(perturbed.FIRST_STEPS) and {len(found) for found in losses.values()} == {2}
     first = {label: found[0] for label, found in losses.items()}
-    assert first["as its sources"] == first["without clipping"] == first["without Nesterov momentum"]
-    assert first["as its sources"] != first["without torch's weights"] == first["without all three"]
+    assert first["as in the sources"] == first["without clipping"] == first["without Nesterov momentum"]
+    assert first["as in the sources"] != first["without torch's initialisation"] == first["without all three"]
     monkeypatch.setattr(perturbed, "FILE", tmp_path / "first_steps.json")
     assert report.obtain_first_steps(train, torch.device("cpu"), "full") == {}
     perturbed.FILE.write_text(json.dumps({"device": "CPU", "losses": {"a": [2.5]}}))
@@ -64,7 +64,7 @@ def run(name: str, seed: int, accuracy: float) -> dict:
     }
 
 
-def test_outcomes_name_what_is_not_run_yet():
+def test_outcomes_include_what_is_not_run_yet():
     names = {"ours": "cifar10/slim_resnet", "another": "cifar10/slim_resnet_plain"}
     records = [run(names["ours"], seed, accuracy) for seed, accuracy in enumerate((0.5, 0.6))]
     ours, another = report.outcome_table(names, records).to_dict("records")
@@ -75,12 +75,13 @@ def test_outcomes_name_what_is_not_run_yet():
     assert report.best_by_validation(names.values(), []) == names["ours"]
 
 
-def test_a_sentence_says_which_is_better_only_where_it_can_be_told(monkeypatch, tmp_path):
+def test_a_sentence_says_which_is_better_only_if_the_data_can_tell(monkeypatch, tmp_path):
     rows = [
         ("a/x", "a/y", 2, 5, 9, 4.0, 1.0, 7.0, 0.01),
         ("a/x", "a/w", 2, 9, 5, -4.0, -7.0, -1.0, 0.01),
         ("a/x", "a/v", 2, 5, 9, 4.0, -1.0, 9.0, 0.01),
         ("a/x", "a/z", 1, 5, 6, 1.0, -3.0, 5.0, 0.6),
+        ("a/x", "a/u", 1, 5, 9, 4.0, 1.0, 7.0, 0.01),
         ("a/y", "a/z"),
     ]
     rows = [(*row, *[None] * (len(PAIRED_COLUMNS) - len(row))) for row in rows]
@@ -90,5 +91,6 @@ def test_a_sentence_says_which_is_better_only_where_it_can_be_told(monkeypatch, 
         "w is worse than the first (-4.0 points, 95 % interval -7.0 to -1.0, 2 seeds).",
         "v and the first cannot be told apart (+4.0 points, 95 % interval -1.0 to +9.0, 2 seeds).",
         "z and the first cannot be told apart (+1.0 points, 95 % interval -3.0 to +5.0, 1 seed).",
+        "u did better than the first in the one run of each (+4.0 points, 95 % interval +1.0 to\n+7.0, 1 seed).",
         "Not run yet: z against y.",
     ]

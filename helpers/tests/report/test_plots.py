@@ -1,4 +1,4 @@
-"""Figures: what stands where, in whose colour and marker."""
+"""Figures: what is drawn where, and in which colour and marker."""
 
 import numpy as np
 import pandas as pd
@@ -9,29 +9,29 @@ from helpers.report import plots
 from helpers.tests.experiments.test_results import make_run
 
 
-def test_every_model_of_the_plan_is_of_a_family_with_a_colour_and_a_marker_of_its_own():
+def test_every_planned_model_belongs_to_a_family_with_its_own_colour_and_marker():
     planned = {row.model for row in experiments.EXPERIMENTS.values()}
     assert all(model.startswith(tuple(plots.FAMILIES)) for model in planned)
     assert {ink for ink, _ in plots.FAMILIES.values()} <= set(plots.PALETTE)
     styles = {tuple(plots.model_style(model).values()) for model in planned}
-    assert len({marker for _, marker in styles}) == len(styles), "in grey, markers tell the colours apart"
+    assert len({marker for _, marker in styles}) == len(styles), "in greyscale, only markers tell the families apart"
 
 
-def test_lines_of_one_family_grow_paler():
+def test_lines_of_one_family_get_paler():
     black, grey, blue = plots.inks(["wrn16_2", "wrn16_4", "resnext50_32x4d"])
-    assert plots.inks(["wrn16_2", "wrn16_4"]) == plots.PALETTE[:2], "of one family alone, in turn"
+    assert plots.inks(["wrn16_2", "wrn16_4"]) == plots.PALETTE[:2], "a single family takes the palette's colours in turn"
     assert black == (0, 0, 0) and grey == pytest.approx((0.375,) * 3) and blue == pytest.approx(plots.to_rgb("#0072B2"))
 
 
 @pytest.fixture(autouse=True)
 def closed():
-    """Every figure is closed after its test."""
+    """Close every figure after its test."""
     yield
     plots.plt.close("all")
 
 
-def test_the_accuracy_chart_has_a_dot_a_seed_a_mean_a_reported_mark_and_a_tick():
-    """Printed are 90 to 91 % and 77 %; elsewhere 94.73 % is known of the first network."""
+def test_the_accuracy_chart_shows_each_seed_the_mean_the_reports_value_and_the_published_one():
+    """The reports print 90 to 91% and 77%; 94.73% is published elsewhere for the first network."""
     name, other = "cifar10/resnext29_under5m_amp", {"not run": "cifar10/slim_resnet_trial1"}
     records = [make_run(name, seed, predicted=predicted)[0] for seed, predicted in ((0, (0, 0, 1, 1, 0)), (1, (0, 0, 0, 1, 0)))]
     axis, other = plots.accuracy_chart({"CIFAR-100": {"one": name} | other, "CIFAR-10": other}, records).axes
@@ -49,7 +49,7 @@ def test_the_accuracy_chart_has_a_dot_a_seed_a_mean_a_reported_mark_and_a_tick()
     assert "the report's value" not in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
-def test_costs_stand_at_their_true_values_on_one_scale_of_accuracy():
+def test_costs_are_drawn_at_their_true_values_on_one_accuracy_scale():
     table = pd.DataFrame(
         {
             "model": ["wrn16_2", "wrn16_4"],
@@ -92,13 +92,13 @@ def test_curves_are_validation_accuracies_and_losses_on_a_log_axis_with_a_label_
     assert [line.get_color() for line in accuracy.lines] == [plots.to_rgb("#009E73"), plots.to_rgb("#0072B2")]
 
 
-def test_a_run_that_diverged_has_a_line_and_no_label():
+def test_a_loss_that_diverged_has_no_label():
     rows = [make_run()[0]["history"][0] | {"epoch": epoch, "val_loss": loss} for epoch, loss in ((1, 2.3), (2, float("nan")))]
     accuracy, loss = plots.curves({"diverged": {"history": rows, "model": {"name": "wrn16_2"}}}).axes
     assert [text.get_text() for text in accuracy.texts] == ["diverged"] and not loss.texts
 
 
-def test_one_epoch_is_a_point():
+def test_a_single_epoch_is_drawn_as_a_point():
     row = make_run()[0]["history"][0]
     one = {"history": [row | {"epoch": epoch, "val_accuracy": accuracy} for epoch, accuracy in ((1, 0.3), (2, 0.5))]}
     one["model"] = {"name": "simplenet"}
@@ -111,7 +111,7 @@ def test_one_epoch_is_a_point():
 @pytest.mark.parametrize(
     ("number", "classes", "shape", "counts"), [(3, 2, (1, 3), 4), (13, 10, (4, 4), 100), (5, 20, (2, 3), 0)]
 )
-def test_confusion_matrices_stand_in_rows_of_at_most_four(number, classes, shape, counts):
+def test_confusion_matrices_are_drawn_in_rows_of_at_most_four(number, classes, shape, counts):
     run = {"dataset": {"classes": [f"class {index}" for index in range(classes)]}}
     run["test"] = {"accuracy": 0.5, "confusion": np.arange(classes**2).reshape(classes, classes).tolist()}
     axes = plots.confusion_matrices({f"run {index}": run for index in range(number)}).axes

@@ -1,4 +1,4 @@
-"""README's tables: put between their markers, and those of what is committed."""
+"""README's tables: written between their markers, and up to date with the committed records."""
 
 import json
 import re
@@ -23,7 +23,7 @@ def test_each_part_goes_between_its_markers(tmp_path, monkeypatch):
         readme.write([], file)
 
 
-def test_the_speed_table_is_read_from_what_bench_kept(tmp_path):
+def test_the_speed_table_is_read_from_the_saved_benchmarks(tmp_path):
     row = {"model": "resnext29_32x4d", "image_size": 32, "batch": 64, "ratio": 5.04, "input_ratio": 7.0}
     row |= {"textbook_images_per_second": 19.4, "ours_images_per_second": 97.77}
     row |= {"textbook_peak_memory_bytes": 2**31, "ours_peak_memory_bytes": 2**30}
@@ -36,8 +36,8 @@ def test_the_speed_table_is_read_from_what_bench_kept(tmp_path):
     assert line in readme.speed_part(tmp_path)
 
 
-def test_the_committed_readme_is_that_of_the_committed_records_and_shows_figures_fit_for_print(monkeypatch):
-    committed = pd.read_csv(results.RESULTS / "claims.csv", dtype=str, keep_default_na=False)  # which `test_claims` recomputes
+def test_the_committed_readme_matches_the_committed_records_and_shows_print_ready_figures(monkeypatch):
+    committed = pd.read_csv(results.RESULTS / "claims.csv", dtype=str, keep_default_na=False)  # `test_claims` recomputes it
     monkeypatch.setattr(readme.claims, "claims_table", lambda records: committed)
     text = (results.ROOT / "README.md").read_text(encoding="utf-8")
     for name, part in readme.parts(results.load_all()).items():
@@ -52,12 +52,12 @@ def test_readme_has_no_result_from_a_tenth_of_the_data_or_from_jpeg_copies():
     assert "cifar10_tenth" not in text and "JPEG" not in text and "a tenth of" not in text
 
 
-def test_the_first_screen_is_forty_lines_and_has_the_headline_table():
+def test_the_first_screen_has_at_most_forty_lines_and_the_headline_table():
     first, _ = (results.ROOT / "README.md").read_text(encoding="utf-8").split("\n## ", 1)
     assert len(first.splitlines()) <= 40 and "<!-- headline -->" in first
 
 
-def test_every_link_of_readme_to_a_file_leads_somewhere():
+def test_every_link_to_a_file_in_readme_works():
     text = (results.ROOT / "README.md").read_text(encoding="utf-8")
     links = re.findall(r"\]\((?!https?://)([^)#]+)\)", text)
     assert len(links) > 10

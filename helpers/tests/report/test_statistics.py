@@ -35,14 +35,14 @@ def test_exact_mcnemar_is_a_binomial_test_on_the_discordant_pairs():
     assert (same.only_first, same.only_second, same.p) == (0, 0, 1.0)
 
 
-def test_a_pair_of_other_images_is_refused():
+def test_a_pair_with_different_test_images_is_refused():
     one, other = ({"true": np.array(true), "predicted": np.array([0, 1])} for true in ([0, 1], [1, 1]))
     with pytest.raises(ValueError, match="different test images"):
         Paired.of([one, one], [one, other])
 
 
 def right(*wrong, n=40):
-    """Right on all of n images but these."""
+    """Whether each of n images is classified correctly: all except these."""
     answers = np.ones(n, bool)
     answers[list(wrong)] = False
     return answers
@@ -59,42 +59,42 @@ def test_one_seed_is_mcnemars_exact_test():
 
 
 def test_an_image_counts_once_over_seeds():
-    # Image 0: each model under one seed, no vote. Image 1: the first under both. Image 2: the second under one.
+    # Image 0: each is better with one seed, so no vote. Image 1: the first with both seeds. Image 2: the second with one.
     paired = Paired([right(0, 2, n=3), right(n=3)], [right(1, n=3), right(0, 1, n=3)])
     assert paired.right.tolist() == [[-1, 1, -1], [1, 1, 0]]
     assert (paired.only_first, paired.only_second, paired.p) == (1, 1, 1.0)
     assert paired.by_seed.tolist() == pytest.approx([-1 / 3, 2 / 3]) and not paired.agree
-    assert paired.needed() == "no difference to be told", "the votes are equal, though the means are not"
+    assert paired.needed() == "no difference", "the votes are equal, although the means are not"
 
 
-def test_the_interval_reaches_over_every_seed():
+def test_the_interval_covers_every_seed():
     paired = Paired([right()] * 2, [right(0), right(*range(20))])
     assert paired.interval[0] <= 1 / 40 and paired.interval[1] >= 20 / 40
     one = Paired([right()], [right(0, 1, 2, 3)])
-    # Differences of 1 on 4 of 40 images: mean 0.1, deviation √(0.1 · 0.9), half of 1.96 √(0.09 / 40).
+    # Differences of 1 on 4 of 40 images: mean 0.1, deviation √(0.1 · 0.9), half-width 1.96 √(0.09 / 40).
     assert one.interval == pytest.approx((0.1 - 1.959964 * math.sqrt(0.09 / 40), 0.1 + 1.959964 * math.sqrt(0.09 / 40)))
 
 
-def test_images_needed_are_connors():
+def test_images_needed_match_connors_example():
     # The published example of the formula: discordant shares 0.45 and 0.05 need 23 pairs.
     assert intervals.images_needed(0.45, 0.05) == intervals.images_needed(0.05, 0.45) == 23
 
 
-def test_what_it_would_take_is_said_in_words():
+def test_what_would_settle_a_comparison_is_said_in_words():
     undecided = Paired([right(0)], [right(1, 2)])
     more = intervals.images_needed(2 / 40, 1 / 40) - 40
-    assert undecided.needed() == f"told by {more:,} more images; a second seed at least"
-    assert Paired([right()], [MUCH_WORSE]).needed() == "told by these images; a second seed at least"
-    assert Paired([right(0)], [right(1)]).needed() == "no difference to be told"
-    assert Paired([right(0)] * 2, [right(1, 2)] * 2).needed() == f"told by {more:,} more images"
+    assert undecided.needed() == f"{more:,} more images needed; a second seed needed"
+    assert Paired([right()], [MUCH_WORSE]).needed() == "enough images; a second seed needed"
+    assert Paired([right(0)], [right(1)]).needed() == "no difference"
+    assert Paired([right(0)] * 2, [right(1, 2)] * 2).needed() == f"{more:,} more images needed"
     assert Paired([right(0), right(0)], [right(1, 2), right(1)]).needed() == "the seeds disagree"
     # One image of 40: difference 0.025, deviation √(0.025 · 0.975); (1.959964 · 0.15612 / (0.05 − 0.025))² = 149.8 images.
-    assert Paired([right()] * 2, [right(0)] * 2).needed_inside(0.05) == "inside with 110 more images"
-    assert Paired([right()] * 2, [MUCH_WORSE] * 2).needed_inside(0.05) == "no number of images brings it inside"
-    assert Paired([right()], [right(0)]).needed_inside(0.05) == "a second seed at least"
+    assert Paired([right()] * 2, [right(0)] * 2).needed_inside(0.05) == "110 more images needed"
+    assert Paired([right()] * 2, [MUCH_WORSE] * 2).needed_inside(0.05) == "no number of images is enough"
+    assert Paired([right()], [right(0)]).needed_inside(0.05) == "a second seed needed"
     # Seeds at 0 and 0.025: the mean, 0.0125 with half the deviation, is inside 0.03 by 0.0175; (1.959964 · 0.07806 / 0.0175)².
-    assert Paired([right()] * 2, [right(), right(0)]).needed_inside(0.03) == "inside with 37 more images"
-    assert Paired([right()] * 2, [right(), right(0)]).needed_inside(0.02) == "no number of images brings it inside"
+    assert Paired([right()] * 2, [right(), right(0)]).needed_inside(0.03) == "37 more images needed"
+    assert Paired([right()] * 2, [right(), right(0)]).needed_inside(0.02) == "no number of images is enough"
 
 
 def test_printed_differences_in_closed_form():
@@ -107,15 +107,15 @@ def test_printed_differences_in_closed_form():
 
 
 def test_the_prediction_interval_of_one_further_run_in_closed_form():
-    # Seeds 0.80, 0.82, 0.84: s = 0.02, half t(2) · 0.02 · √(4 / 3), t(2) = 4.302653. Two: t(1) = 12.706205 and √(3 / 2).
+    # Seeds 0.80, 0.82, 0.84: s = 0.02, half-width t(2) · 0.02 · √(4 / 3), t(2) = 4.302653. Two: t(1) = 12.706205, √(3 / 2).
     half = 4.302652729911275 * 0.02 * math.sqrt(4 / 3)
     assert intervals.prediction_interval([0.80, 0.82, 0.84]) == pytest.approx((0.82 - half, 0.82 + half))
     half = 12.706204736432095 * 0.01 * math.sqrt(2) / 2 * math.sqrt(3 / 2)
     assert intervals.prediction_interval([0.5, 0.51]) == pytest.approx((0.505 - half, 0.505 + half))
-    assert intervals.prediction_interval([0.7, 0.9], 0, 1) == (0, 1), "cut off where no accuracy is"
+    assert intervals.prediction_interval([0.7, 0.9], 0, 1) == (0, 1), "clipped to the possible accuracies"
 
 
-def test_one_seed_has_its_wilson_interval_and_more_a_prediction():
+def test_one_seed_has_a_wilson_interval_and_more_seeds_a_prediction_interval():
     assert intervals.accuracy_interval([208 / 258], 258) == intervals.wilson(208, 258)
     assert intervals.accuracy_interval([0.8, 0.8], 258) == pytest.approx((0.8, 0.8))
     runs = [0.8, 0.82], [0.8, 0.82, 0.8, 0.82]
@@ -141,7 +141,7 @@ def test_a_mean_never_lies_outside_the_interval_beside_it(correct):
         ("90-91%", 0.90, 0.91),
     ],
 )
-def test_a_printed_number_stands_for_all_that_round_to_it(quoted, low, high):
+def test_a_printed_number_stands_for_every_value_that_rounds_to_it(quoted, low, high):
     assert intervals.printed_range(quoted) == pytest.approx((low, high), rel=1e-12)
 
 

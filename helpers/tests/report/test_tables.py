@@ -28,7 +28,7 @@ def test_comparison_over_seeds_in_closed_form(tmp_path):
     assert len(table.columns) == 9
 
 
-def test_runs_on_other_images_are_no_pair(tmp_path):
+def test_runs_on_different_images_are_not_paired(tmp_path):
     one, other = make_run(), make_run("pikachu/resnet18_torchvision")
     other[0]["dataset"] = other[0]["dataset"] | {"fingerprint": "cd"}
     for run in (one, other):
@@ -45,7 +45,7 @@ def test_tables_are_rebuilt_from_the_records_alone(tmp_path):
     [pair] = tables.paired_table(records, results_dir=tmp_path).to_dict("records")
     assert (pair["first"], pair["only first right"], pair["only second right"]) == ("pikachu/resnet18_torchvision", 0, 3)
     assert pair["p"] == 0.25, "McNemar's exact test: 2 · (1/2)³"
-    tables.write(records[:1], tmp_path)  # and runs that price an ingredient are compared in notebook 06 alone
+    tables.write(records[:1], tmp_path)  # runs that price an ingredient are compared only in notebook 06
     priced = [records[0] | {"experiment": f"cifar10/wrn16_2_short{end}"} for end in ("", "_without_ema")]
     assert tables.on_whole_data(priced) == [] and tables.on_whole_data(records) == records
     results.save(priced[0], make_run()[1], tmp_path)
@@ -54,13 +54,13 @@ def test_tables_are_rebuilt_from_the_records_alone(tmp_path):
     assert "| 20.00% |" in (tmp_path / "tables/runs.md").read_text()
 
 
-def test_no_records_is_a_sentence(tmp_path):
+def test_no_records_gives_a_one_sentence_error(tmp_path):
     with pytest.raises(UserError, match="no run record under .*; make one with python -m helpers run"):
         tables.write([], tmp_path)
 
 
 def hundred_classes() -> dict:
-    """A record where every class has one image, and is right, but for what follows."""
+    """A record where every class has one image, all classified correctly except for the changes below."""
     counts = np.eye(100, dtype=int)
     apple, pear, bottle, shark = (CIFAR100_CLASSES.index(name) for name in ("apple", "pear", "bottle", "shark"))
     counts[apple, pear] += 3  # within fruit_and_vegetables
@@ -78,7 +78,7 @@ def test_superclass_confusion_by_hand():
     counts = np.array([int(text.get_text() or 0) for text in axis.texts]).reshape(20, 20)
     assert [label.get_text() for label in axis.get_yticklabels()] == [name.replace("_", " ") for name in order]
     fish, containers, fruit = (order.index(name) for name in ("fish", "food_containers", "fruit_and_vegetables"))
-    expected = 5 * np.eye(20, dtype=int)  # five classes each, one image a class
+    expected = 5 * np.eye(20, dtype=int)  # five classes each, one image per class
     expected[fruit, fruit], expected[fruit, containers] = 5 + 3, 1
     expected[containers, containers] = 5 + 4
     expected[fish, fish], expected[fish, fruit] = 4, 1
@@ -86,7 +86,7 @@ def test_superclass_confusion_by_hand():
 
 
 def ten_classes() -> dict:
-    """A record of CIFAR-10 where every class has two images, and is right, but for three."""
+    """A CIFAR-10 record where every class has two images, all classified correctly except for the changes below."""
     counts = 2 * np.eye(10, dtype=int)
     for true, other in (("cat", "dog"), ("dog", "cat"), ("ship", "bird")):
         one, two = CIFAR10_CLASSES.index(true), CIFAR10_CLASSES.index(other)
@@ -106,12 +106,12 @@ def test_the_most_confused_classes_by_hand():
     assert tables.most_confused(hundred_classes(), 1).values.tolist() == [["apple", "pear", 3, 3 / 5]]
 
 
-def test_what_time_has_bought_in_a_table():
+def test_the_time_table_by_hand():
     records = []
     for seed, epochs, predicted in ((0, 3, (0, 0, 1, 1, 1)), (1, 2, (0, 0, 0, 1, 1))):
         record, _ = make_run("cifar10/wrn16_2", seed, predicted=predicted)
         record |= {"images_per_second": 100.0 + seed, "seconds": 60.0 * (1 + seed)}
-        record["recipe"]["time_budget"] = 4.5 * record["history"][0]["seconds"]  # the recipe's, not that run's own
+        record["recipe"]["time_budget"] = 4.5 * record["history"][0]["seconds"]  # the recipe's budget, not the run's
         record["history"] *= epochs
         record["test"]["accuracy_at_5"] = 1.0
         records.append(record)
@@ -119,10 +119,10 @@ def test_what_time_has_bought_in_a_table():
     expected = ["wrn16_2", 703_284, pytest.approx(101.118464), 2, 100.5, 2.5, 4, pytest.approx(0.9), 1]
     assert table.iloc[0].tolist() == expected
     text = formats.as_text(table).iloc[1].tolist()
-    assert text == ["simplenet", "5,521,508", "652.2", *[""] * 6], "not run, and nothing made up"
+    assert text == ["simplenet", "5,521,508", "652.2", *[""] * 6], "not run, and so no numbers"
 
 
-def test_the_committed_tables_are_those_of_the_committed_records():
+def test_the_committed_tables_match_the_committed_records():
     written = (results.RESULTS / "tables" / "runs.md").read_text(encoding="utf-8")
     records = results.load_all()
     assert written == formats.markdown(tables.runs_table(records)), "run python -m helpers table"
@@ -134,20 +134,20 @@ def test_the_committed_tables_are_those_of_the_committed_records():
             assert not len(table) or path.read_text(encoding="utf-8") == formats.markdown(table), path.name
 
 
-def test_pairs_of_experiments_image_by_image_over_their_common_seeds(tmp_path):
+def test_experiments_are_paired_image_by_image_over_their_common_seeds(tmp_path):
     one, other = "pikachu/resnext50_ours", "pikachu/resnet18_torchvision"
     for name, seed, predicted in ((one, 0, (0, 0, 1, 1, 1)), (other, 0, (0, 0, 0, 1, 1)), (other, 1, (0, 0, 0, 0, 0))):
         results.save(*make_run(name, seed, predicted=predicted), tmp_path)
     pairs = [(one, other), (other, one), (one, "pikachu/none")]
     table = tables.paired_table(results.load_all(tmp_path), pairs, tmp_path)
-    half = 1.959964 * (0.2 * 0.8 / 5) ** 0.5  # a fifth of the images, only the second gets right
+    half = 1.959964 * (0.2 * 0.8 / 5) ** 0.5  # only the second is right on a fifth of the images
     assert table.iloc[0].tolist() == [one, other, 1, 0, 1, *map(pytest.approx, (20, 20 - 100 * half, 20 + 100 * half)), 1.0]
     assert table.iloc[1]["points"] == pytest.approx(-20)
     assert formats.as_text(table).iloc[2].tolist() == [one, "pikachu/none", *[""] * 7]
     assert formats.as_text(table).iloc[0]["points"] == "+20.00"
 
 
-def test_a_styled_table_has_a_caption_its_best_value_in_bold_and_the_same_text_twice():
+def test_a_styled_table_has_a_caption_and_bold_best_values_and_is_reproducible():
     table = pd.DataFrame({"experiment": ["a", "b", "c"], "test accuracy": [0.5, 0.75, None], "val loss": [0.3, 0.4, 0.5]})
     html = formats.styled(table, "Two networks", best={"test accuracy": "max", "val loss": "min"}).to_html()
     assert "<caption>Two networks</caption>" in html and ">75.00%</td>" in html and "None" not in html
@@ -156,7 +156,7 @@ def test_a_styled_table_has_a_caption_its_best_value_in_bold_and_the_same_text_t
     assert html == formats.styled(table, "Two networks", best={"test accuracy": "max", "val loss": "min"}).to_html()
 
 
-def test_words_stand_to_the_left_and_numbers_to_the_right():
+def test_words_are_left_aligned_and_numbers_right_aligned():
     columns = {"claim": ["2 sets", "a", "b"], "quoted": ["258", "79 %", ""], "test accuracy": ["not yet run", 0.5, None]}
     table = pd.DataFrame(columns | {"device": ["CPU"] * 3, "points": [1.0, 2.0, 3.0]})
     style = formats.styled(table, "Claims").to_html().split("</style>")[0]
