@@ -127,9 +127,14 @@ def listed(items: list[str], most: int = 10) -> str:
     return "; ".join(items[:most] + rest)
 
 
+def printable(text: str) -> str:
+    """The text on one line, with unprintable characters escaped, such as stray bytes in a file name."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
 def listed_files(skipped: list[tuple[str, str]], most: int = 10) -> str:
     """Unreadable files in one line, each with the reason."""
-    return listed([f"{file} ({reason})" for file, reason in skipped], most).encode(errors="backslashreplace").decode()
+    return printable(listed([f"{file} ({reason})" for file, reason in skipped], most))
 
 
 def why(error: Exception) -> str:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from helpers.data.photographs import decode_photograph
-from helpers.data.pools import why
+from helpers.data.pools import printable, why
 from helpers.runtime import require
 
 LARGEST_DOWNLOAD = 32 * 2**20  # bytes
@@ -53,11 +53,6 @@ def try_image(source: str, size: int, resize: str = "crop") -> tuple[Tensor | No
         return torch.from_numpy(pixels.copy()), ""
     except Exception as error:  # a broken file can make Pillow raise almost anything, and must not stop the other images
         return None, printable(" ".join(why(error).split()))
-
-
-def printable(text: str) -> str:
-    """The text on one line, with unprintable characters escaped, such as stray bytes in a file name."""
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def _read_file(name: str) -> bytes:

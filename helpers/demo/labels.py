@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from helpers import data, training
-from helpers.demo.images import printable, try_image
+from helpers.data.pools import printable
+from helpers.demo.images import try_image
 from helpers.demo.saved import SavedModel
 
 CHUNK = 256  # images held in memory at a time

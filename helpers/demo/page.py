@@ -52,8 +52,7 @@ def prepare(path: Path, data_dir: str | Path | None = None, searched: int = 1000
     """Load a saved model and its data: `searched` training images to compare with, and eight test images as examples.
 
     Test images that are also in training are left out. If the data cannot be loaded, a printed line says why, and the
-    examples are two photographs from scikit-learn. `dataset` holds the images that the model was trained on, by default
-    those that its card names.
+    examples are two photographs from scikit-learn. `dataset` holds the model's own images, by default those on its card.
     """
     model = load_model(path)
     card, about = model.card, model.about

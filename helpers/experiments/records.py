@@ -232,6 +232,6 @@ def _name_missing(missing: dict[str, list[int]], queue, device: torch.device, mo
     for name, seeds in itertools.islice(missing.items(), NAMED):
         expected = queue.minutes(experiments.find(name), seeds[0], device)
         print(f"  {expected:,.0f} minutes here: python -m helpers run {name} --seed {seeds[0]}{more}", end="")
-        print(*(f" (also --seed {seed})" for seed in seeds[1:]), sep="")
+        print(*(f" (and {seed})" for seed in seeds[1:]), sep="")
     if len(missing) > NAMED:
         print("  and more; python -m helpers list shows all of them.")

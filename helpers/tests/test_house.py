@@ -90,6 +90,8 @@ def test_a_notebook_is_valid_and_clean(path):
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     printed = "\n".join(text for cell in cells for output in cell.outputs for text in texts(output))
     assert MACHINE_PATH.findall(printed) == []
+    lines = [line for cell in cells for output in cell.outputs for line in output.get("text", "").splitlines()]
+    assert [line for line in lines if len(line) > 100] == [], "wider than the page"
     assert re.findall(r"\w*Warning|Traceback|SAMPLE|'smoke'", printed) == []
 
 

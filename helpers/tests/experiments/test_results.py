@@ -224,7 +224,7 @@ def test_obtain_all_lists_or_trains_the_missing_runs(tmp_path, monkeypatch, caps
     assert (found["experiment"], found["seed"]) == (names[1], 1), "hours of training are not started on a CPU"
     assert capsys.readouterr().out.splitlines() == [
         "1 full run recorded; 3 not run yet:",
-        f"  90 minutes here: python -m helpers run {names[0]} --seed 0 --results-dir '{tmp_path}' (also --seed 1)",
+        f"  90 minutes here: python -m helpers run {names[0]} --seed 0 --results-dir '{tmp_path}' (and 1)",
         f"  90 minutes here: python -m helpers run {names[1]} --seed 0 --results-dir '{tmp_path}'",
     ]
     monkeypatch.setattr(results, "NAMED", 1)

@@ -323,33 +323,31 @@ def test_resume_after_a_kill_equals_an_uninterrupted_run_bit_for_bit(tmp_path, m
     assert done.best == expected.best
 
 
+def interrupt_in(monkeypatch, number: int) -> None:
+    """Have Ctrl-C come in this epoch, counted from 1."""
+    epoch = loop._epoch
+
+    def interrupted(*arguments):
+        if arguments[-1] + 1 == number:
+            raise KeyboardInterrupt
+        return epoch(*arguments)
+
+    monkeypatch.setattr(loop, "_epoch", interrupted)
+
+
 @pytest.mark.parametrize(("stopped_in", "sentence"), [(1, "nothing of this run was kept"), (2, "kept in run.ckpt")])
 def test_ctrl_c_reports_what_is_kept_of_this_run(tmp_path, monkeypatch, capsys, stopped_in, sentence):
     """There is a checkpoint of an earlier run, but `resume=False` ignores it."""
     checkpoint = tmp_path / "run.ckpt"
     fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=checkpoint)
-    epoch = loop._epoch
-
-    def interrupted(*arguments):
-        if arguments[-1] + 1 == stopped_in:
-            raise KeyboardInterrupt
-        return epoch(*arguments)
-
-    monkeypatch.setattr(loop, "_epoch", interrupted)
+    interrupt_in(monkeypatch, stopped_in)
     with pytest.raises(KeyboardInterrupt):
         fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=checkpoint, resume=False)
     assert sentence in capsys.readouterr().out
 
 
 def test_ctrl_c_copies_the_last_checkpoint_to_the_mirror(tmp_path, monkeypatch):
-    epoch = loop._epoch
-
-    def interrupted(*arguments):
-        if arguments[-1] + 1 == 3:
-            raise KeyboardInterrupt
-        return epoch(*arguments)
-
-    monkeypatch.setattr(loop, "_epoch", interrupted)
+    interrupt_in(monkeypatch, 3)
     with pytest.raises(KeyboardInterrupt):
         fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=tmp_path / "a.ckpt", mirror=tmp_path / "drive")
     assert len(load_checkpoint(tmp_path / "drive" / "a.ckpt")["history"]) == 2, "the second, and not only the first"
