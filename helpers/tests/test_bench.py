@@ -137,12 +137,16 @@ def test_the_record_has_the_ceiling_and_our_speed_as_a_fraction_of_it(monkeypatc
     assert "0.25 of the ceiling" in printed and "of our step, grouped convolutions 25%, BatchNorm 12%" in printed
 
 
-def test_the_shares_of_a_step_are_reported_by_kind_of_layer():
+def test_the_shares_of_a_step_are_reported_by_kind_of_layer(monkeypatch):
     layers = [nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 8, 5)]
     model = nn.Sequential(*layers)
     shares = bench.layer_shares(CPU, lambda: model(torch.randn(16, 4, 32, 32)).sum().backward())
     assert set(shares) == {"1×1 convolutions", "grouped convolutions", "5×5 convolutions", "BatchNorm", "ReLU"}
     assert all(share > 0 for share in shares.values()) and sum(shares.values()) < 1
+    waits = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: waits.append(device))
+    bench.layer_shares(torch.device("cuda"), lambda: model(torch.randn(16, 4, 32, 32)))
+    assert len(waits) >= len(layers), "on a GPU, every operation is waited for"
     assert bench.layer_kind("aten::convolution_backward", [[1, 8, 9, 9], [1, 4, 9, 9], [8, 2, 3, 3]]) == "grouped convolutions"
 
 

@@ -5,6 +5,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -78,15 +79,12 @@ def fit(model: nn.Module, train: data.Split, validation: data.Split, recipe: Rec
         UserError: the checkpoint cannot be written or read, or belongs to another run.
         Diverged: the loss is no longer finite.
     """
-    options = Options(**options)
-    limits = {"time_budget": options.time_budget or recipe.time_budget, "patience": options.patience or recipe.patience}
-    own_clock = options.clock
-    options = replace(options, **limits, clock=lambda: processes.agreed(own_clock()))
+    given = Options(**options)
+    limits = {"time_budget": given.time_budget or recipe.time_budget, "patience": given.patience or recipe.patience}
+    options = replace(given, **limits, clock=lambda: processes.agreed(given.clock()))
     fewer = f"The batch size is {recipe.batch_size}, for {processes.count()} processes; start at most {recipe.batch_size}."
     require(recipe.batch_size >= processes.count(), fewer)
     device = next(model.parameters()).device
-    if device.type == "cpu":
-        runtime.keep_freed_memory_in_process()
     if recipe.compiled:
         torch.compiler.reset()  # graphs compiled in earlier runs would count towards its limit
     train, validation = train.to(device), validation.to(device)
@@ -252,7 +250,7 @@ def _epoch(learner: Learner, train: data.Split, validation: data.Split, options:
     row = {"epoch": epoch + 1, "lr": learning_rate(recipe, epoch, steps)}
     row["train_loss"], row["train_accuracy"] = train_epoch(learner, prepared())
     trained = clock()
-    with learner.averaged():
+    with learner.average.applied() if learner.average else nullcontext():
         row["val_loss"], row["val_accuracy"] = evaluate(learner.model, validation, recipe)
     return row | {"train_seconds": trained - start, "seconds": clock() - start} | platform(learner.device)
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from helpers.runtime import UserError, autocast_dtype
+from helpers.runtime import UserError, autocast_dtype, keep_freed_memory_in_process
 from helpers.training import processes
 from helpers.training.average import Average
 from helpers.training.batchnorm import RunningStatistics, SynchronisedBatchNorm
@@ -20,7 +20,6 @@ from helpers.training.recipe import Recipe
 
 # The messages of torch, cuDNN and cuBLAS; the last is torch's if no cuDNN engine gets the memory that it needs.
 OUT_OF_MEMORY = re.compile(r"out of memory|ALLOC(ATION)?_FAILED|unable to find an engine", re.IGNORECASE)
-ONE_VALUE = "Expected more than 1 value per channel"  # torch's message
 
 
 @dataclass
@@ -32,18 +31,18 @@ class Learner:
     optimizer: torch.optim.Optimizer | None = None
     scaler: torch.amp.GradScaler | None = None
     called: nn.Module | None = None  # computes the forward pass: the model, or its compiled form, which shares its parameters
-    average: Average | None = None
     perturbed: bool = True  # whether the next step is perturbed, if the recipe has perturbed steps
     parts: int = 1  # the number of parts into which a batch is split
     rehearsed: float = 0  # with other processes: the elements in the largest batch known to fit into memory everywhere
 
     def __post_init__(self):
+        if self.device.type == "cpu":
+            keep_freed_memory_in_process()
         self.optimizer = self.optimizer or make_optimizer(self.model, self.recipe)
         half = self.recipe.mixed_precision and autocast_dtype(self.device) == torch.float16  # only fp16 needs a scaler
         self.scaler = self.scaler or torch.amp.GradScaler(self.device.type, enabled=half)
         self.called = self.model if self.called is None else self.called  # a compiled one has no truth value
-        if self.recipe.ema is not None:
-            self.average = self.average or Average(self.model, self.recipe.ema)
+        self.average = None if self.recipe.ema is None else Average(self.model, self.recipe.ema)
         self.statistics = RunningStatistics(self.model)
         if processes.count() == 1 or any(isinstance(layer, SynchronisedBatchNorm) for layer in self.model.modules()):
             self.rehearsed = math.inf  # no process waits for another, or no pass can run in one process alone
@@ -63,10 +62,6 @@ class Learner:
         for value in [state[name] for state in states for name in names]:
             processes.add_up(value)
             value.div_(processes.count())
-
-    def averaged(self):
-        """The context in which the model has its averaged weights, if there are any."""
-        return self.average.applied() if self.average else nullcontext()
 
     def state_dict(self) -> dict:
         """The state that a checkpoint stores."""
@@ -164,7 +159,7 @@ def _step_in_parts(learner: Learner, images: Tensor, labels: Tensor) -> tuple[Te
 
 def _check_memory(learner: Learner, error: Exception, images: int, stuck: bool) -> None:
     """Raise the error, or a UserError for it, unless smaller parts may fit; `stuck`: other processes wait for this one."""
-    if ONE_VALUE in str(error):
+    if "Expected more than 1 value per channel" in str(error):  # torch's message
         one = f"BatchNorm cannot learn from one image whose features are one pixel, as in this batch of {images}"
         mend = "choose a batch size that leaves no single image over, or larger images"
         fewer = ", or fewer processes" if processes.count() > 1 else ""
