@@ -13,11 +13,12 @@ HEAVY = 2  # weights per input value; from this ratio on, a matrix product is fa
 
 
 def convolutions(device: torch.device, recipe: Recipe) -> AbstractContextManager:
-    """The context of every step. Without mixed precision, a step on a CPU matches the textbook's bit for bit."""
+    """The context of every step, and of evaluation on a GPU. In full precision, a CPU's step is the textbook's bit for bit."""
     if device.type == "cpu":
         return HeavyConvolutions() if recipe.mixed_precision and not recipe.compiled else nullcontext()
-    # cuDNN makes the same choices in every run, unless the recipe lets it pick the fastest.
-    return torch.backends.cudnn.flags(enabled=True, benchmark=not recipe.deterministic, deterministic=recipe.deterministic)
+    # cuDNN makes the same choices in every run, unless the recipe lets it pick the fastest. Full precision is not TF32.
+    chosen = {"benchmark": not recipe.deterministic, "deterministic": recipe.deterministic}
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=recipe.mixed_precision, **chosen)
 
 
 class HeavyConvolutions(TorchFunctionMode):

@@ -1,5 +1,6 @@
 """Evaluation: a model's logits for a split, and their loss and accuracy."""
 
+from contextlib import nullcontext
 from itertools import islice
 
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from helpers import data
 from helpers.training import processes
+from helpers.training.convolutions import convolutions
 from helpers.training.recipe import Recipe
 from helpers.training.step import autocast
 
@@ -28,7 +30,7 @@ def predict(
     usual = max(EVALUATION_BATCH, ON_GPU // recipe.image_size**2) if device.type == "cuda" else EVALUATION_BATCH
     batches = enumerate(data.batches(split.to(device), batch_size or usual, mirror=mirror, **recipe.view))
     logits = {}
-    with autocast(device, recipe):
+    with convolutions(device, recipe) if device.type == "cuda" else nullcontext(), autocast(device, recipe):
         for number, (images, _) in islice(batches, processes.rank(), None, processes.count()):
             scores = model(images).float()
             logits[number] = (scores + model(images.flip(-1)).float()) / 2 if mirrored else scores

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm as total_norm
+from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim.optimizer import ParamsT
 
 
@@ -75,19 +74,18 @@ class AdversarialModelPerturbation(torch.optim.Optimizer):
         perturbations = [_Perturbation(group) for group in trained]
         parameters = [parameter for perturbation in perturbations for parameter in perturbation.members]
         weights = torch._foreach_mul(parameters, 1.0)  # a copy in one launch: a product with 1 is exact
-        scale = scaler.get_scale() if scaler is not None and scaler.is_enabled() else None
+        one = parameters[0].new_ones(()) if scaler is not None and scaler.is_enabled() else None
         try:
             for _ in range(self.inner_steps):
-                gradients = [parameter.grad for parameter in parameters]
-                if scale is not None:
-                    gradients = torch._foreach_div(gradients, scale)
-                    if not total_norm(gradients, foreach=True).isfinite():
-                        break  # the scaler finds the overflow in these very gradients and skips the step
-                clip(gradients, self.clip_norm)
+                if one is not None:
+                    # By a tensor, for which the host need not wait. Overflown gradients make the perturbed weights NaN, and
+                    # with them the next gradients, so that the scaler skips the step.
+                    torch._foreach_div_([parameter.grad for parameter in parameters], scaler.scale(one))
+                if self.clip_norm is not None:
+                    clip_grad_norm_(parameters, self.clip_norm, foreach=True)
                 torch._foreach_copy_(parameters, weights)
-                rest = iter(gradients)
                 for perturbation in perturbations:
-                    perturbation.grow(list(islice(rest, len(perturbation.members))))
+                    perturbation.grow()
                 closure()
         finally:
             torch._foreach_copy_(parameters, weights)  # from a copy, so that not a bit of Δ remains
@@ -108,19 +106,13 @@ class _Perturbation:
             for part, parameter in zip(self.flat.split(self.sizes), self.members, strict=True)
         ]
 
-    def grow(self, gradients: list[Tensor]) -> None:
+    def grow(self) -> None:
         """Grow along the gradients, clip each tensor's part to its ball, and add it to the unperturbed members."""
-        torch._foreach_add_(self.deltas, gradients, alpha=self.group["inner_lr"])
+        torch._foreach_add_(self.deltas, [p.grad for p in self.members], alpha=self.group["inner_lr"])
         norms = torch.stack(torch._foreach_norm(self.deltas))
         shrink = (self.group["epsilon"] / (norms + 1e-12)).clamp(max=1)
         self.flat.mul_(torch.cat([each.expand(size) for each, size in zip(shrink.unbind(), self.sizes, strict=True)]))
         torch._foreach_add_(self.members, self.deltas)
-
-
-def clip(gradients: list[Tensor], clip_norm: float | None) -> None:
-    """Clip the L2 norm of all gradients together, as `torch.nn.utils.clip_grad_norm_` does; None leaves them unchanged."""
-    if clip_norm is not None:
-        torch._foreach_mul_(gradients, (clip_norm / (total_norm(gradients, foreach=True) + 1e-6)).clamp(max=1))
 
 
 def step_clipped(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None, clip_norm: float | None) -> None:
@@ -134,7 +126,7 @@ def step_clipped(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler 
                     optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
     if clip_norm is not None:
         scaler.unscale_(optimizer)
-    clip([p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None], clip_norm)
+        clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip_norm, foreach=True)
     scaler.step(optimizer)
 
 
@@ -151,7 +143,7 @@ def along_momentum(optimizer: torch.optim.Optimizer, length: float | None) -> It
     parameters, momenta = list(buffers), list(buffers.values())
     with torch.no_grad():
         weights = torch._foreach_mul(parameters, 1.0)
-        torch._foreach_add_(parameters, torch._foreach_mul(momenta, -length / (total_norm(momenta, foreach=True) + 1e-12)))
+        torch._foreach_add_(parameters, torch._foreach_mul(momenta, -length / (get_total_norm(momenta, foreach=True) + 1e-12)))
     try:
         yield
     finally:

@@ -13,8 +13,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from helpers.runtime import choose_device, require
 
-PATIENCE = timedelta(hours=4)  # while the first process downloads the data; if one dies, torchrun ends those that wait
-
 
 def count() -> int:
     """How many processes train this run together."""
@@ -42,7 +40,8 @@ def join(name: str | torch.device | None = None) -> torch.device:
         require(started <= gpus, f"torchrun started {started} processes for {gpus} GPUs; use --nproc-per-node={gpus}.")
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=PATIENCE)
+    # The others wait this long while the first one downloads the data; if one dies, torchrun ends those that wait.
+    dist.init_process_group(backend, timeout=timedelta(hours=4))
     return device
 
 

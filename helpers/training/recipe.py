@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, fields
 
-from helpers.data.batching import AUGMENTS, View
+from helpers.data.batching import View
 from helpers.runtime import require
 
 OPTIMIZERS = ("sgd", "adam")
@@ -13,7 +13,6 @@ LONGEST = 1e9  # seconds
 CHOICES = {
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
-    "augment": AUGMENTS,
     "flip": ("random", "alternating"),
     "resize": ("crop", "squash"),
     "initialisation": (None, "torch", "he"),
@@ -105,7 +104,6 @@ class Recipe:
 
 
 def _check_combinations(recipe: Recipe) -> None:
-    """Raise a `UserError` for settings that are valid by themselves but not together."""
     View(**recipe.view)
     warmup, epochs, augment = recipe.warmup_epochs, recipe.epochs, recipe.augment
     require(warmup < epochs, f"warmup_epochs is {warmup}; it must be less than the {epochs} epochs.")

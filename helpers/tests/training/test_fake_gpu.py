@@ -126,16 +126,13 @@ def kinds() -> list[Recipe]:
     return list(found.values())
 
 
-def test_no_kind_of_step_makes_the_host_wait_more_often_than_needed(gpu, monkeypatch):
-    """Never in bf16, where nothing overflows; in fp16 at most once, or three times for a perturbed step with one inner step."""
+def test_no_kind_of_step_makes_the_host_wait(gpu, monkeypatch):
     recipes = kinds()
     assert len(recipes) >= 8 and {recipe.optimizer for recipe in recipes} == {"sgd", "adam"}
     for recipe in recipes:
         with monkeypatch.context() as patch:
             operations = second_step(recipe, patch)
-        inner = recipe.inner_steps if recipe.perturbation is not None else 0
-        allowed = 0 if gpu == "bf16" or not recipe.mixed_precision else 2 + inner if inner else 1
-        assert len(operations.waits) <= allowed, recipe
+        assert not operations.waits, recipe
 
 
 def test_a_perturbed_step_of_a_whole_network_takes_at_most_forty_launches(gpu, monkeypatch):

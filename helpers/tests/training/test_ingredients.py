@@ -219,11 +219,11 @@ def test_flip_test_always_flips_the_same_images_and_mirrored_scores_are_means():
     torch.testing.assert_close(averaged, (plain + mirror) / 2)
 
 
-def test_cudnn_chooses_algorithms_only_if_the_recipe_lets_it():
-    for deterministic in (True, False):
-        with stepping.convolutions(torch.device("cuda"), replace(RECIPE, deterministic=deterministic)):
-            flags = (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark)
-        assert flags == (deterministic, not deterministic)
+def test_cudnn_chooses_algorithms_and_precision_only_if_the_recipe_lets_it():
+    for exact, mixed in ((True, True), (False, True), (True, False)):
+        with stepping.convolutions(torch.device("cuda"), replace(RECIPE, deterministic=exact, mixed_precision=mixed)):
+            flags = (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32)
+        assert flags == (exact, not exact, mixed), "without mixed precision, no TF32 either"
 
 
 @pytest.mark.parametrize(

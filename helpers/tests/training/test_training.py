@@ -540,7 +540,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         ({"warmup_epochs": 4}, "warmup_epochs is 4; it must be less than the 4 epochs"),
         ({"optimizer": "magic"}, "no optimizer 'magic'; choose one of sgd, adam"),
         ({"schedule": "up"}, "no schedule 'up'"),
-        ({"augment": "spin"}, "no augment 'spin'"),
+        ({"augment": "spin"}, "no augmentation 'spin'"),
         ({"time_budget": 0}, "time_budget is 0; it must be greater than 0, or None"),
         ({"patience": -1}, "patience is -1; it must be greater than 0, or None"),
     ],
