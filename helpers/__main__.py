@@ -17,8 +17,7 @@ from helpers import bench, demo, experiments, runtime
 from helpers.data.pools import listed
 from helpers.experiments import records as results
 from helpers.experiments.queue import Queue, lines, run_missing
-from helpers.report import claims, colab, figures, readme, tables
-from helpers.report import statistics as intervals
+from helpers.report import claims, colab, figures, readme, statistics, tables
 from helpers.runtime import PROFILES, UserError, require, require_writable
 from helpers.training import processes
 
@@ -89,7 +88,7 @@ ARGUMENTS = {
         "--csv": FOLDER | {"metavar": "FILE", "help": "also write the table to this file, with every class's probability"},
         "--device": {},
     }),
-    "evaluate": ("recompute the test accuracy of a model of results/models and compare it with its card", {
+    "evaluate": ("recompute the test accuracy of a model of results/models and compare it with that of its run", {
         "model": {"metavar": "NAME"}, "--data-dir": FOLDER, "--device": {},
     }),
     "colab": ("point the badges and setup cells of README and notebooks to a repository", {
@@ -153,11 +152,9 @@ def run_experiment(options, common: dict) -> None:
     if processes.rank():
         return
     test, source = record["test"], record["dataset"]["source"]
-    low, high = intervals.wilson(round(test["accuracy"] * test["n"]), test["n"])
-    print(
-        f"{options.experiment}, seed {options.seed}, {options.profile}: test accuracy {test['accuracy']:.2%} "
-        f"({low:.2%} to {high:.2%}) on {test['n']} images of {source}."
-    )
+    low, high = statistics.wilson(round(test["accuracy"] * test["n"]), test["n"])
+    result = f"test accuracy {test['accuracy']:.2%} ({low:.2%} to {high:.2%}) on {test['n']} images of {source}"
+    print(f"{options.experiment}, seed {options.seed}, {options.profile}: {result}.")
     if is_kept:
         print(f"Record: {results.save(record, predictions, options.results_dir).name}")
     else:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +20,9 @@ CHUNK = 256  # images held in memory at a time
 
 def probabilities(model: SavedModel, images: Tensor) -> Tensor:
     """The probability of each class, float32 (N, C), for images as `read_image` returns them, uint8 (N, 3, S, S)."""
-    return training.predict(model.network, _unlabelled(images), model.about.recipe).softmax(1)
+    view = model.about.image_size, model.about.mean, model.about.std
+    recipe = training.Recipe(1, 1, *view, mixed_precision=False)  # one epoch, batches of one; speed does not matter here
+    return training.predict(model.network, _unlabelled(images), recipe).softmax(1)
 
 
 def _unlabelled(images: Tensor) -> data.Split:
@@ -74,15 +77,12 @@ def class_activation(network: nn.Module, image: Tensor, label: int) -> Tensor:
     Source: Selvaraju et al. 2017, equations 1 and 2.
     """
     outputs = []
-    hooks = [child.register_forward_hook(lambda _, inputs, output: outputs.append(output)) for child in network.children()]
-    try:
-        with torch.enable_grad():
-            scores = network(image.clone().requires_grad_())
-            stage = [output for output in outputs if output.dim() == 4 and output.shape[-2:].numel() > 1][-1]
-            (gradient,) = torch.autograd.grad(scores[0, label], stage)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, torch.enable_grad():
+        for child in network.children():
+            hooks.enter_context(child.register_forward_hook(lambda _, inputs, output: outputs.append(output)))
+        scores = network(image.clone().requires_grad_())
+        stage = [output for output in outputs if output.dim() == 4 and output.shape[-2:].numel() > 1][-1]
+        (gradient,) = torch.autograd.grad(scores[0, label], stage)
     return (gradient.mean(dim=(2, 3), keepdim=True) * stage).sum(dim=1)[0].relu().detach()
 
 
@@ -90,16 +90,12 @@ def features(model: SavedModel, images: Tensor) -> Tensor:
     """The inputs of the network's last layer, its pooled features, float32 (N, D), for images, uint8 (N, 3, S, S)."""
     last = [layer for layer in model.network.modules() if isinstance(layer, nn.Linear)][-1]
     seen = []
-    hook = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float().cpu()))
-    try:
+    with last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float().cpu())):
         probabilities(model, images)
-    finally:
-        hook.remove()
     return torch.cat(seen)
 
 
 def nearest(query: Tensor, others: Tensor, count: int = 8) -> tuple[Tensor, Tensor]:
     """The indices of the rows of `others` (N, D) most similar to `query` (D,), and their cosine similarities, best first."""
-    similarity = F.normalize(others, dim=1) @ F.normalize(query, dim=0)
-    best = similarity.topk(min(count, len(others)))
+    best = F.cosine_similarity(others, query[None]).topk(min(count, len(others)))
     return best.indices, best.values

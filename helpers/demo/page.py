@@ -14,10 +14,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from helpers.data import Dataset, Split, leaked, load, stratified
-from helpers.data.pools import listed
+from helpers.data.pools import listed, printable
 from helpers.demo.images import LARGEST_DOWNLOAD, is_address, read_image
 from helpers.demo.labels import features, grad_cam, nearest, probabilities
-from helpers.demo.saved import Preprocessing, SavedModel, load_model
+from helpers.demo.saved import SavedModel, load_model
 from helpers.report.pictures import middle, overlay
 from helpers.runtime import UserError, require
 
@@ -88,18 +88,16 @@ def build_page(exhibits: Mapping[str, Exhibit]):
     carries on. Raises UserError if gradio is not installed or is older than version 6.
     """
     gradio = _gradio()
-    first = next(iter(exhibits))
+    first, shown = next(iter(exhibits.items()))
     with gradio.Blocks(title="Classify your image", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
-        about = gradio.Markdown(introduction(exhibits[first]))
+        about = gradio.Markdown(introduction(shown))
         chosen = gradio.Dropdown(list(exhibits), value=first, label="Model", elem_id="model", visible=len(exhibits) > 1)
         with gradio.Row():
             with gradio.Column():
                 file = gradio.File(label="Your image", height=150)
                 address = gradio.Textbox(label="or its address", placeholder="https://…", max_lines=1, submit_btn="Classify")
                 camera = gradio.Image(sources=["webcam"], type="filepath", label="or your camera", elem_id="camera")
-                clickable = gradio.Gallery(
-                    _pictures(exhibits[first]), label="or one of these", columns=4, allow_preview=False, **_TILES
-                )
+                clickable = gradio.Gallery(_pictures(shown), label="or one of these", columns=4, allow_preview=False, **_TILES)
             with gradio.Column():
                 status = gradio.Textbox("No image yet.", label="Status", elem_id="status", interactive=False)
                 label = gradio.Label(label="Class probabilities", elem_id="label")
@@ -109,7 +107,7 @@ def build_page(exhibits: Mapping[str, Exhibit]):
         near = gradio.Gallery(label="The training images most like it", columns=NEAREST, elem_id="nearest", **_TILES)
         gradio.Markdown(READING)
         with gradio.Accordion("Model card", open=False):
-            card = gradio.Markdown(exhibits[first].card, elem_classes="card")
+            card = gradio.Markdown(shown.card, elem_classes="card")
         uploaded, photographed, fetched, clicked, switched = _handlers(exhibits)
         # One image at a time, since hooks on a model would mix up two; and no API, so that the page is the only way in.
         alone = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
@@ -126,30 +124,32 @@ def _handlers(exhibits: Mapping[str, Exhibit]) -> tuple[Callable, ...]:
     """The page's event handlers: a file, a snapshot, an address, a click on an example, and a change of model."""
     gradio, nothing = _gradio(), [None] * 4
 
-    def answer(chosen: str, name: str, read: Callable[[Preprocessing], Tensor]) -> list:
-        exhibit = exhibits[chosen]
+    def answer(chosen: str, name: str, image: str | Tensor) -> list:
+        exhibit, about = exhibits[chosen], exhibits[chosen].model.about
         try:
-            return [f"This is the answer to {name}.", *explain(exhibit, read(exhibit.model.about))]
+            if isinstance(image, str):  # a path or an address
+                image = read_image(image, about.stored_size, name, resize=about.resize)
+            return [f"This is the answer to {name}.", *explain(exhibit, image)]
         except UserError as error:
             return [str(error), *nothing]
 
-    def opened(chosen: str, path: str, name: str) -> list:
-        return answer(chosen, name, lambda about: read_image(path, about.stored_size, name, resize=about.resize))
-
     def uploaded(chosen: str, path: str) -> list:
-        return [*opened(chosen, path, Path(path).name), None]
+        return [*answer(chosen, Path(path).name, path), None]
 
     def photographed(chosen: str, path: str | None) -> list:
-        return [gradio.skip()] * 5 if path is None else opened(chosen, path, "your snapshot")
+        return [gradio.skip()] * 5 if path is None else answer(chosen, "your snapshot", path)
 
     def fetched(chosen: str, url: str) -> list:
-        return answer(chosen, url.strip(), lambda about: read_address(url.strip(), about))
+        url = url.strip()
+        if not is_address(url):
+            return [f"'{url}' is not the address of an image; it must start with http:// or https://.", *nothing]
+        return answer(chosen, printable(url), url)
 
     def clicked(chosen: str, event: gradio.SelectData) -> list:
         dataset, examples = exhibits[chosen].dataset, exhibits[chosen].examples
         label, name = int(examples.labels[event.index]), examples.names[event.index]
         called = f"an example labelled {dataset.classes[label]}" if label >= 0 else f"the example {name}"
-        return answer(chosen, called, lambda about: examples.images[event.index])
+        return answer(chosen, called, examples.images[event.index])
 
     def switched(chosen: str) -> list:
         exhibit = exhibits[chosen]
@@ -171,8 +171,7 @@ def start(page, **options) -> str:
     `options` are those of `gradio.Blocks.launch`.
     """
     theme = _gradio().themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"])
-    css = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
-    looks = {"theme": theme, "css": css, "footer_links": [], "height": 900}
+    looks = {"theme": theme, "css_paths": Path(__file__).with_name("page.css"), "footer_links": [], "height": 900}
     options = {"share": False, "quiet": True, "max_file_size": LARGEST_DOWNLOAD} | looks | options
     try:
         page.launch(**options)
@@ -209,12 +208,6 @@ def introduction(exhibit: Exhibit) -> str:
 def _plain(text: str) -> str:
     """Escape text so that Markdown, HTML and formulas show it as it is."""
     return re.sub(r"([\\`*_{}\[\]()#+!|<>$~&])", r"\\\1", " ".join(text.split()))
-
-
-def read_address(url: str, about: Preprocessing) -> Tensor:
-    """Read the image at a URL, by `read_image`; raises UserError for anything but an http:// or https:// address."""
-    require(is_address(url), f"'{url}' is not the address of an image; it must start with http:// or https://.")
-    return read_image(url, about.stored_size, resize=about.resize)
 
 
 def explain(exhibit: Exhibit, image: Tensor) -> tuple[dict, np.ndarray, np.ndarray, list]:

@@ -38,11 +38,6 @@ class Preprocessing:
         if not (named and scaled and 1 <= self.image_size <= self.stored_size <= LARGEST_SIZE):
             raise ValueError("a value is missing, of the wrong type or out of range")
 
-    @property
-    def recipe(self) -> training.Recipe:
-        """A recipe with this preprocessing for `training.predict`, in full precision, as speed does not matter here."""
-        return training.Recipe(1, 1, self.image_size, self.mean, self.std, mixed_precision=False)  # one epoch, batches of one
-
 
 @dataclass(frozen=True, eq=False)
 class SavedModel:
@@ -151,9 +146,8 @@ def _safetensors():
 
 def build_network(tensors: dict[str, Tensor], about: Preprocessing, name: str) -> nn.Module:
     """Build the network with these weights; raises UserError, calling them `name`, if they do not fit or are not finite."""
-    if about.model not in models.MODELS:
-        known = ", ".join(models.MODELS)
-        raise UserError(f"{name} needs the model '{about.model[:40]}', which is unknown here; choose one of {known}.")
+    unknown = f"{name} needs the model '{about.model[:40]}', which is unknown here; choose one of {', '.join(models.MODELS)}."
+    require(about.model in models.MODELS, unknown)
     with torch.device("meta"):
         network = models.build(about.model, len(about.classes))
     kinds = [{key: (value.shape, value.dtype) for key, value in state.items()} for state in (network.state_dict(), tensors)]

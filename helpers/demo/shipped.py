@@ -33,14 +33,18 @@ def ship(record: dict, checkpoint_dir: str | Path | None, data_dir: str | Path |
     require(size <= LARGEST, f"{name} takes {size:.0f} MiB; at most {LARGEST} are shipped, choose a smaller network.")
     facts = {key: record[key] for key in ("experiment", "profile", "seed", "dataset", "recipe", "test", "best")}
     model = SavedModel(build_network(weights, about, name), about, facts)
-    facts["predicted"] = _predict(model, data_dir)[0].tolist()  # the record's own may come from mixed precision
+    predicted, labels = _predict(model, data_dir)
+    facts["predicted"] = predicted.tolist()  # the record's own may come from mixed precision
     path = save_model(MODELS / f"{name}.safetensors", weights, about, facts)
-    save_text(path.with_suffix(".md"), card_text(record, about, path, results_dir))
+    save_text(path.with_suffix(".md"), card_text(record, about, path, int((predicted == labels).sum()), results_dir))
     return path
 
 
-def card_text(record: dict, about: Preprocessing, path: Path, results_dir: str | Path | None) -> str:
-    """The model card of a recorded run with its weights at `path`; lists the optimiser and all non-default settings."""
+def card_text(record: dict, about: Preprocessing, path: Path, right: int, results_dir: str | Path | None) -> str:
+    """The model card of a recorded run with its weights at `path`; lists the optimiser and all non-default settings.
+
+    `right` is how many test images it gets right in full precision, in which a saved model is used.
+    """
     runs = [one for one in records.load_all(results_dir, record["profile"]) if one["experiment"] == record["experiment"]]
     accuracies = {one["seed"]: one["test"]["accuracy"] for one in [*runs, record]}
     test, recipe = record["test"], training.completed(record["recipe"])
@@ -49,7 +53,8 @@ def card_text(record: dict, about: Preprocessing, path: Path, results_dir: str |
     used = {key: value for key, value in recipe.items() if key in OPTIMISER or value != plain.get(key)}
     facts = {
         "classes": len(about.classes),
-        "interval": binomtest(round(test["accuracy"] * test["n"]), test["n"]).proportion_ci(0.95, "wilson"),
+        "accuracy": right / test["n"],
+        "interval": binomtest(right, test["n"]).proportion_ci(0.95, "wilson"),
         "seeds": ", ".join(f"seed {seed}: {accuracy:.2%}" for seed, accuracy in sorted(accuracies.items())),
         "settings": ", ".join(f"{key} {value}" for key, value in used.items()),
         "size": path.stat().st_size / 2**20,
@@ -85,20 +90,17 @@ def find_model(name: str | Path | None = None) -> Path:
 
 
 def evaluate(name: str, data_dir: str | Path | None = None, device: str | None = None) -> str:
-    """Recompute a model's accuracy on the data at hand and compare it with its card; returns the result as text.
+    """Recompute a model's accuracy on the data at hand and compare it with that of its run; returns the result as text.
 
     Raises UserError if it has no card, the data differ, or half and full precision disagree on too many test images.
     """
     model = load_model(find_model(name), device)
-    if not model.card:
-        raise UserError(f"{name} has no model card to compare with; choose one of {', '.join(list_models())}.")
+    require(model.card, f"{name} has no model card to compare with; choose one of {', '.join(list_models())}.")
     predicted, labels = _predict(model, data_dir)
     accuracy = (predicted == labels).double().mean().item()
     agreement = (predicted == torch.tensor(model.card["predicted"])).double().mean().item()
-    result = (
-        f"{name}: {accuracy:.2%} of {len(labels):,} test images; its card says {model.card['test']['accuracy']:.2%}. "
-        f"{agreement:.2%} of its answers agree with full precision."
-    )
+    result = f"{name}: {accuracy:.2%} of {len(labels):,} test images; its run got {model.card['test']['accuracy']:.2%}."
+    result += f" {agreement:.2%} of its answers agree with full precision."
     require(agreement >= AGREEMENT, f"{result} That should be {AGREEMENT:.1%} or more: save the model again.")
     return result
 

@@ -98,9 +98,13 @@ def test_the_most_likely_classes_are_shown_and_of_two_with_one_name_the_likelier
 
 
 @pytest.mark.parametrize("address", ["/etc/passwd", "file:///etc/passwd", "data/README.md", "ftp://a/b.png", ""])
-def test_the_address_field_never_reads_a_local_file(address):
-    with pytest.raises(UserError, match="is not the address of an image; it must start with http:// or https://"):
-        page.read_address(address, by_hand().about)
+def test_the_address_field_never_reads_a_local_file(dataset, monkeypatch, address):
+    monkeypatch.setattr(page, "_gradio", lambda: SimpleNamespace(SelectData=None))
+    monkeypatch.setattr(page, "read_image", None)
+    _, _, fetched, *_ = page._handlers({"one": page.Exhibit(by_hand(), dataset, torch.zeros(3, 2))})
+    status, *answers = fetched("one", address)
+    assert status == f"'{address}' is not the address of an image; it must start with http:// or https://."
+    assert answers == [None] * 4
 
 
 def test_without_gradio_one_sentence_says_what_to_install(dataset, monkeypatch):

@@ -99,7 +99,7 @@ def test_a_shipped_model_is_half_as_large_and_predicts_the_same(place):
     before = training.predict(network, dataset.test, recipe).argmax(1)
     assert (demo.probabilities(model, dataset.test.images).argmax(1) == before).double().mean() >= 0.999
     assert evaluated(folder) == (
-        f"pikachu-resnet18_torchvision: {record['test']['accuracy']:.2%} of 120 test images; its card says "
+        f"pikachu-resnet18_torchvision: {record['test']['accuracy']:.2%} of 120 test images; its run got "
         f"{record['test']['accuracy']:.2%}. 100.00% of its answers agree with full precision."
     )
 
@@ -110,7 +110,10 @@ def test_the_card_gives_the_records_numbers(place):
     correct = round(record["test"]["accuracy"] * 120)
     z, n, p = 1.959964, 120, correct / 120
     middle, half = (p + z * z / (2 * n)) / (1 + z * z / n), z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
-    assert f"**{p:.2%}** of 120 images, 95 % Wilson interval: {middle - half:.2%} to {middle + half:.2%}" in card
+    assert (
+        f"**{p:.2%}** of 120 images in full precision, 95 % Wilson interval: {middle - half:.2%} to {middle + half:.2%}" in card
+    )
+    assert f"| accuracy of the run | {p:.2%}, in the precision" in card
     assert "validation accuracy | 75.00% of 4 images after epoch 2" in card and f"| seed 0: {p:.2%} |" in card
     assert "`resnet18`, 11,177,538 parameters" in card and "trained on 8 images of pikachu (2 classes):" in card
     assert record["dataset"]["fingerprint"] in card and "epochs 3, batch_size 8" in card and "resize squash" in card
@@ -123,7 +126,7 @@ def test_evaluate_detects_different_weights_and_different_images(place, tmp_path
     model = demo.load_model(folder / "models" / "pikachu-resnet18_torchvision.safetensors")
     demo.save_model(folder / "models" / "other.safetensors", weights, model.about, model.card)
     right = record["test"]["accuracy"]
-    told = f"other: {1 - right:.2%} of 120 test images; its card says {right:.2%}.* That should be 99.9% or more"
+    told = f"other: {1 - right:.2%} of 120 test images; its run got {right:.2%}.* That should be 99.9% or more"
     with pytest.raises(UserError, match=told):  # each image gets the other of the two labels
         evaluated(folder, "other")
     card = model.card | {"dataset": model.card["dataset"] | {"fingerprint": "another"}}
