@@ -8,7 +8,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 from sklearn.isotonic import isotonic_regression
 
@@ -19,6 +18,7 @@ from helpers.report.pictures import stamp
 
 # Okabe and Ito (2008), with grey in place of their yellow, which is hard to see on white paper.
 PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#888888"]
+INKS = [*PALETTE, *(tuple((1 + part) / 2 for part in to_rgb(ink)) for ink in PALETTE)]  # of lines; from the ninth on, paler
 FAMILIES = {  # by prefix of the model's name: colour, and marker, which tells families apart in greyscale
     "resnext50": ("#0072B2", "o"),
     "torchvision/resnext50": ("#E69F00", "s"),
@@ -33,21 +33,14 @@ FAMILIES = {  # by prefix of the model's name: colour, and marker, which tells f
     "wrn": ("#000000", "p"),
 }
 LINES = ("-", "--", "-.", ":")
+HOLLOW = {"marker": "D", "fillstyle": "none", "markeredgecolor": "black", "markersize": 6}
+TICK = {"marker": "|", "color": "0.5", "markersize": 12, "markeredgewidth": 1, "linestyle": ""}
 
 
 def model_style(model: str) -> dict:
     """The colour and marker of a model's family, the same in every figure, as `plot` arguments; grey if it has no family."""
     ink, marker = next((style for start, style in FAMILIES.items() if model.startswith(start)), ("#666666", "."))
     return {"color": ink, "marker": marker}
-
-
-def inks(models: Sequence[str]) -> list:
-    """One colour per line of a figure: its family's, paler for each later member, or the palette's if all share a family."""
-    own = [model_style(model)["color"] for model in models]
-    if len(own) > 1 and len(set(own)) == 1:
-        return list(itertools.islice(itertools.cycle(PALETTE), len(own)))
-    pale = [own[:index].count(ink) / max(2, own.count(ink)) for index, ink in enumerate(own)]
-    return [tuple(part + 0.75 * share * (1 - part) for part in to_rgb(ink)) for ink, share in zip(own, pale, strict=True)]
 
 
 def _label(axis, points: Mapping[str, tuple], at_edge: bool) -> None:
@@ -67,19 +60,14 @@ def _label(axis, points: Mapping[str, tuple], at_edge: bool) -> None:
     for label, place in zip(order, apart, strict=True):
         *point, ink = points[label]
         across = fractions[label][0]
-        hides = any(0 < right - across < 0.3 and abs(up - place) < height for right, up in fractions.values())
-        before = not at_edge and (across > 0.6 or (across > 0.2 and hides))  # no room for a label to the right of its point
-        axis.annotate(
-            label,
-            point,
-            (1.03 if at_edge else across + (-0.03 if before else 0.03), place),
-            textcoords="axes fraction",
-            ha="right" if before else "left",
-            va="center",
-            fontsize=7.5,
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
-            arrowprops={"arrowstyle": "-", "color": ink, "linestyle": ":", "relpos": (int(before), 0.5), "shrinkB": 2},
-        )
+        beside = [right for right, up in fractions.values() if 0 < right - across < 0.3 and abs(up - place) < height]
+        before = not at_edge and (across > 0.6 or (across > 0.2 and bool(beside)))  # no room for a label on the right
+        across = max([across, *(right for right in beside if not before and right - across < 0.1)])
+        at = (1.03 if at_edge else across + (-0.03 if before else 0.03), place)
+        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5}
+        line = {"arrowstyle": "-", "color": ink, "linestyle": ":", "relpos": (int(before), 0.5), "shrinkB": 2}
+        style = {"ha": "right" if before else "left", "va": "center", "fontsize": 7.5, "bbox": box, "arrowprops": line}
+        axis.annotate(label, point, at, textcoords="axes fraction", **style)
 
 
 def _plain_numbers(axis) -> None:
@@ -89,20 +77,18 @@ def _plain_numbers(axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def curves(runs: Mapping[str, Mapping], sample: bool = False) -> Figure:
+def curves(runs: Mapping[str, Mapping], sample: bool = False) -> plt.Figure:
     """Training curves of runs by label: validation accuracy, and losses on a logarithmic axis, with a label on each line."""
-    colours = inks([run["model"]["name"] for run in runs.values()])
     figure, axes = plt.subplots(1, 2, figsize=(12, max(3.6, 0.2 * len(runs) + 1)), layout="constrained")
     axes[1].set_yscale("log")
     ends: tuple[dict, dict] = ({}, {})
-    for (label, run), ink in zip(runs.items(), colours, strict=True):
-        history = run["history"]
-        epochs = [row["epoch"] for row in history]
-        style = {"color": ink, "marker": "o" if len(epochs) == 1 else "", "markersize": 4}
+    for (label, run), ink in zip(runs.items(), itertools.cycle(INKS), strict=False):
+        history = pd.DataFrame(run["history"]).set_index("epoch")
+        style = {"color": ink, "marker": "o" if len(history) == 1 else "", "markersize": 4}
         for axis, end, name in zip(axes, ends, ("val_accuracy", "val_loss"), strict=True):
-            axis.plot(epochs, [row[name] for row in history], linewidth=1.8, **style)
-            end[label] = (epochs[-1], history[-1][name], ink)
-        axes[1].plot(epochs, [row["train_loss"] for row in history], "--", linewidth=1, **style)
+            axis.plot(history[name], linewidth=1.8, **style)
+            end[label] = (history.index[-1], history[name].iloc[-1], ink)
+        axes[1].plot(history["train_loss"], "--", linewidth=1, **style)
     smoothed = any(run.get("recipe", {}).get("label_smoothing") for run in runs.values())
     against = "\n(the training loss is against smoothed labels if the recipe uses them)" if smoothed else ""
     titles = ("Validation accuracy", f"Cross-entropy (nats per image): validation solid, training dashed{against}")
@@ -117,11 +103,7 @@ def curves(runs: Mapping[str, Mapping], sample: bool = False) -> Figure:
     return stamp(figure) if sample else figure
 
 
-HOLLOW = {"marker": "D", "fillstyle": "none", "markeredgecolor": "black", "markersize": 6}
-TICK = {"marker": "|", "color": "0.5", "markersize": 12, "markeredgewidth": 1, "linestyle": ""}
-
-
-def accuracy_chart(groups: Mapping[str, Mapping[str, str]], records: Iterable[dict], reported: bool = True) -> Figure:
+def accuracy_chart(groups: Mapping[str, Mapping[str, str]], records: Iterable[dict], reported: bool = True) -> plt.Figure:
     """Test accuracies as dots, all on one scale: a panel per title, with a row per labelled experiment, run or not.
 
     A dot is a seed, a coloured line the mean over seeds, a hollow diamond the report's value (two joined by a line: a
@@ -152,10 +134,8 @@ def accuracy_chart(groups: Mapping[str, Mapping[str, str]], records: Iterable[di
         axis.spines[["top", "right", "left"]].set_visible(False)
         axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes[-1, 0].set_xlabel("test accuracy")
-    marks = {
-        "one seed": {"marker": "o", "color": "#0072B2", "linestyle": "", "alpha": 0.6},
-        "mean over seeds": TICK | {"color": "#0072B2", "markeredgewidth": 2.4},
-    }
+    marks = {"one seed": {"marker": "o", "color": "#0072B2", "linestyle": "", "alpha": 0.6}}
+    marks["mean over seeds"] = TICK | {"color": "#0072B2", "markeredgewidth": 2.4}
     if reported:
         marks["the report's value"] = HOLLOW | {"linestyle": ""}
     if ticks:
@@ -167,7 +147,7 @@ def accuracy_chart(groups: Mapping[str, Mapping[str, str]], records: Iterable[di
 
 def accuracy_against_cost(
     table: pd.DataFrame, joined: Sequence[Sequence[str]] = (), hollow: Sequence[str] = (), sample: bool = False
-) -> Figure:
+) -> plt.Figure:
     """Accuracy against parameters and against multiply–adds, each on a logarithmic axis, with a label on each point.
 
     `table` has the labels as its index, and the columns `model`, `parameters`, `million MACs` and `accuracy` (a fraction). A
@@ -176,7 +156,7 @@ def accuracy_against_cost(
     figure, axes = plt.subplots(1, 2, figsize=(12, max(4, 0.28 * len(table) + 1.5)), sharey=True, layout="constrained")
     costs = {"parameters": table["parameters"] / 1e6, "multiply–adds per image": table["million MACs"]}
     for axis, (name, cost) in zip(axes, costs.items(), strict=True):
-        axis.set_xscale("log")
+        axis.set(xscale="log", xlabel="millions (logarithmic axis)")
         for line, labels in zip(LINES, joined, strict=False):
             there = [label for label in labels if label in table.index]
             axis.plot(cost[there], table["accuracy"][there], line, color="0.7", zorder=0)
@@ -187,7 +167,6 @@ def accuracy_against_cost(
             axis.plot(x, y, linestyle="", markersize=7, zorder=4, **style, **fill)
             points[label] = (x, y, style["color"])
         axis.margins(x=0.18, y=0.12)
-        axis.set_xlabel("millions (logarithmic axis)")
         axis.grid(alpha=0.3)
         axis.set_title(f"Test accuracy against {name}", loc="left", fontsize=10)
         _plain_numbers(axis.xaxis)
@@ -196,16 +175,15 @@ def accuracy_against_cost(
     return stamp(figure) if sample else figure
 
 
-def loss_around(radii: Sequence[float], losses: Mapping[str, np.ndarray], sample: bool = False) -> Figure:
+def loss_around(radii: Sequence[float], losses: Mapping[str, np.ndarray], sample: bool = False) -> plt.Figure:
     """The loss around trained networks on a logarithmic axis: a thin line per random direction, a thick one for their mean.
     `losses` maps labels to (directions, len(radii)) arrays, as returned by `landscape.obtain`.
     """
     figure, axis = plt.subplots(figsize=(7.5, 4), layout="constrained")
     for ink, line, (label, curves_around) in zip(PALETTE, itertools.cycle(LINES), losses.items(), strict=False):
-        axis.plot(radii, curves_around.T, line, color=ink, linewidth=0.8, alpha=0.5)
-        axis.plot(radii, curves_around.mean(0), line, color=ink, linewidth=2.4, label=label)
+        axis.semilogy(radii, curves_around.T, line, color=ink, linewidth=0.8, alpha=0.5)
+        axis.semilogy(radii, curves_around.mean(0), line, color=ink, linewidth=2.4, label=label)
     axis.set(xlabel="distance from the trained weights (in units of their norm)", ylabel="cross-entropy (nats per image)")
-    axis.set_yscale("log")
     _plain_numbers(axis.yaxis)
     axis.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=len(losses), fontsize=8)
@@ -220,7 +198,7 @@ def _cells(axis, shares: np.ndarray, texts: np.ndarray, limits: tuple[float, flo
         axis.text(column, row, text, ha="center", va="center", color=ink, fontsize=fontsize)
 
 
-def confusion_matrices(runs: Mapping[str, Mapping], sample: bool = False) -> Figure:
+def confusion_matrices(runs: Mapping[str, Mapping], sample: bool = False) -> plt.Figure:
     """Confusion matrices of runs by label, at most four side by side: true classes in rows, predicted ones in columns.
 
     CIFAR-100's are by superclass. The darker a cell, the larger its share of its row. Non-zero counts are printed where
@@ -253,7 +231,7 @@ def confusion_matrices(runs: Mapping[str, Mapping], sample: bool = False) -> Fig
     return stamp(figure) if sample else figure
 
 
-def stage_bars(networks: Mapping[str, pd.DataFrame], models: Sequence[str]) -> Figure:
+def stage_bars(networks: Mapping[str, pd.DataFrame], models: Sequence[str]) -> plt.Figure:
     """Parameters and multiply–adds of each stage, with the totals in the legend.
     `networks` maps labels to `stage_table`s; `models` has the model name that sets each one's colour, `""` if it has none.
     """
@@ -266,25 +244,23 @@ def stage_bars(networks: Mapping[str, pd.DataFrame], models: Sequence[str]) -> F
             text = f"{label}: {table['parameters'].sum():,} parameters, {table['MACs'].sum() / 1e6:,.1f} million MACs"
             style = {"color": model_style(model)["color"], "edgecolor": "white", "hatch": ("", "///", "...", "xxx")[index % 4]}
             axis.bar(places, table[name] / 1e6, width, label=text, **style)
-        axis.set_xticks(range(len(stages)), stages)
-        axis.set(ylabel=f"{name} (million)")
+        axis.set(xticks=range(len(stages)), xticklabels=stages, ylabel=f"{name} (million)")
         axis.grid(alpha=0.3, axis="y")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8)
     return figure
 
 
-def search_heat_map(table: pd.DataFrame, sample: bool = False) -> Figure:
+def search_heat_map(table: pd.DataFrame, sample: bool = False) -> plt.Figure:
     """The best validation accuracy of each trial: one panel per batch size, a row per weight decay, a column per learning rate.
 
     All panels share one colour scale. A trial not in the table, or without `val accuracy` because it diverged, stays white.
     """
-    batch_sizes = sorted(table["batch size"].unique())
+    panels = table.groupby("batch size")
     rates, decays = (sorted(table[name].unique(), reverse=True) for name in ("learning rate", "weight decay"))
-    size = ((0.9 * len(rates) + 0.4) * len(batch_sizes) + 0.8, 0.9 * len(decays) + 0.9)
-    figure, axes = plt.subplots(1, len(batch_sizes), figsize=size, squeeze=False, sharey=True, layout="compressed")
+    size = ((0.9 * len(rates) + 0.4) * len(panels) + 0.8, 0.9 * len(decays) + 0.9)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, sharey=True, layout="compressed")
     limits = table["val accuracy"].min(), table["val accuracy"].max()
-    for axis, batch_size in zip(axes.flat, batch_sizes, strict=True):
-        trials = table[table["batch size"] == batch_size]
+    for axis, (batch_size, trials) in zip(axes.flat, panels, strict=True):
         cells = trials.pivot(index="weight decay", columns="learning rate", values="val accuracy")
         cells = cells.reindex(index=decays, columns=rates).to_numpy(float)
         _cells(axis, cells, np.vectorize(lambda value: "" if np.isnan(value) else f"{value:.1%}")(cells), limits, 9)

@@ -17,10 +17,9 @@ def test_every_planned_model_belongs_to_a_family_with_its_own_colour_and_marker(
     assert len({marker for _, marker in styles}) == len(styles), "in greyscale, only markers tell the families apart"
 
 
-def test_lines_of_one_family_get_paler():
-    black, grey, blue = plots.inks(["wrn16_2", "wrn16_4", "resnext50_32x4d"])
-    assert plots.inks(["wrn16_2", "wrn16_4"]) == plots.PALETTE[:2], "a single family takes the palette's colours in turn"
-    assert black == (0, 0, 0) and grey == pytest.approx((0.375,) * 3) and blue == pytest.approx(plots.to_rgb("#0072B2"))
+def test_sixteen_lines_have_sixteen_colours():
+    assert plots.INKS[:2] == ["#0072B2", "#E69F00"]
+    assert len(plots.INKS) == len(set(plots.INKS)) == 16 and plots.INKS[14] == (0.5, 0.5, 0.5), "black, half as strong"
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +88,7 @@ def test_curves_are_validation_accuracies_and_losses_on_a_log_axis_with_a_label_
     assert loss.get_yscale() == "log"
     for axis in figure.axes:
         assert sorted(text.get_text() for text in axis.texts) == ["one", "other"]
-    assert [line.get_color() for line in accuracy.lines] == [plots.to_rgb("#009E73"), plots.to_rgb("#0072B2")]
+    assert [line.get_color() for line in accuracy.lines] == ["#0072B2", "#E69F00"]
 
 
 def test_a_loss_that_diverged_has_no_label():
