@@ -11,7 +11,6 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -107,14 +106,8 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.bfloat16 if device.type == "cpu" and _cpu_flags() & {"avx512_bf16", "amx_bf16"} else None
-
-
-@cache  # called in every step
-def _cpu_flags() -> set[str]:
-    facts = Path("/proc/cpuinfo")  # Linux only; elsewhere no flags are known, so training stays in fp32
-    lines = facts.read_text().splitlines() if facts.exists() else []
-    return next((set(line.split(":")[1].split()) for line in lines if line.startswith("flags")), set())
+    has = torch.cpu.get_capabilities().get
+    return torch.bfloat16 if device.type == "cpu" and (has("avx512_bf16") or has("amx_bf16")) else None
 
 
 def keep_freed_memory_in_process() -> bool:
@@ -145,12 +138,9 @@ def seed_epoch(seed: int, epoch: int = 0) -> torch.Generator:
 
 def require_writable(folder: Path, option: str) -> None:
     """Create the folder if it is missing; a UserError if it is not writable: before hours of work, not after."""
-    try:
+    with writing(f"A file in {folder}", f"folder with {option}"):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        cannot = f"The folder {folder} is not writable ({error.strerror})"
-        raise UserError(f"{cannot}; choose another folder with {option}.") from error
 
 
 def environment(device: torch.device) -> dict:
@@ -158,10 +148,9 @@ def environment(device: torch.device) -> dict:
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+            return subprocess.check_output(["git", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL, text=True).strip()
         except (OSError, subprocess.CalledProcessError):  # no git, or not a clone: the record says null
             return None
-        return done.stdout.strip()
 
     changed = git("status", "--porcelain")
     return {

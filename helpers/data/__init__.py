@@ -6,5 +6,4 @@ from helpers.data.augment import COPIES, render, resize, sample_mirrors, sample_
 from helpers.data.batching import AUGMENTS, View, batches, images_shown
 from helpers.data.cifar import CIFAR100_SUPERCLASSES, cifar100_superclasses
 from helpers.data.datasets import NAMES, Dataset, Split, channel_statistics, load, names, stored_size, stratified
-from helpers.data.photographs import decode_photograph
 from helpers.data.samples import SAMPLE_CLASSES, sample

@@ -163,8 +163,7 @@ def _find_pickles(name: str, base: Path) -> Found | None:
     """The folder that torchvision unpacks. Unpickling can run any code, so each file's MD5 sum is checked first."""
     published = PUBLISHED[name]
     folders = (base / published.base_folder, base / name / published.base_folder)
-    folder = next((path for path in folders if path.is_dir()), None)
-    if folder is None:
+    if not (folder := next(filter(Path.is_dir, folders), None)):
         return None
     source, again = f"pickle folder {folder.name}", f"delete the folder and {AGAIN}"
     sums = dict([*published.train_list, *published.test_list, (published.meta["filename"], published.meta["md5"])])

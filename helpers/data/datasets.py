@@ -42,13 +42,10 @@ class Split:
         """The images at `indices`, in that order."""
         indices = torch.as_tensor(indices, dtype=torch.int64, device="cpu")
         positions, on_device = indices.tolist(), indices.to(self.images.device)
-        return Split(
-            images=self.images[on_device],
-            labels=self.labels[on_device],
-            names=[self.names[i] for i in positions],
-            digests=[self.digests[i] for i in positions] if self.digests else [],
-            sizes=None if self.sizes is None else self.sizes[indices],
-        )
+        names = [self.names[i] for i in positions]
+        digests = [self.digests[i] for i in positions] if self.digests else []
+        sizes = None if self.sizes is None else self.sizes[indices]
+        return Split(self.images[on_device], self.labels[on_device], names, digests, sizes)
 
 
 def stratified(split: Split, n: int, seed: int = 0) -> Split:

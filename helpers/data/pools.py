@@ -60,8 +60,7 @@ def split_folders(folder: Path) -> list[tuple[str, Path]]:
 
 def is_image_folder(folder: Path) -> bool:
     """Whether the folder has a train split or at least two classes."""
-    has_train = any(split == "train" for split, _ in split_folders(folder))
-    return has_train or sum(holds_images(path) for path in subfolders(folder)) > 1
+    return "train" in dict(split_folders(folder)) or sum(map(holds_images, subfolders(folder))) > 1
 
 
 def unwrap(folder: Path) -> Path:

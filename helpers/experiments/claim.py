@@ -57,7 +57,6 @@ def claim(path: Path) -> Iterator[None]:
 
 
 def _locked(lock: Path, path: Path) -> TextIO:
-    """Open and lock the lock file."""
     while True:
         file, here, holder = os.fdopen(os.open(lock, os.O_RDWR | os.O_CREAT, 0o644), "r+"), socket.gethostname(), {}
         with suppress(ValueError, KeyError, TypeError):  # the file is still empty, or is being written

@@ -44,9 +44,8 @@ class Queue:
 
     def __post_init__(self):
         for name in ("report", "dataset"):
-            known = sorted({getattr(row, name) for row in EXPERIMENTS.values()})
-            if getattr(self, name) not in (None, *known):
-                raise UserError(f"There is no {name} '{getattr(self, name)}'; choose one of {', '.join(known)}.")
+            chosen, known = getattr(self, name), sorted({getattr(row, name) for row in EXPERIMENTS.values()})
+            require(chosen in (None, *known), f"There is no {name} '{chosen}'; choose one of {', '.join(known)}.")
         runner.recipe_for(next(iter(EXPERIMENTS.values())), self.profile)  # refuses an unknown profile
         if self.profile == "smoke" and self.results_dir is None:
             raise UserError("Smoke runs write their records only into a --results-dir; name one.")
@@ -136,10 +135,7 @@ def run_missing(queue: Queue, minutes: float | None = None, **options) -> None:
     """Run what is missing, in the plan's order, until all of it is done or the time is up.
 
     Stopped runs resume from their checkpoints. Runs claimed by another program are skipped; failed runs are skipped too and
-    reported at the end. The time limit takes effect between epochs.
-
-    Args:
-        options: fields of `runner.Options`, the same for every run.
+    reported at the end. The time limit takes effect between epochs. The `options` are fields of `runner.Options`.
 
     Raises:
         UserError: `minutes` is not greater than 0; or, at the end, some runs failed.

@@ -103,11 +103,7 @@ def _fits(part: dict, form: dict) -> bool:
 
 
 def load(path: Path) -> dict:
-    """Load a run record, and check its fields and their consistency.
-
-    Raises:
-        UserError: the file is not a run record, or its confusion matrix contradicts its accuracy or test size.
-    """
+    """Load a run record; a `UserError` if it is none, or if its confusion matrix contradicts its accuracy or test size."""
     no_record = UserError(f"{path.name} under {path.parent.name} is not a run record; remove it and run it again.")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -178,9 +174,7 @@ def obtain_all(
     `full` runs are trained only on a GPU, since they take hours elsewhere, and only if the plan wants them. A run cut short
     by a smaller time budget resumes from its checkpoint; one whose loss is no longer finite is reported and left out.
 
-    Args:
-        save_to_drive: whether checkpoints are copied to Google Drive, in Colab.
-        minutes: the time budget of each run; 0 means the recipe's own.
+    In Colab, `save_to_drive` copies checkpoints to Google Drive. `minutes` is each run's time budget; 0 means the recipe's own.
     """
     from helpers.experiments.queue import Queue  # here, because queue imports this module
 
@@ -194,7 +188,7 @@ def obtain_all(
         path = record_path(name, profile, seed, results_dir)
         checkpoint = experiments.checkpoint_path(name, profile, seed, checkpoint_dir)
         found[name, seed] = load(path) if path.exists() else None
-        if not found[name, seed] or (trains and checkpoint.exists() and _is_cut(found[name, seed], minutes * 60)):
+        if not found[name, seed] or (trains and checkpoint.exists() and is_cut(found[name, seed], minutes * 60)):
             if profile != "full" or seed < experiments.find(name).seeds:
                 missing.setdefault(name, []).append(seed)
     todo = [(name, seed) for name, lacking in missing.items() for seed in lacking] if trains else []
@@ -221,8 +215,8 @@ def obtain_all(
     return obtained
 
 
-def _is_cut(record: dict, seconds: float) -> bool:
-    """Whether a run was stopped by a shorter time budget than `seconds`; 0 means the recipe's own budget, if any."""
+def is_cut(record: dict, seconds: float | None = None) -> bool:
+    """Whether a run was stopped by a shorter time budget than `seconds`; 0 or None means the recipe's own budget, if any."""
     wanted = seconds or record["recipe"].get("time_budget") or math.inf
     return "time budget" in (record["stopped_early"] or "") and record["limits"]["time_budget"] < wanted
 

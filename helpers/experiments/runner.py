@@ -22,15 +22,9 @@ from helpers.training import loop, processes
 from helpers.training.batchnorm import synchronise
 from helpers.training.recipe import Recipe
 
-QUICK_SECONDS = 600.0
-
 
 def find(name: str) -> Experiment:
-    """The experiment of this name.
-
-    Raises:
-        UserError: there is none; the message suggests similar names.
-    """
+    """The experiment of this name; if there is none, a `UserError` that suggests similar names."""
     if name not in EXPERIMENTS:
         alike = ", ".join(get_close_matches(name, EXPERIMENTS, cutoff=0.0))
         raise UserError(f"There is no experiment '{name}'; choose one such as {alike}; python -m helpers list shows all.")
@@ -50,9 +44,7 @@ def recipe_for(experiment: Experiment, profile: str) -> Recipe:
 
     `quick` uses the recipe of the network's `…_fast` row (`short_form`), or else the row's own with fewer epochs and any
     time budget cut to ten minutes. Either way cuDNN picks its fastest algorithms: two GPU runs differ in their last bits.
-
-    Raises:
-        UserError: the profile is unknown.
+    An unknown profile is a `UserError`.
     """
     require(profile in PROFILES, f"There is no profile '{profile}'; choose one of {', '.join(PROFILES)}.")
     recipe = experiment.recipe
@@ -69,7 +61,7 @@ def recipe_for(experiment: Experiment, profile: str) -> Recipe:
     changes = {"epochs": epochs, "warmup_epochs": math.ceil(recipe.warmup_epochs * share), "deterministic": False}
     if length := {"step": "step_epochs", "periodic_epochs": "period"}.get(recipe.schedule):
         changes[length] = math.ceil(getattr(recipe, length) * share)
-    return replace(recipe, time_budget=recipe.time_budget and min(recipe.time_budget, QUICK_SECONDS), **changes)
+    return replace(recipe, time_budget=recipe.time_budget and min(recipe.time_budget, 600.0), **changes)
 
 
 def load_data(experiment: Experiment, profile: str, data_dir: str | Path | None = None) -> data.Dataset:

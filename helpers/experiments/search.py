@@ -19,19 +19,15 @@ GRID = {"learning_rate": (0.1, 0.05, 0.005), "weight_decay": (5e-4, 1e-4), "batc
 
 @dataclass(frozen=True)
 class Search:
-    """What to search. A trial is a run like any other, with its record in `runs/search_<model>/<trial>`.
-
-    Attributes:
-        folder: the results folder; each data set and each base recipe needs its own.
-        checkpoint_dir: the folder of unfinished trials; default `data/checkpoints`, or `folder`/checkpoints for sample data.
-    """
+    """What to search. A trial is a run like any other, with its record in `runs/search_<model>/<trial>`."""
 
     model: str
     dataset: data.Dataset
     base: Recipe
-    folder: Path
+    folder: Path  # of the results; each data set and each base recipe needs its own
     grid: dict[str, Sequence] = field(default_factory=lambda: GRID)
     seed: int = 0
+    # Of unfinished trials; by default `data/checkpoints`, or `folder`/checkpoints for sample data.
     checkpoint_dir: Path | None = None
 
     @property
@@ -74,11 +70,7 @@ def advance(search: Search, trial: str, until: int | None = None) -> dict:
 
 
 def load(search: Search, trial: str) -> dict | None:
-    """The record of a finished trial, or None.
-
-    Raises:
-        UserError: the file is not a run record, or it belongs to another search.
-    """
+    """The record of a finished trial, or None; a `UserError` if the file is no record, or belongs to another search."""
     row, profile, seed = search.run_of(trial)
     path = records.record_path(row.name, profile, seed, search.folder)
     if not path.exists():

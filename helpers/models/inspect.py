@@ -154,10 +154,8 @@ def at_width(description: Description, width: int) -> Description:
     stem, stages, changed = description.stem, description.stages, []
     groups = [stage.block_arguments.get("group_width", 0) for stage in stages]
     unit = math.gcd(stem.channels, *(stage.out_channels for stage in stages), *groups)
-    for stage in stages:
-        arguments = dict(stage.block_arguments)
-        if "group_width" in arguments:
-            arguments["group_width"] = arguments["group_width"] // unit * width
+    for stage, group in zip(stages, groups, strict=True):
+        arguments = stage.block_arguments | ({"group_width": group // unit * width} if group else {})
         changed.append(replace(stage, out_channels=stage.out_channels // unit * width, block_arguments=arguments))
     return replace(description, stem=replace(stem, channels=stem.channels // unit * width), stages=tuple(changed))
 

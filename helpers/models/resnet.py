@@ -127,8 +127,6 @@ def slim_resnet(
     return Description(stem, tuple(Stage(*stage) for stage in stages))
 
 
-RESNET18 = Description(Stem(), (Stage(2, 64), Stage(2, 128, 2), Stage(2, 256, 2), Stage(2, 512, 2)))  # He et al. 2016, table 1
-
 # Report `slim`, figures 1, 3 and 4. A trial's stem stride and max-pool are not recorded. The first two get ImageNet's, whose
 # small maps hold torchvision's ResNet-18 to as little (78 %); the last two have neither, as the report's text and code say.
 SLIM_STEM = Stem(32, 3, 1, max_pool=False)
@@ -151,8 +149,8 @@ SLIM["slim_resnet_stride_second"] = replace(SLIM["slim_resnet"], stages=tuple(_m
 CIFAR_STEM = Stem(64, 3, 1, max_pool=False)  # Xie et al. 2017, section 5.3
 NETWORKS = {
     "resnext50_32x4d": bottlenecks((3, 4, 6, 3), Stem(), 4, cardinality=32),
-    "resnet18": RESNET18,
-    "resnet50": bottlenecks((3, 4, 6, 3), Stem(), 64, cardinality=1),  # He et al. 2016, table 1
+    "resnet18": Description(Stem(), (Stage(2, 64), Stage(2, 128, 2), Stage(2, 256, 2), Stage(2, 512, 2))),
+    "resnet50": bottlenecks((3, 4, 6, 3), Stem(), 64, cardinality=1),  # both ResNets: He et al. 2016, table 1
     # The paper's template for CIFAR, section 5.3; the paper's own networks are the last two.
     "resnext29_32x4d": bottlenecks((3, 3, 3), CIFAR_STEM, 4, cardinality=32),
     "resnext29_8x64d": bottlenecks((3, 3, 3), CIFAR_STEM, 64, cardinality=8),

@@ -50,7 +50,7 @@ def decoded(tmp_path, image, suffix=".png", **options):
     """The pixels, (H, W, 3), of a Pillow image after it is saved and decoded."""
     path = tmp_path / f"one{suffix}"
     image.save(path, **options)
-    return data.decode_photograph(path.read_bytes(), STORED)[0].transpose(1, 2, 0)
+    return photographs.decode_photograph(path.read_bytes(), STORED)[0].transpose(1, 2, 0)
 
 
 # Where the images come from.
@@ -322,7 +322,7 @@ def test_exif_orientation(tmp_path, orientation):
 def test_a_broken_exif_block_counts_as_none(tmp_path, kind):
     more = {"exif": b"Exif\0\0junk, not a TIFF header"} | ({"dpi": (72, 72)} if kind == "JPEG" else {})
     Image.new("RGB", (50, 40), "red").save(tmp_path / "a", kind, **more)
-    pixels, size = data.decode_photograph((tmp_path / "a").read_bytes(), STORED)
+    pixels, size = photographs.decode_photograph((tmp_path / "a").read_bytes(), STORED)
     assert size == (50, 40) and np.abs(pixels[:, 4, 4].astype(int) - (255, 0, 0)).max() <= 2
 
 
@@ -347,12 +347,12 @@ def test_sizes_are_those_of_the_upright_photograph(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     write(tmp_path / "turned.jpg", "red", size=(50, 40), exif=exif)
-    assert data.decode_photograph((tmp_path / "turned.jpg").read_bytes(), STORED)[1] == (40, 50)
+    assert photographs.decode_photograph((tmp_path / "turned.jpg").read_bytes(), STORED)[1] == (40, 50)
 
 
 def test_a_large_jpeg_is_reported_at_its_original_size(tmp_path):
     write(tmp_path / "large.jpg", (200, 100, 50), size=(640, 480))
-    pixels, size = data.decode_photograph((tmp_path / "large.jpg").read_bytes(), STORED)
+    pixels, size = photographs.decode_photograph((tmp_path / "large.jpg").read_bytes(), STORED)
     assert size == (640, 480)  # though it was decoded at an eighth
     assert np.abs(pixels.reshape(3, -1).T.astype(int) - (200, 100, 50)).max() <= 2
 

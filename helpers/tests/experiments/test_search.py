@@ -13,13 +13,13 @@ import pytest
 from helpers import data, models, runtime
 from helpers.experiments import recipes, records, search
 from helpers.experiments.search import Search
-from helpers.models import Description, Model, Stage, Stem
+from helpers.models import Description, Stage, Stem
 from helpers.report import plots, tables
 from helpers.runtime import UserError
 from helpers.tests import programs
 from helpers.training import loop as training
 
-TINY = Model(Description(Stem(8, 3, 2), (Stage(1, 8),)).build)
+TINY = Description(Stem(8, 3, 2), (Stage(1, 8),)).build
 BASE = replace(recipes.SLIM_SEARCH, schedule="cosine", epochs=3, image_size=16, initialisation=None)
 SMALL = {"learning_rate": (0.1, 0.02), "weight_decay": (1e-4,), "batch_size": (8, 16)}
 
@@ -98,7 +98,7 @@ def test_a_trial_has_the_history_of_a_plain_call_of_fit(whole):
     found, trials = whole
     name, recipe = list(found.trials.items())[1]
     training.seed_epoch(0)
-    fitted = training.fit(TINY.make(10), found.dataset.train, found.dataset.validation, recipe, seed=0)
+    fitted = training.fit(TINY(10), found.dataset.train, found.dataset.validation, recipe, seed=0)
     assert result(trials[1])["history"] == result({"history": fitted.history})["history"]
     assert search.trial_of(trials[1]) == name and search.best_epoch(trials[1])["val_accuracy"] == fitted.best["val_accuracy"]
 

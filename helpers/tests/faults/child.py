@@ -29,7 +29,7 @@ from helpers.report.claims import findings, table
 from helpers.runtime import UserError
 
 EXPERIMENT = "cifar10/resnext29_under5m_sgd"
-SMALLEST = models.Model(Description(Stem(8, 3, 2), (Stage(1, 8),)).build)  # a network of one block
+SMALLEST = Description(Stem(8, 3, 2), (Stage(1, 8),)).build  # a network of one block
 SECONDS = 300  # after this, work counts as hanging; on an idle machine nothing here takes more than a few seconds
 WRITING = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate", "os.link", "os.symlink"}
 Cases = Iterator[tuple[str, str | None]]

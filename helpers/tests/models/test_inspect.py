@@ -9,7 +9,7 @@ from helpers import models
 from helpers.models import inspect as anatomy
 from helpers.models.blocks import Bottleneck, Res2NetBlock
 from helpers.models.inspect import count_macs, count_parameters
-from helpers.models.resnet import RESNET18, SLIM, Description, Stage, Stem
+from helpers.models.resnet import NETWORKS, SLIM, Description, Stage, Stem
 from helpers.report import diagrams as drawings
 from helpers.report import plots
 from helpers.report.diagrams import draw_network
@@ -138,7 +138,7 @@ def parameters_of_resnet18(width: int) -> int:
 def test_the_widest_resnet18_under_five_million_parameters_has_42_channels_instead_of_64():
     assert parameters_of_resnet18(64) == 11_181_642
     assert parameters_of_resnet18(42) <= 5_000_000 < parameters_of_resnet18(43)
-    found = anatomy.widest(RESNET18, 10, 5_000_000)
+    found = anatomy.widest(NETWORKS["resnet18"], 10, 5_000_000)
     assert [found.stem.channels, *(stage.out_channels for stage in found.stages)] == [42, 42, 84, 168, 336]
     assert count_parameters(found.build(10)) == parameters_of_resnet18(42)
 
@@ -146,11 +146,11 @@ def test_the_widest_resnet18_under_five_million_parameters_has_42_channels_inste
 def test_the_widest_network_is_exact_at_the_limit_and_one_parameter_below():
     for width in (1, 2, 7):
         exactly = parameters_of_resnet18(width)
-        assert anatomy.widest(RESNET18, 10, exactly).stem.channels == width
+        assert anatomy.widest(NETWORKS["resnet18"], 10, exactly).stem.channels == width
         if width > 1:
-            assert anatomy.widest(RESNET18, 10, exactly - 1).stem.channels == width - 1
+            assert anatomy.widest(NETWORKS["resnet18"], 10, exactly - 1).stem.channels == width - 1
     with pytest.raises(ValueError, match="Even the narrowest network of this form has more than 3,"):
-        anatomy.widest(RESNET18, 10, parameters_of_resnet18(1) - 1)
+        anatomy.widest(NETWORKS["resnet18"], 10, parameters_of_resnet18(1) - 1)
 
 
 def test_the_reports_network_is_already_the_widest_of_its_form():
