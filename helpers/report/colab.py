@@ -3,8 +3,7 @@
 import re
 from pathlib import Path
 
-from helpers import runtime
-from helpers.runtime import ROOT, UserError, require
+from helpers.runtime import ROOT, UserError, require, save_text
 
 BADGE = re.compile(r"(https://colab\.research\.google\.com/github/)[^)]*(/notebooks/[^)/]+\.ipynb\))")
 # As they appear in a notebook's JSON, where quotes are escaped.
@@ -29,5 +28,5 @@ def write(repository: str, ref: str = "main", root: Path = ROOT) -> list[Path]:
         new_texts[path] = text
     changed = [path for path, text in new_texts.items() if path.read_text(encoding="utf-8") != text]
     for path in changed:
-        runtime.save_text(path, new_texts[path])
+        save_text(path, new_texts[path])
     return changed

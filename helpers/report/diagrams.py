@@ -4,17 +4,15 @@ import math
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from helpers.models.blocks import Bottleneck
-from helpers.models.inspect import layer_table
+from helpers.models import Bottleneck, layer_table
 from helpers.models.resnet import ResidualNet
 
 LAYER, GROUPED, SHORTCUT = "#E6E6E6", "#9CCBEB", "#E69F00"  # 1×1 convolutions and other layers; 3×3; shortcuts
 
 
-def draw_block(block: Bottleneck) -> Figure:
+def draw_block(block: Bottleneck) -> plt.Figure:
     """The three equivalent forms of a ResNeXt block side by side, with this block's sizes, as in Xie et al. 2017, figure 3.
 
     Each box is a convolution: channels in, kernel, channels out. 3×3 convolutions are blue, the shortcut orange.
@@ -72,7 +70,7 @@ def _arrow(axis, start: tuple[float, float], end: tuple[float, float]) -> None:
     axis.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": "0.3", "shrinkA": 0, "shrinkB": 0})
 
 
-def draw_network(model: ResidualNet, image_size: int = 224) -> Figure:
+def draw_network(model: ResidualNet, image_size: int = 224) -> plt.Figure:
     """A residual network from left to right: the taller a box, the larger its feature maps (one step per doubling).
 
     Each box lists its layers; below it are its output shape, parameters and multiply–adds. Stages are blue.
@@ -113,7 +111,7 @@ def _convolution(layer: nn.Conv2d) -> str:
     return f"{text}, C={layer.groups}" if layer.groups > 1 else text
 
 
-def receptive_fields(fields: Mapping[str, Tensor]) -> Figure:
+def receptive_fields(fields: Mapping[str, Tensor]) -> plt.Figure:
     """The fields (H, W) of `models.inspect.receptive_fields`, a panel per title: darker pixels have more influence.
 
     A square encloses all pixels that have any.

@@ -6,12 +6,9 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from matplotlib.figure import Figure
 from PIL import Image
 
-from helpers import runtime
-from helpers.experiments import EXPERIMENTS
-from helpers.experiments import records as results
+from helpers import experiments, runtime
 from helpers.report import plots, tables
 
 DPI = 200
@@ -29,7 +26,7 @@ def write(records: list[dict], results_dir: str | Path | None = None) -> list[Pa
 
     Raises a UserError if the folder cannot be written.
     """
-    folder = Path(results_dir or results.RESULTS).expanduser() / "figures"
+    folder = Path(results_dir or experiments.records.RESULTS).expanduser() / "figures"
     captions = {}
     with runtime.writing("The figures"):
         folder.mkdir(exist_ok=True)
@@ -44,7 +41,7 @@ def write(records: list[dict], results_dir: str | Path | None = None) -> list[Pa
     return [*written, folder / "README.md"]
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _save(figure: plt.Figure, path: Path) -> None:
     """Write a figure as a 256-colour PNG, a third of the size: it has few colours, and the rest are antialiasing shades."""
     content = io.BytesIO()
     figure.savefig(content, dpi=DPI)
@@ -53,7 +50,7 @@ def _save(figure: Figure, path: Path) -> None:
         few.save(file, "PNG", optimize=True, dpi=(DPI, DPI))
 
 
-def drawn(records: list[dict]) -> Iterator[tuple[str, Figure, str]]:
+def drawn(records: list[dict]) -> Iterator[tuple[str, plt.Figure, str]]:
     """Yield (name, figure, caption): all accuracies, then each data set's costs, curves and best run's confusion matrix."""
     records = tables.on_whole_data(records)
     runs_of = tables.by_experiment(records)
@@ -79,11 +76,9 @@ def drawn(records: list[dict]) -> Iterator[tuple[str, Figure, str]]:
 
 def _rows(runs_of: dict[str, list[dict]]) -> dict[str, dict[str, str]]:
     """The accuracy chart's rows by data set: experiments that were run or that a report prints, grouped by network."""
-    groups: dict[str, dict[str, str]] = {title: {} for title in DATA.values()}
-    for name, row in sorted(EXPERIMENTS.items(), key=lambda item: item[1].model.removeprefix("torchvision/")):
-        if (name in runs_of or tables.printed_accuracy(name)) and row.dataset in DATA:
-            groups[DATA[row.dataset]][name.split("/")[1]] = name
-    return {title: rows for title, rows in groups.items() if rows}
+    plan = sorted(experiments.EXPERIMENTS.items(), key=lambda item: item[1].model.removeprefix("torchvision/"))
+    shown = [(name, row.dataset) for name, row in plan if name in runs_of or tables.printed_accuracy(name)]
+    return {title: {name.split("/")[1]: name for name, of in shown if of == data} for data, title in DATA.items()}
 
 
 def _costs(own: dict[str, list[dict]]) -> pd.DataFrame:

@@ -2,7 +2,6 @@
 
 import re
 import zlib
-from functools import partial
 
 import pandas as pd
 from pandas.io.formats.style import Styler
@@ -12,7 +11,7 @@ NOT_YET = "not yet run"
 
 _PERCENT = ("val accuracy", "test accuracy", "sd", "low", "high", "report", "top-1", "top-5")
 _FORMATS = {
-    **dict.fromkeys((*_PERCENT, "Wilson low", "Wilson high", "short recipe", "elsewhere"), "{:.2%}"),
+    **dict.fromkeys((*_PERCENT, "short recipe", "elsewhere"), "{:.2%}"),
     **dict.fromkeys(("share", "probability"), "{:.1%}"),
     **dict.fromkeys(("points", "from", "to"), "{:+.2f}"),
     **dict.fromkeys(("seeds", "epochs", "epochs, short", "estimated", "only first right", "only second right"), "{:.0f}"),
@@ -41,15 +40,14 @@ def _cell(column: str, value) -> str:
 
 def as_text(table: pd.DataFrame) -> pd.DataFrame:
     """The table with every number formatted as text; missing values become empty cells."""
-    return pd.DataFrame({name: [_cell(name, value) for value in table[name]] for name in table.columns})
+    return pd.DataFrame({name: [_cell(name, value) for value in table[name]] for name in table.columns}, index=table.index)
 
 
 def _is_text(values: pd.Series) -> bool:
     """Whether a column is left-aligned as text: most of its entries do not begin with a digit. Numbers are right-aligned."""
     words = set(values) - {"", NOT_YET}
-    if not words or not all(isinstance(value, str) for value in words):
-        return False
-    return sum(bool(re.match(r"[-+×]?\d", word)) for word in words) < len(words) / 2
+    are_texts = all(isinstance(word, str) for word in words)
+    return are_texts and sum(bool(re.match(r"[-+×]?\d", word)) for word in words) < len(words) / 2
 
 
 def styled(table: pd.DataFrame, caption: str, best: str | dict[str, str] | None = None) -> Styler:
@@ -63,8 +61,7 @@ def styled(table: pd.DataFrame, caption: str, best: str | dict[str, str] | None 
         numbers = pd.to_numeric(table[column], errors="coerce")
         if numbers.count() > 1:
             bold.loc[numbers == numbers.agg(which), column] = "font-weight: bold"
-    formats = {name: partial(_cell, name) for name in table.columns}
-    style = table.style.format(formats).apply(lambda _: bold, axis=None).hide(axis="index").set_caption(caption)
+    style = as_text(table).style.apply(lambda _: bold, axis=None).hide(axis="index").set_caption(caption)
     left = [{"selector": "", "props": "text-align: left"}]
     style = style.set_table_styles({name: left for name in table.columns if _is_text(table[name])})
     style = style.set_table_styles([{"selector": "caption", "props": "text-align: left; white-space: nowrap"}], overwrite=False)

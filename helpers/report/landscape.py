@@ -40,17 +40,13 @@ def loss_along(model: nn.Module, direction: dict[str, Tensor], radii: Sequence[f
 
     BatchNorm keeps the running statistics of the trained network.
     """
-    parameters = dict(model.named_parameters())
-    weights = {name: parameters[name].clone() for name in direction}
-    losses = []
+    weights, losses = {name: value.clone() for name, value in model.state_dict().items()}, []
     try:
         for radius in radii:
-            for name, step in direction.items():
-                parameters[name].copy_(weights[name] + radius * step)
+            model.load_state_dict(weights | {name: weights[name] + radius * step for name, step in direction.items()})
             losses.append(training.evaluate(model, split, recipe)[0])
     finally:
-        for name, weight in weights.items():
-            parameters[name].copy_(weight)
+        model.load_state_dict(weights)
     return np.array(losses)
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from helpers import data, experiments, runtime, training
-from helpers.experiments.records import RESULTS
 from helpers.experiments.runner import make_model
 from helpers.training.loop import batches_of_epoch
 from helpers.training.recipe import Recipe, is_perturbed
@@ -22,7 +21,7 @@ FIRST_STEPS = {
     "without Nesterov momentum": {"nesterov": False},
     "without all three": {"initialisation": None, "clip_norm": None, "nesterov": False},
 }
-FILE, STEPS = RESULTS / "first_steps.json", 300
+FILE, STEPS = experiments.records.RESULTS / "first_steps.json", 300
 
 
 def first_steps(train: data.Split, device: torch.device, steps: int, **sizes: int) -> dict[str, list[float]]:

@@ -5,17 +5,16 @@ from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 
-def stamp(figure: Figure) -> Figure:
+def stamp(figure: plt.Figure) -> plt.Figure:
     """Write SAMPLE across a figure made from generated data, so that it is never mistaken for a result."""
     figure.text(0.5, 0.5, "SAMPLE", fontsize=56, color="0.5", alpha=0.35, rotation=25, ha="center", va="center")
     return figure
 
 
-def image_grid(images, titles: Sequence[str] | None = None, columns: int = 8, sample: bool = False, inches=1.25) -> Figure:
+def image_grid(images, titles: Sequence[str] | None = None, columns: int = 8, sample: bool = False, inches=1.25) -> plt.Figure:
     """A grid of images, uint8 (N, 3, H, W), each `inches` wide and under its title."""
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
@@ -44,7 +43,7 @@ def overlay(image: Tensor, heat: Tensor) -> Tensor:
 
 def probability_bars(
     images: Sequence[Tensor], titles: Sequence[str], shares: Tensor, classes: Sequence[str], sample: bool = False
-) -> Figure:
+) -> plt.Figure:
     """Images, each uint8 (3, H, W), with a title above and the five most likely classes by `shares` (N, C) below."""
     count = min(5, len(classes))
     size, heights = (2.3 * len(images), 2.5 + 0.36 * count), (2.4, 0.36 * count)

@@ -8,13 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from helpers import runtime
 from helpers.experiments import EXPERIMENTS
 from helpers.experiments import records as results
 from helpers.report import claims, figures, tables
 from helpers.report.formats import NOT_YET, markdown, percent
-from helpers.report.tables import CODED, ELSEWHERE, REPORTS
-from helpers.runtime import ROOT, require
+from helpers.runtime import ROOT, require, save_text
 
 HALVING = [f"cifar100/zoo_resnext{number}" for number in (1, 2, 3)]
 UNSTATED = [name for name in EXPERIMENTS if re.match("cifar100/(wrn|simplenet)", name)]
@@ -51,16 +49,15 @@ def _seeds(runs: list[dict]) -> str:
 def _ways(name: str, runs_of: dict[str, list[dict]]) -> list[str]:
     """An experiment and its variants: as coded, or, if they have been run, shortened to fewer epochs."""
     shortened = [other for other in EXPERIMENTS if re.fullmatch(rf"{name}_\d+ep", other) and not EXPERIMENTS[other].reported]
-    return [name, *CODED.get(name, ()), *(other for other in shortened if other in runs_of)]
+    return [name, *tables.CODED.get(name, ()), *(other for other in shortened if other in runs_of)]
 
 
 def _schedule(name: str, of: str, runs: list[dict]) -> str:
     """Whether runs followed the report's schedule, in words."""
     recipe, epochs = EXPERIMENTS[of].recipe, max(len(run["history"]) for run in runs)
-    budget = recipe.time_budget or np.inf
-    if any("time budget" in (run["stopped_early"] or "") and run["limits"]["time_budget"] < budget for run in runs):
+    if any(results.is_cut(run, recipe.time_budget) for run in runs):
         return f"no, {np.mean([run['seconds'] for run in runs]) / 60:.0f} minutes"
-    if name in CODED.get(of, ()):
+    if name in tables.CODED.get(of, ()):
         guessed = ", length of calls guessed" if of.startswith("cifar10_5k") else ""
         return f"as coded{guessed}{', weight decay 0.001' if name.endswith('decay0001') else ''}"
     if name != of:
@@ -70,26 +67,26 @@ def _schedule(name: str, of: str, runs: list[dict]) -> str:
 
 def reported_table(records: Iterable[dict]) -> pd.DataFrame:
     """One row per accuracy that a report prints and per way of running it: as written, as coded, or shortened."""
-    runs_of, rows = tables.by_experiment(tables.on_whole_data(records)), []
+    runs_of, rows, order = tables.by_experiment(tables.on_whole_data(records)), [], [*tables.REPORTS]
     reported = {name: row for name, row in EXPERIMENTS.items() if "test_accuracy" in row.reported}
-    for name, row in reported.items():
+    for name, row in sorted(reported.items(), key=lambda item: order.index(item[1].report)):
         for other in _ways(name, runs_of):
             runs, images = runs_of.get(other, []), IMAGES.get(row.dataset, "yes")
             ours = (_outcome(runs), len(runs)) if runs else (NOT_YET, None)
             same = images, NETWORKS.get(other, "yes"), _schedule(other, name, runs) if runs else ""
             rows.append((row.report, other, percent(row.reported["test_accuracy"]), *ours, *same))
     names = ["report", "experiment", "printed", "ours", "seeds", "same data?", "same network?", "same schedule?"]
-    return pd.DataFrame(rows, columns=names).sort_values("report", key=lambda tags: tags.map([*REPORTS].index), kind="stable")
+    return pd.DataFrame(rows, columns=names)
 
 
 def headline_table(records: Iterable[dict]) -> pd.DataFrame:
     """One row per report: its best accuracy, ours with its own recipe and with a short one, and one published elsewhere.
 
     Its own recipe is as written, or else as coded, or else shortened; the cell says which, or what is not stated. The short
-    recipe is the one with the best validation accuracy, and `minutes` is its time.
+    recipe is the one with the best validation accuracy, and `minutes` is the time of its fastest seed.
     """
     runs_of, rows = tables.by_experiment(tables.on_whole_data(records)), []
-    for report, subject in REPORTS.items():
+    for report, subject in tables.REPORTS.items():
         own = {name: row for name, row in EXPERIMENTS.items() if row.report == report}
         printed = {name: row.reported["test_accuracy"] for name, row in own.items() if "test_accuracy" in row.reported}
         best = max(printed, key=lambda name: np.max(printed[name]))
@@ -102,9 +99,9 @@ def headline_table(records: Iterable[dict]) -> pd.DataFrame:
         same_data = [name for name, row in own.items() if row.dataset == own[best].dataset]
         short = [runs_of[name] for name in same_data if name in runs_of and "fast" in name.split("_")]
         fast = max(short, key=tables.validation_accuracy, default=[])
-        known = ELSEWHERE.get((own[best].dataset, own[best].model))
+        known = tables.ELSEWHERE.get((own[best].dataset, own[best].model))
         ours = f"{_outcome(fast)} ({fast[0]['experiment'].split('/')[1]}, {_seeds(fast)})" if fast else NOT_YET
-        minutes = f"{np.mean([run['seconds'] for run in fast]) / 60:.0f}" if fast else ""
+        minutes = f"{min(run['seconds'] for run in fast) / 60:.0f}" if fast else ""
         elsewhere = f"[{percent(known[0])}]({known[1]})" if known else ""
         its_best = f"{percent(printed[best])} ({best.split('/')[1]})"
         rows.append((f"`{report}`: {subject}", its_best, repeated, ours, minutes, elsewhere))
@@ -119,7 +116,7 @@ def write(records: list[dict], readme: Path = ROOT / "README.md") -> Path:
         pieces = re.split(rf"(<!-- {name} -->\n|<!-- /{name} -->)", text)
         require(len(pieces) == 5, f"{readme.name} has no <!-- {name} --> … <!-- /{name} -->; add both markers, once each.")
         text = "".join([*pieces[:2], part, *pieces[3:]])
-    runtime.save_text(readme, text)
+    save_text(readme, text)
     return readme
 
 
@@ -134,10 +131,6 @@ def parts(records: list[dict]) -> dict[str, str]:
     }
 
 
-SPEED_COLUMNS = ["hardware", "model", "images", "batch", "textbook, images/s", "ours, images/s", "ratio", "input alone"]
-SPEED_COLUMNS += ["peak memory, GiB"]
-
-
 def speed_part(results_dir: str | Path | None = None) -> str:
     """One row per model and machine, from the files that `python -m helpers bench` saved in `R/bench`."""
     rows = []
@@ -146,8 +139,11 @@ def speed_part(results_dir: str | Path | None = None) -> str:
         hardware = path.stem.replace("_", " ")  # named by whoever measured: a record's device does not tell processors apart
         for row in measured.get("results", ()):
             speeds = [f"{row[f'{side}_images_per_second']:.1f}" for side in ("textbook", "ours")]
-            ratios = [f"{row[name]:.1f}×" for name in ("ratio", "input_ratio")]
+            (slow, fast), (low, high) = row["ours_range"], row["textbook_range"]
+            ratios = [f"{row['ratio']:.1f}× ({slow / high:.1f}–{fast / low:.1f})", f"{row['input_ratio']:.1g}×"]
             memory = " → ".join(f"{row[f'{side}_peak_memory_bytes'] / 2**30:.1f}" for side in ("textbook", "ours"))
             size = f"{row['image_size']}×{row['image_size']}"
             rows.append((hardware, row["model"], size, row["batch"], *speeds, *ratios, memory))
-    return markdown(pd.DataFrame(rows, columns=SPEED_COLUMNS)) if rows else "Nothing has been measured yet.\n"
+    names = ["hardware", "model", "images", "batch", "textbook, images/s", "ours, images/s", "ratio", "input alone"]
+    names += ["peak memory, GiB"]
+    return markdown(pd.DataFrame(rows, columns=names)) if rows else "Nothing has been measured yet.\n"

@@ -12,16 +12,13 @@ import matplotlib.pyplot as plt
 import torch
 from torch import nn
 
-from helpers import models, training
+from helpers import experiments, models, training
 from helpers.experiments.records import RESULTS
-from helpers.experiments.runner import find
 from helpers.runtime import device_name, save_text
 from helpers.training import processes
 
-BATCHES = {
-    "resnext29_under5m": (10, 32, (64, 128)),
-    "resnext50_32x4d": (2, 224, (8, 32)),
-}  # classes, pixels, the recipes' batches
+# Classes, pixels, and the recipes' batches.
+BATCHES = {"resnext29_under5m": (10, 32, (64, 128)), "resnext50_32x4d": (2, 224, (8, 32))}
 ASSUMED = {
     "operations_per_second": 2e13,  # of one GPU in training, at any batch size
     "launch_seconds": 1e-5,  # per kernel; a step launches three per layer, and takes at least that long
@@ -62,7 +59,7 @@ def measured() -> dict:
     """
     device, name = processes.join(), next(iter(BATCHES))
     classes, pixels, (batch, *_) = BATCHES[name]
-    recipe, model = find(f"cifar10/{name}_sgd").recipe, models.build(name, classes).to(device)
+    recipe, model = experiments.find(f"cifar10/{name}_sgd").recipe, models.build(name, classes).to(device)
     learner = training.Learner(model, recipe, called=processes.wrap(training.prepare(model, recipe)))
     step = torch.rand(batch, 3, pixels, pixels, device=device), torch.zeros(batch, dtype=torch.int64, device=device)
     training.train_epoch(learner, [step])
@@ -88,7 +85,7 @@ def draw(rows: list[dict]) -> None:
     figure.savefig(RESULTS / "bench/scaling/scaling.png", dpi=200)
 
 
-def main() -> None:
+if __name__ == "__main__":
     path, here = RESULTS / "bench/scaling/cost_model.json", measured()
     if processes.rank() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +94,3 @@ def main() -> None:
         save_text(path, json.dumps(found, indent=1) + "\n")
         draw(found["modelled"])
     processes.leave()
-
-
-if __name__ == "__main__":
-    main()

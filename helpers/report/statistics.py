@@ -13,8 +13,7 @@ Z_ALPHA, Z_POWER = float(norm.ppf(1 - LEVEL / 2)), float(norm.ppf(POWER))
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
     """The 95 % Wilson score interval of an accuracy (Wilson 1927), as fractions."""
-    interval = binomtest(correct, n).proportion_ci(1 - LEVEL, method="wilson")
-    return interval.low, interval.high
+    return binomtest(correct, n).proportion_ci(1 - LEVEL, method="wilson")
 
 
 def prediction_interval(values: Sequence[float], low: float = -math.inf, high: float = math.inf) -> tuple[float, float]:
@@ -49,6 +48,13 @@ class Paired:
         self.p = binomtest(self.only_first, discordant).pvalue if discordant else 1.0
         self.by_seed = self.right.mean(axis=1)
         self.difference = float(self.by_seed.mean())
+        self.half = float(Z_ALPHA * self.right.mean(axis=0).std())  # of the 95 % normal interval, for a single image
+        half = self.half / math.sqrt(len(votes))
+        # The 95 % normal interval of the difference in accuracy over images, widened to cover every seed's difference.
+        self.interval = min(self.difference - half, self.by_seed.min()), max(self.difference + half, self.by_seed.max())
+        sign = np.sign(self.only_first - self.only_second)
+        # Whether there are two or more seeds, and every seed's difference has the same sign as the vote over images.
+        self.agree = len(self.by_seed) > 1 and bool((self.by_seed * sign > 0).all())
 
     @classmethod
     def of(cls, first: Sequence[dict[str, np.ndarray]], second: Sequence[dict[str, np.ndarray]]) -> "Paired":
@@ -56,23 +62,6 @@ class Paired:
         if any(not np.array_equal(one["true"], other["true"]) for one, other in zip(first, second, strict=True)):
             raise ValueError("The two sets of predictions are of different test images.")
         return cls(*([arrays["predicted"] == arrays["true"] for arrays in side] for side in (first, second)))
-
-    @property
-    def half(self) -> float:
-        """Half the 95 % normal interval of the difference for a single image."""
-        return float(Z_ALPHA * self.right.mean(axis=0).std())
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % normal interval of the difference in accuracy over images, widened to cover every seed's difference."""
-        half = self.half / math.sqrt(self.right.shape[1])
-        return min(self.difference - half, self.by_seed.min()), max(self.difference + half, self.by_seed.max())
-
-    @property
-    def agree(self) -> bool:
-        """Whether there are two or more seeds, and every seed's difference has the same sign as the vote over images."""
-        sign = np.sign(self.only_first - self.only_second)
-        return len(self.by_seed) > 1 and bool((self.by_seed * sign > 0).all())
 
     def needed(self) -> str:
         """In words, how many more images would tell the two apart, or that there are too few seeds or they disagree."""
@@ -126,10 +115,9 @@ def printed_range(quoted: str) -> tuple[float, float]:
 
     Understands commas between thousands, `%`, `million` and `×10^n`. Raises a ValueError if the text has no number.
     """
-    found = re.findall(r"\d[\d,]*(?:\.\d+)?", re.sub(r"×10\^\d+", "", quoted))
-    if not found:
+    digits = re.findall(r"\d+(?:\.\d+)?", re.sub(r"×10\^\d+|,", "", quoted))
+    if not digits:
         raise ValueError(f"'{quoted}' has no number.")
-    digits = [text.replace(",", "") for text in found]
     power = re.search(r"×10\^(\d+)", quoted)
     unit = 0.01 if "%" in quoted else 1e6 if "million" in quoted else 10.0 ** int(power[1]) if power else 1.0
     if len(digits) == 2:

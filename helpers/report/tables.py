@@ -9,8 +9,6 @@ import numpy as np
 import pandas as pd
 
 from helpers import experiments, models, runtime
-from helpers.experiments import records as results
-from helpers.models import inspect as anatomy
 from helpers.report import statistics
 from helpers.report.formats import NOT_YET, markdown, percent
 from helpers.runtime import require
@@ -44,7 +42,7 @@ CODED = {
 }
 WRITTEN = {name: row for row, names in CODED.items() for name in names}
 PRICED = "_short"  # in the names of runs that ablate an ingredient of a recipe; notebook 06 compares them with one another
-COMPARISON_COLUMNS = "experiment,parameters,seeds,val loss,test accuracy,sd,Wilson low,Wilson high,report".split(",")
+COMPARISON_COLUMNS = "experiment,parameters,seeds,val loss,test accuracy,sd,low,high,report".split(",")
 TIME_COLUMNS = "network,parameters,million MACs,seeds,images/s,epochs,estimated,top-1,top-5".split(",")
 PAIRED_COLUMNS = "first,second,seeds,only first right,only second right,points,from,to,p".split(",")
 
@@ -112,34 +110,35 @@ def known_elsewhere(name: str) -> float | None:
 def comparison_table(records: list[dict]) -> pd.DataFrame:
     """One row per experiment: means over its seeds, and the standard deviation of its accuracy over them.
 
-    The standard deviation is that of a sample (n − 1), empty for one seed. The 95 % Wilson interval around the mean shows
-    how far other test images might move it.
+    The standard deviation is that of a sample (n − 1), empty for one seed. `low` to `high` is that of `outcome_table`.
     """
     rows = []
     for name, runs in by_experiment(records).items():
-        accuracy, n = mean_accuracy(runs), runs[0]["test"]["n"]
+        accuracies = [run["test"]["accuracy"] for run in runs]
         loss = np.mean([run["best"]["val_loss"] for run in runs])
-        deviation = np.std([run["test"]["accuracy"] for run in runs], ddof=1) if len(runs) > 1 else None
-        interval = statistics.wilson(round(accuracy * n), n)
-        rows.append((name, runs[0]["model"]["params"], len(runs), loss, accuracy, deviation, *interval, printed_accuracy(name)))
+        deviation = np.std(accuracies, ddof=1) if len(runs) > 1 else None
+        found = np.mean(accuracies), deviation, *statistics.accuracy_interval(accuracies, runs[0]["test"]["n"])
+        rows.append((name, runs[0]["model"]["params"], len(runs), loss, *found, printed_accuracy(name)))
     return pd.DataFrame(rows, columns=COMPARISON_COLUMNS)
 
 
 def time_table(names: Iterable[str], records: Iterable[dict], num_classes: int) -> pd.DataFrame:
     """One row per experiment with a time budget, run or not: what its network costs, and what it achieved in that time.
 
-    Costs are per image, with `num_classes` outputs. The rest are means over seeds, empty without a record; `estimated` is
-    how many epochs fit the recipe's budget at the pace of its first ones; `top-1` and `top-5` are test accuracies.
+    Costs are per image, with `num_classes` outputs. The rest are means over seeds, empty without a record: `images/s` in the
+    median epoch; `estimated`, how many epochs fit the recipe's budget at the pace of its first ones; test accuracies.
     """
     runs_of, rows = by_experiment(records), []
     for name in names:
         experiment, runs = experiments.find(name), runs_of.get(name, [])
-        network, size = anatomy.network(experiment.model, num_classes), experiment.recipe.image_size
+        network, size = models.inspect.network(experiment.model, num_classes), experiment.recipe.image_size
         cost = models.count_parameters(network), models.count_macs(network, (1, 3, size, size)) / 1e6
         bought = []
         for run in runs:
             epochs = len(run["history"]), estimate_epochs(run["history"], run["recipe"]["time_budget"])
-            bought.append((run["images_per_second"], *epochs, run["test"]["accuracy"], run["test"]["accuracy_at_5"]))
+            seconds = [row["train_seconds"] for row in run["history"]]
+            rate = run["images_per_second"] * np.mean(seconds) / np.median(seconds)  # other programs slowed some epochs
+            bought.append((rate, *epochs, run["test"]["accuracy"], run["test"]["accuracy_at_5"]))
         means = np.mean(bought, axis=0) if runs else [None] * 5
         rows.append((name.split("/")[1], *cost, len(runs) or None, *means))
     return pd.DataFrame(rows, columns=TIME_COLUMNS)
@@ -157,7 +156,7 @@ def paired_table(
     predictions, rows = {}, []
     for record in records:
         run = record["seed"], record["dataset"]["fingerprint"]
-        predictions.setdefault(record["experiment"], {})[run] = results.predictions(record, results_dir)
+        predictions.setdefault(record["experiment"], {})[run] = experiments.predictions(record, results_dir)
     asked = itertools.combinations(predictions, 2) if pairs is None else pairs
     for first, second in asked:
         one, other = predictions.get(first, {}), predictions.get(second, {})
@@ -187,27 +186,25 @@ def outcome_table(rows: Mapping[str, str], records: Iterable[dict]) -> pd.DataFr
 
     `low` to `high` is a 95 % interval: for one seed Wilson's (other test images, same weights), for two or more the
     prediction interval of the next seed. Without a run, the epochs are those declared. `elsewhere` is an accuracy of the
-    network published elsewhere, if any.
+    network published elsewhere, if any. `minutes` are those of the fastest seed, as other programs slowed some runs.
     """
-    runs_of, table = by_experiment(records), []
+    runs_of, table = by_experiment(records), {}
     for label, name in rows.items():
         runs, experiment = runs_of.get(name, []), experiments.find(name)
         accuracies = [run["test"]["accuracy"] for run in runs]
         low, high = statistics.accuracy_interval(accuracies, runs[0]["test"]["n"]) if runs else (None, None)
-        table.append(
-            {
-                "run": label,
-                "epochs": np.mean([len(run["history"]) for run in runs]) if runs else experiment.recipe.epochs,
-                "seeds": len(runs),
-                "test accuracy": np.mean(accuracies) if runs else NOT_YET,
-                "low": low,
-                "high": high,
-                "report": percent(printed_accuracy(name)),
-                "elsewhere": known_elsewhere(name),
-                "minutes": np.mean([run["seconds"] for run in runs]) / 60 if runs else None,
-            }
-        )
-    table = pd.DataFrame(table)
+        table[label] = {
+            "run": label,
+            "epochs": np.mean([len(run["history"]) for run in runs]) if runs else experiment.recipe.epochs,
+            "seeds": len(runs),
+            "test accuracy": np.mean(accuracies) if runs else NOT_YET,
+            "low": low,
+            "high": high,
+            "report": percent(printed_accuracy(name)),
+            "elsewhere": known_elsewhere(name),
+            "minutes": min(run["seconds"] for run in runs) / 60 if runs else None,
+        }
+    table = pd.DataFrame(table.values())
     return table if table["elsewhere"].notna().any() else table.drop(columns="elsewhere")
 
 
@@ -244,7 +241,7 @@ def write(records: list[dict], results_dir: str | Path | None = None) -> list[Pa
     Each table with at least one row is written as CSV and Markdown; stale comparisons and paired tests are deleted. Raises a
     UserError if there is no record or the folder cannot be written.
     """
-    folder = Path(results_dir or results.RESULTS).expanduser()
+    folder = Path(results_dir or experiments.records.RESULTS).expanduser()
     require(records, f"There is no run record under {folder.name}/runs; make one with python -m helpers run EXPERIMENT.")
     tables = {"runs": runs_table(records)}
     for report in dict.fromkeys(record["report"] for record in records):

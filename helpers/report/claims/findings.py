@@ -9,7 +9,6 @@ import numpy as np
 
 from helpers import models
 from helpers.experiments.records import predictions
-from helpers.models import inspect as anatomy
 from helpers.report import statistics
 from helpers.report.claims import measures, rules
 from helpers.report.claims.runs import Found, NotYet, Runs
@@ -17,34 +16,24 @@ from helpers.report.claims.runs import Found, NotYet, Runs
 
 @dataclass(frozen=True)
 class Statement:
-    """A statement of a report: where it is, what it says, the value `quoted` from there, and how it is checked.
-
-    Attributes:
-        kind: one of `KINDS`, which determines the check and the rule.
-        measure: an entry of `measures.OF_NETWORKS` for these `networks` (name, classes), or of `measures.OTHERS`.
-        arguments: passed to the measure or to the check.
-        data, experiments: the data set that a run must have loaded; the experiments whose runs are judged.
-        recipe: "as written" or "as coded", if the report and its published code differ.
-        repeats, reservation: where the same fact is counted, if not here; why the verdict stays open whatever the runs say.
-        what, form, limits: what is measured, if `measure` does not say it; the number format; the limits of a bound.
-    """
+    """A statement of a report: where it is, what it says, the value `quoted` from there, and how it is checked."""
 
     report: str
     place: str
     claim: str
     quoted: str
-    kind: str
-    measure: str = ""
-    arguments: dict = field(default_factory=dict)
-    networks: Sequence[tuple[str, int]] = ()
-    data: str = ""
-    experiments: Sequence[str] = ()
-    recipe: str = ""
-    repeats: str = ""
-    reservation: str = ""
-    what: str = ""
-    form: str = "{:,}"
-    limits: Sequence[float] = (-math.inf, math.inf)
+    kind: str  # one of `KINDS`, which determines the check and the rule
+    measure: str = ""  # an entry of `measures.OF_NETWORKS` for the networks, or of `measures.OTHERS`
+    arguments: dict = field(default_factory=dict)  # passed to the measure or to the check
+    networks: Sequence[tuple[str, int]] = ()  # (name, classes)
+    data: str = ""  # the data set that a run must have loaded
+    experiments: Sequence[str] = ()  # whose runs are judged
+    recipe: str = ""  # "as written" or "as coded", if the report and its published code differ
+    repeats: str = ""  # where the same fact is counted, if not here
+    reservation: str = ""  # why the verdict stays open whatever the runs say
+    what: str = ""  # what is measured, if `measure` does not say it
+    form: str = "{:,}"  # the number format
+    limits: Sequence[float] = ()  # of a bound
 
     def how(self, found: Found | None = None) -> str:
         """What is compared with the report: with the runs found, or as far as it is known without them."""
@@ -71,16 +60,13 @@ class Finding(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """What a check returns: our value and its interval, the arguments that its rule judges, and remarks.
-
-    `needed` is what would settle the verdict, shown if it cannot be told; `how` is appended to how the statement is checked.
-    """
+    """What a check returns: our value and its interval, the arguments that its rule judges, and remarks."""
 
     ours: str
     interval: str
     judged: tuple
-    needed: str = ""
-    how: str = ""
+    needed: str = ""  # what would settle the verdict, shown if it cannot be told
+    how: str = ""  # appended to how the statement is checked
 
 
 def find(statement: Statement, runs: Runs) -> Finding:
@@ -106,15 +92,14 @@ def measured(statement: Statement, runs: Runs, found: None) -> Evidence:
     if any(name not in models.MODELS for name, _ in statement.networks):
         raise NotYet
     if statement.networks:
-        values = [measures.OF_NETWORKS[statement.measure](anatomy.network(*network)) for network in statement.networks]
+        values = [measures.OF_NETWORKS[statement.measure](models.inspect.network(*network)) for network in statement.networks]
         value = values[0] if len(values) == 1 else values
     else:
         loaded = {"run": runs.on(statement.data)} if statement.data else {}
         value = measures.OTHERS[statement.measure](**loaded, **statement.arguments)
     parts = [part if isinstance(part, str) else statement.form.format(part) for part in np.atleast_1d(value).tolist()]
     between = {"each one": " of ", "bound": " to "}.get(statement.kind, " and ")
-    limits = statement.limits if statement.kind == "bound" else ()
-    return Evidence(between.join(parts), "", (statement.quoted, value, *limits))
+    return Evidence(between.join(parts), "", (statement.quoted, value, *statement.limits))
 
 
 def printed(statement: Statement, runs: Runs, found: None) -> Evidence:
@@ -182,13 +167,13 @@ def cost(statement: Statement, runs: Runs, found: Found) -> Evidence:
     devices = {run["environment"]["device"] for run in found.first + found.second}
     if len(devices) > 1:
         raise NotYet
-    (low, middle, high), (other_low, other_middle, other_high) = (
+    first, second = (
         np.percentile([row["train_seconds"] for run in side for row in run["history"]], (25, 50, 75))
         for side in (found.first, found.second)
     )
-    interval = (low / other_high, high / other_low)
-    shown = f"×{interval[0]:.2f} to ×{interval[1]:.2f}"
-    return Evidence(f"×{middle / other_middle:.2f}", shown, (interval,), how=f"; on {devices.pop()}")
+    (low, middle, high), device = first / second[::-1], devices.pop()
+    judged, needed = ((0.0, math.inf), "needs runs on a GPU") if device.startswith("CPU") else ((low, high), "")
+    return Evidence(f"×{middle:.2f}", f"×{low:.2f} to ×{high:.2f}", (judged,), needed, f"; on {device}")
 
 
 KINDS: dict[str, tuple[Callable[[Statement, Runs, Found | None], Evidence], Callable[..., str]]] = {

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,9 +13,7 @@ from torchvision.models import get_model, get_model_weights
 from helpers.data import cifar
 from helpers.experiments import recipes
 from helpers.models import inspect as anatomy
-from helpers.models.inspect import Line, bottlenecks, convolutions, count_parameters, layers
-from helpers.models.inspect import batch_norms as norms
-from helpers.models.inspect import lines as summary_lines
+from helpers.models.inspect import Line, batch_norms, bottlenecks, convolutions, count_parameters, layers
 from helpers.models.resnet import Description, Stage, Stem
 from helpers.training.perturbation import AdversarialModelPerturbation
 
@@ -63,7 +60,6 @@ def group_widths(net: nn.Module) -> list[int]:
     return [conv.out_channels // conv.groups for conv in (net.get_submodule(name)[0].conv2 for name in net.stage_names)]
 
 
-@cache
 def printed_lines() -> list[Line]:
     """The 72 lines of figure 2 of report `amp`, as printed."""
     found = re.findall(r"([CNBL])(\d+)@(\d+):(\d+)", (STATEMENTS / "amp_figure2.txt").read_text(encoding="utf-8"))
@@ -72,7 +68,7 @@ def printed_lines() -> list[Line]:
 
 def agreeing(net: nn.Module, fields: Sequence[str]) -> tuple[int, int]:
     """How many lines of that figure agree with the network in these fields, and how many lines there are."""
-    pairs = zip(printed_lines(), summary_lines(net, 32), strict=True)
+    pairs = zip(printed_lines(), anatomy.lines(net, 32), strict=True)
     return tally(all(getattr(one, name) == getattr(other, name) for name in fields) for one, other in pairs)
 
 
@@ -129,7 +125,7 @@ RESNET20 = Description(Stem(16, 3, 1, max_pool=False), (Stage(3, 16), Stage(3, 3
 OF_NETWORKS: dict[str, Callable] = {
     "parameters": count_parameters,
     "parameters over 5,000,000": lambda net: count_parameters(net) / 5_000_000,
-    "parameters outside BatchNorm": lambda net: count_parameters(net) - sum(map(count_parameters, norms(net))),
+    "parameters outside BatchNorm": lambda net: count_parameters(net) - sum(map(count_parameters, batch_norms(net))),
     "multiply-adds": anatomy.count_macs,
     "layers on the main path": anatomy.depth,
     "first layers": lambda net: f"{kernel(net.conv1)}, {kernel(net.maxpool)} max pool",
@@ -142,29 +138,29 @@ OF_NETWORKS: dict[str, Callable] = {
     "bottleneck widths": lambda net: ", ".join(map(str, group_widths(net))),
     "ratio of the widths of neighbouring stages": lambda net: only(b / a for a, b in pairwise(group_widths(net))),
     "convolutions": lambda net: len(convolutions(net)),
-    "BatchNorms and convolutions": lambda net: (len(norms(net)), len(convolutions(net))),
+    "BatchNorms and convolutions": lambda net: (len(batch_norms(net)), len(convolutions(net))),
     "convolutions with a ReLU before any addition": directly_activated,
-    "BatchNorms and ReLUs": lambda net: (len(norms(net)), len(layers(nn.ReLU, net))),
+    "BatchNorms and ReLUs": lambda net: (len(batch_norms(net)), len(layers(nn.ReLU, net))),
     "blocks that reduce first": lambda net: tally(b.conv1.out_channels < b.conv1.in_channels for b in bottlenecks(net)),
     "blocks that increase last": lambda net: tally(b.conv3.out_channels > b.conv3.in_channels for b in bottlenecks(net)),
     "convolutions that are not 3x3": lambda net: ", ".join(
         f"{number}: {kernel(layer)}" for number, layer in enumerate(convolutions(net), 1) if kernel(layer) != "3x3"
     ),
     "kernels of max-pooling": lambda net: ", ".join(sorted(set(map(kernel, layers(nn.MaxPool2d, net))))),
-    "one less the momentum of BatchNorm": lambda net: only(1 - norm.momentum for norm in norms(net)),
+    "one less the momentum of BatchNorm": lambda net: only(1 - norm.momentum for norm in batch_norms(net)),
     "output": lambda net: f"[-1, {net(torch.empty(1, 3, 32, 32, device='meta')).shape[1]}]",
     "linear layer": lambda net: f"{net.fc.in_features}->{net.fc.out_features}",
     "image sizes from 224 pixels": lambda net: ", ".join(map(str, anatomy.image_sizes(net, 224))),
     "image sizes of the stages": lambda net: ", ".join(f"{side}*{side}" for side in anatomy.image_sizes(net, 32)[1:]),
     "image sizes of stages 2 and 3": lambda net: " and ".join(SHRUNK[32 // n] for n in anatomy.image_sizes(net, 32)[2:4]),
     "weights of a block of 256 channels": lambda net: sum(layer.weight.numel() for layer in convolutions(net.layer1[1])),
-    "parameters in line 30 of its summary": lambda net: summary_lines(net, 32)[29].parameters,
+    "parameters in line 30 of its summary": lambda net: anatomy.lines(net, 32)[29].parameters,
     "lines with the parameters": lambda net: agreeing(net, ["parameters"]),
     "lines with the output shapes": lambda net: agreeing(net, ["channels", "side"]),
-    "twice all outputs, 4 bytes each,": lambda net: megabytes(summary_lines(net, 32)),
+    "twice all outputs, 4 bytes each,": lambda net: megabytes(anatomy.lines(net, 32)),
     "parameters, 4 bytes each,": lambda net: count_parameters(net) * 4 / MIB,
     "input, outputs, gradients and parameters": lambda net: (
-        3 * 32**2 * 4 / MIB + megabytes(summary_lines(net, 32)) + count_parameters(net) * 4 / MIB
+        3 * 32**2 * 4 / MIB + megabytes(anatomy.lines(net, 32)) + count_parameters(net) * 4 / MIB
     ),
 }
 OTHERS: dict[str, Callable] = {

@@ -3,7 +3,6 @@
 import inspect
 import tomllib
 from collections.abc import Iterable
-from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +10,6 @@ import pandas as pd
 from helpers import runtime
 from helpers.experiments import records as results
 from helpers.report.claims import findings, measures, rules
-from helpers.report.claims.findings import Statement
 from helpers.report.claims.runs import Runs
 from helpers.report.tables import REPORTS
 
@@ -19,13 +17,12 @@ COLUMNS = "report,place,claim,quoted,recipe,kind,how,ours,interval,verdict,repea
 BY_TRAINING, BY_ARITHMETIC = "holds (trained networks)", "holds (counts and arithmetic)"
 
 
-@cache
-def statements() -> list[Statement]:
+def statements() -> list[findings.Statement]:
     """The statements of the four reports, in each report's order. A new one needs only a row in its report's file."""
     rows = []
     for report in REPORTS:
         text = (measures.STATEMENTS / f"{report}.toml").read_text(encoding="utf-8")
-        rows += [Statement(report, **row) for row in tomllib.loads(text)["statement"]]
+        rows += [findings.Statement(report, **row) for row in tomllib.loads(text)["statement"]]
     return rows
 
 
@@ -47,9 +44,8 @@ def counts(table: pd.DataFrame) -> pd.DataFrame:
     table = table[table["repeats"] == ""]
     trained = table["kind"].isin(findings.TRAINED).map({True: BY_TRAINING, False: BY_ARITHMETIC})
     verdicts = table["verdict"].where(table["verdict"] != rules.HOLDS, trained)
-    counted = pd.crosstab(table["report"], verdicts).reindex(
-        index=list(dict.fromkeys(table["report"])), columns=[BY_TRAINING, BY_ARITHMETIC, *rules.VERDICTS[1:]], fill_value=0
-    )
+    columns = [BY_TRAINING, BY_ARITHMETIC, *rules.VERDICTS[1:]]
+    counted = pd.crosstab(table["report"], verdicts).reindex(index=table["report"].unique(), columns=columns, fill_value=0)
     counted.loc["all"] = counted.sum()
     counted.insert(0, "statements", counted.sum(axis=1))
     return counted.rename_axis(index="report", columns=None).reset_index()

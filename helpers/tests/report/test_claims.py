@@ -340,6 +340,7 @@ def test_runs_on_other_data_do_not_stand_in(tmp_path):
 def test_a_reservation_or_a_stand_in_leaves_every_verdict_on_runs_open(tmp_path, kind, quoted, names, arguments, verdict):
     def both(**more):
         slow = [{"val_accuracy": 0.6, "val_loss": 0.5, "train_accuracy": 0.5, "train_seconds": 2.0}]
+        more = {"device": "NVIDIA T4"} | more
         first = [make_run("cifar10/a", range(10), seed, loss=0.4, history=slow, **more) for seed in (0, 1)]
         return [*first, *(make_run("cifar10/b", [], seed, **more) for seed in (0, 1))]
 
@@ -392,7 +393,8 @@ def test_losses_epochs_and_costs_are_compared_run_by_run(tmp_path):
     slow = [row | {"val_accuracy": 0.7, "val_loss": loss, "train_seconds": last} for loss, last in ((9.0, 2.0), (0.5, 2.2))]
     fast = [row | {"val_accuracy": value, "train_seconds": 1.0} for value in (0.6, 0.8)]
     for seed in (0, 1):
-        save(tmp_path, make_run("cifar10/a", [0], seed, loss=0.4, history=slow), make_run("cifar10/b", [0], seed, history=fast))
+        slower = make_run("cifar10/a", [0], seed, loss=0.4, history=slow, device="NVIDIA T4")
+        save(tmp_path, slower, make_run("cifar10/b", [0], seed, history=fast, device="NVIDIA T4"))
     runs = Runs(tmp_path)
     assert judge(runs, "lower loss", "", *PAIR)[:3] == ("-0.1000", "-0.1000 to -0.1000", HOLDS)
     assert judge(runs, "each epoch", "", *PAIR)[:3] == ("in 2 of 4 epochs", "", DOES_NOT)
@@ -400,12 +402,14 @@ def test_losses_epochs_and_costs_are_compared_run_by_run(tmp_path):
     assert judge(runs, "cost", "", *PAIR)[:3] == ("×2.10", "×2.00 to ×2.20", HOLDS)
     assert judge(runs, "loss", "0.50", "cifar10/a")[:3] == ("0.5000", "0.5000 to 0.5000", HOLDS)
     many = [slow[0] | {"train_seconds": float(seconds)} for seconds in (1, 2, 3, 4, 9)]
-    quartiles = judge(save(tmp_path, make_run("cifar10/d", [0], history=many)), "cost", "", "cifar10/d", "cifar10/b")
-    assert quartiles[:3] == ("×3.00", "×2.00 to ×4.00", HOLDS)
+    for name, device in (("d", "NVIDIA T4"), ("e", "CPU, 1 threads"), ("f", "CPU, 1 threads")):
+        save(tmp_path, make_run(f"cifar10/{name}", [0], history=many if name < "f" else fast, device=device))
+    runs = Runs(tmp_path)
+    assert judge(runs, "cost", "", "cifar10/d", "cifar10/b")[:3] == ("×3.00", "×2.00 to ×4.00", HOLDS)
+    assert judge(runs, "cost", "", "cifar10/e", "cifar10/f")[1:3] == ("×2.00 to ×4.00; needs runs on a GPU", CANNOT_TELL)
     close = judge(runs, "closeness", "", *PAIR, arguments={"margin": 0.05, "why": "ours"})
     assert close[:3] == ("+0.00 points", "+0.00 to +0.00 points", HOLDS) and close.how.endswith("margin 5.00 points, ours")
-    save(tmp_path, make_run("cifar10/c", [0], device="NVIDIA T4"))
-    assert judge(Runs(tmp_path), "cost", "", "cifar10/c", "cifar10/a").verdict == NOT_YET
+    assert judge(runs, "cost", "", "cifar10/e", "cifar10/a").verdict == NOT_YET, "on another device"
 
 
 def test_quoted_accuracies_match_the_plan():

@@ -24,7 +24,7 @@ def test_comparison_over_seeds_in_closed_form(tmp_path):
     assert row["sd"] == pytest.approx(0.2), "sample standard deviation of 0.8, 1.0, 0.6"
     assert row["report"] == 0.7946
     assert row["val loss"] == pytest.approx(0.6)
-    assert (row["Wilson low"], row["Wilson high"]) == statistics.wilson(4, 5)
+    assert (row["low"], row["high"]) == statistics.prediction_interval([0.8, 1.0, 0.6], 0, 1)
     assert len(table.columns) == 9
 
 
@@ -112,11 +112,12 @@ def test_the_time_table_by_hand():
         record, _ = make_run("cifar10/wrn16_2", seed, predicted=predicted)
         record |= {"images_per_second": 100.0 + seed, "seconds": 60.0 * (1 + seed)}
         record["recipe"]["time_budget"] = 4.5 * record["history"][0]["seconds"]  # the recipe's budget, not the run's
-        record["history"] *= epochs
+        record["history"] = [record["history"][0] | {"train_seconds": float(seconds)} for seconds in (1, 1, 4)[:epochs]]
         record["test"]["accuracy_at_5"] = 1.0
         records.append(record)
     table = tables.time_table(["cifar10/wrn16_2", "cifar10/simplenet"], records, 100)
-    expected = ["wrn16_2", 703_284, pytest.approx(101.118464), 2, 100.5, 2.5, 4, pytest.approx(0.9), 1]
+    speed = (200 + 101) / 2  # the first run's median epoch took half as long as its mean epoch
+    expected = ["wrn16_2", 703_284, pytest.approx(101.118464), 2, speed, 2.5, 4, pytest.approx(0.9), 1]
     assert table.iloc[0].tolist() == expected
     text = formats.as_text(table).iloc[1].tolist()
     assert text == ["simplenet", "5,521,508", "652.2", *[""] * 6], "not run, and so no numbers"
