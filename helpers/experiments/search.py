@@ -86,7 +86,7 @@ def load(search: Search, trial: str) -> dict | None:
 def exhaustive(search: Search) -> list[dict]:
     """Train every trial of the grid to its end; returns their records.
 
-    You can stop it at any time: finished trials are kept, and the current one resumes from its last complete epoch.
+    You can stop it at any time: finished trials are kept, and the current one resumes from its last checkpoint.
     """
     return [advance(search, trial) for trial in search.trials]
 

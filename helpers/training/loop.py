@@ -23,6 +23,7 @@ from helpers.training.step import Learner, train_epoch
 
 FIRST_EPOCHS = 3
 BETWEEN_COPIES = 300  # seconds between two copies of the checkpoint; the last one is always copied
+SLOW_SAVE, SAVING = 0.5, 0.1  # saves that take more seconds than this get this share of the time, but for the last one
 OUT_OF_TIME = "the deadline has passed"
 KEPT = ("history", "best", "best_weights")  # the fields of `Fit` in a checkpoint, besides the memory layout
 
@@ -49,7 +50,7 @@ class Options:
 
     seed: int = 0  # all randomness of an epoch comes from it and the epoch's number
     about: Mapping[str, str] | None = None  # what else identifies this run, such as the fingerprint of its images
-    checkpoint: Path | None = None  # file written after every epoch; the previous one is kept beside it
+    checkpoint: Path | None = None  # file written after epochs, by `_Keeper`; the previous one is kept beside it
     resume: bool = True  # from the checkpoint if there is one; False starts over
     mirror: Path | None = None  # folder, such as one on Google Drive, for a copy of the checkpoint in case it is lost
     # Replaces the recipe's: seconds, over all sessions of this run. The first epoch always runs; a later one starts only if
@@ -72,8 +73,7 @@ def fit(model: nn.Module, train: data.Split, validation: data.Split, recipe: Rec
     """Train the model on the device it is on, and leave it with the weights of the epoch that the recipe keeps.
 
     All randomness of an epoch comes from (seed, epoch), so a run resumed from its checkpoint equals an uninterrupted one
-    bit for bit on the same machine. Ctrl-C keeps the checkpoint of the last complete epoch and says so. The `options` are
-    the fields of `Options`.
+    bit for bit on the same machine. Ctrl-C keeps the last checkpoint and says so. The `options` are the fields of `Options`.
 
     Raises:
         UserError: the checkpoint cannot be written or read, or belongs to another run.
@@ -93,23 +93,18 @@ def fit(model: nn.Module, train: data.Split, validation: data.Split, recipe: Rec
     done = _resumed(learner, identity, options)
     done = done or Fit(channels_last=processes.agreed(choose_channels_last(model, train, recipe)))
     learner.called = processes.wrap(prepare(model, recipe, done.channels_last))
-    mirror, stopped = _Mirror(options), None
+    keeper, stopped = _Keeper(options, identity, len(done.history)), None
     try:
         while len(done.history) < recipe.epochs and not (stopped := _reason_to_stop(done, options)):
             _advance(learner, done, _epoch(learner, train, validation, options, len(done.history)), options)
-            if options.checkpoint and processes.rank() == 0:
-                kept = {name: getattr(done, name) for name in KEPT} | {"arrangement": {"channels_last": done.channels_last}}
-                save_checkpoint({"identity": identity, **learner.state_dict(), **kept}, options.checkpoint)
-                mirror.copy()
-                if options.tensorboard:
-                    _log(done.history[-1], options.checkpoint)
-        mirror.copy(last=True)
+            keeper.save(learner, done)
+        keeper.save(learner, done, last=True)
     except KeyboardInterrupt:
         end = "nothing of this run was kept, since none of its epochs had been checkpointed."
         if options.checkpoint and done.history:  # without history, any checkpoint there is an earlier run's
-            end = f"the last complete epoch is kept in {options.checkpoint.name}; rerun to continue."
+            end = f"the last checkpoint is kept in {options.checkpoint.name}; rerun to continue."
         print(f"\nStopped: {end}")
-        mirror.copy(last=True)
+        keeper.copy(last=True)
         raise
     if done.best_weights is not None:
         model.load_state_dict(done.best_weights)
@@ -168,21 +163,39 @@ def platform(device: torch.device) -> dict[str, str]:
     return {"device": runtime.device_name(device), "software": software}
 
 
-class _Mirror:
-    """Copies a run's checkpoint into another folder, if one is given: from time to time, and at the end.
+class _Keeper:
+    """Saves a run's checkpoints and, if a mirror is given, copies them there: from time to time, and at the end.
 
-    Drive uploads a file some time after it is written; a copy that is replaced sooner never gets there.
+    On a GPU, writing hundreds of megabytes can take as long as an epoch, so slow saves are not made after every one. Drive
+    uploads a file some time after it is written; a copy that is replaced sooner never gets there.
     """
 
-    def __init__(self, options: Options):
-        self.options, self.made, self.works = options, -math.inf, True
+    def __init__(self, options: Options, identity: dict, epochs: int):
+        self.options, self.identity, self.epochs = options, identity, epochs  # in the last checkpoint
+        self.saved, self.took = -math.inf, 0.0  # when it was written, and how long that took
+        self.copied, self.works = -math.inf, True
+
+    def save(self, learner: Learner, done: Fit, last: bool = False) -> None:
+        """Save the run, unless its last epoch is saved already or, if it is not `last`, a slow save was made shortly before."""
+        if not self.options.checkpoint or processes.rank() > 0:
+            return
+        start = time.monotonic()
+        rests = not last and self.took > SLOW_SAVE and start - self.saved < self.took / SAVING
+        if len(done.history) > self.epochs and not rests:
+            kept = {name: getattr(done, name) for name in KEPT} | {"arrangement": {"channels_last": done.channels_last}}
+            save_checkpoint({"identity": self.identity, **learner.state_dict(), **kept}, self.options.checkpoint)
+            self.epochs, self.saved = len(done.history), time.monotonic()
+            self.took = self.saved - start
+        self.copy(last)
+        if self.options.tensorboard and not last:
+            _log(done.history[-1], self.options.checkpoint)
 
     def copy(self, last: bool = False) -> None:
         """Copy the checkpoint when due, and at the end if it was copied before; print a line when copying starts to fail."""
-        due = self.made > -math.inf if last else time.monotonic() - self.made > BETWEEN_COPIES
+        due = self.copied > -math.inf if last else time.monotonic() - self.copied > BETWEEN_COPIES
         if not self.options.mirror or not due:
             return
-        reason, self.made = copy_checkpoint(self.options.checkpoint, self.options.mirror), time.monotonic()
+        reason, self.copied = copy_checkpoint(self.options.checkpoint, self.options.mirror), time.monotonic()
         if reason and self.works:
             lost = f"The checkpoint could not be copied to {self.options.mirror} ({reason})"
             print(f"{lost}; training continues with the local one, and copying will be tried again.")
@@ -193,7 +206,7 @@ def _advance(learner: Learner, done: Fit, row: dict, options: Options) -> None:
     """Add an epoch's row to the history, and keep its weights if they are the best so far or the recipe keeps the last."""
     epoch, budget = row["epoch"], options.time_budget
     if not all(map(math.isfinite, (row["train_loss"], row["val_loss"]))):
-        kept = f" The checkpoint of epoch {epoch - 1} is kept." if options.checkpoint and epoch > 1 else ""
+        kept = " The last checkpoint is kept." if options.checkpoint and epoch > 1 else ""
         raise Diverged(f"The loss was not finite in epoch {epoch}; lower the learning rate.{kept}")
     done.history.append(row)
     if budget is not None and epoch == FIRST_EPOCHS:

@@ -313,7 +313,7 @@ def test_resume_after_a_kill_equals_an_uninterrupted_run_bit_for_bit(tmp_path, m
     monkeypatch.setattr(loop, "train_epoch", kill)
     with pytest.raises(KeyboardInterrupt):
         fit(make_model(), TRAIN, VALIDATION, recipe, seed=3, checkpoint=tmp_path / "a.ckpt")
-    assert "the last complete epoch is kept in a.ckpt; rerun to continue" in capsys.readouterr().out
+    assert "the last checkpoint is kept in a.ckpt; rerun to continue" in capsys.readouterr().out
     monkeypatch.setattr(loop, "train_epoch", train_epoch)
     torch.rand(99)  # other random numbers in between must not matter
     resumed = make_model(seed=8)
@@ -321,6 +321,23 @@ def test_resume_after_a_kill_equals_an_uninterrupted_run_bit_for_bit(tmp_path, m
     assert same(whole, resumed)
     assert without_times(done.history) == without_times(expected.history)
     assert done.best == expected.best
+
+
+def test_slow_saves_are_not_made_after_every_epoch_and_lose_nothing_but_time(tmp_path, monkeypatch):
+    """Each save counts as slow, and no training as long enough for another: only the first and the last epoch are saved."""
+    whole, path, saved, save = make_model(), tmp_path / "a.ckpt", [], loop.save_checkpoint
+    recipe = replace(RECIPE, epochs=4)
+    expected = fit(whole, TRAIN, VALIDATION, recipe, checkpoint=tmp_path / "b.ckpt")
+    monkeypatch.setattr(loop, "SLOW_SAVE", -1)
+    monkeypatch.setattr(loop, "SAVING", 1e-9)
+    monkeypatch.setattr(loop, "save_checkpoint", lambda state, path: saved.append(len(state["history"])) or save(state, path))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_in(patch, 4)
+        fit(make_model(), TRAIN, VALIDATION, recipe, checkpoint=path)
+    assert saved == [1]
+    resumed = make_model(seed=8)
+    done = fit(resumed, TRAIN, VALIDATION, recipe, checkpoint=path)
+    assert saved == [1, 2, 4] and same(whole, resumed) and without_times(done.history) == without_times(expected.history)
 
 
 def interrupt_in(monkeypatch, number: int) -> None:
@@ -508,7 +525,7 @@ def test_the_time_budget_includes_earlier_sessions(tmp_path):
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path, monkeypatch):
     losses = iter([(0.5, 0.5), (float("nan"), 0.5)])
     monkeypatch.setattr(loop, "evaluate", lambda *_: next(losses))
-    sentence = "not finite in epoch 2; lower the learning rate. The checkpoint of epoch 1 is kept"
+    sentence = "not finite in epoch 2; lower the learning rate. The last checkpoint is kept"
     with pytest.raises(training.Diverged, match=sentence):
         fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=tmp_path / "a.ckpt")
     assert len(load_checkpoint(tmp_path / "a.ckpt")["history"]) == 1
