@@ -77,7 +77,7 @@ def prepare(path: Path, data_dir: str | Path | None = None, searched: int = 1000
         train, known = examples.subset([]), features(model, shown)[:0]
         dataset = Dataset(path.stem, "nowhere", "", about.classes, train, train, train)
     text = path.with_suffix(".md").read_text(encoding="utf-8") if path.with_suffix(".md").exists() else ""
-    measured = f"It gets {card['test']['accuracy']:.1%} of {card['test']['n']:,} test images right." if card else ""
+    measured = f"Its run got {card['test']['accuracy']:.1%} of {card['test']['n']:,} test images right." if card else ""
     return Exhibit(model, replace(dataset, train=train), known, measured, examples, text)
 
 

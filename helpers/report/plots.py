@@ -38,7 +38,7 @@ TICK = {"marker": "|", "color": "0.5", "markersize": 12, "markeredgewidth": 1, "
 
 
 def model_style(model: str) -> dict:
-    """The colour and marker of a model's family, the same in every figure, as `plot` arguments; grey if it has no family."""
+    """The colour and marker of a model's family, the same in every figure but the curves, as `plot` arguments."""
     ink, marker = next((style for start, style in FAMILIES.items() if model.startswith(start)), ("#666666", "."))
     return {"color": ink, "marker": marker}
 

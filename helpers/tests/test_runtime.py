@@ -65,8 +65,8 @@ def test_an_epoch_draws_the_same_numbers_whatever_was_drawn_before():
     ("flags", "dtype"),
     [
         ("fma avx2", None),
-        ("avx512f avx512_vnni", None),
-        ("avx512f avx512_bf16", torch.bfloat16),
+        ("avx512_f avx512_vnni", None),
+        ("avx512_f avx512_bf16", torch.bfloat16),
         ("amx_bf16 amx_tile", torch.bfloat16),
     ],
 )

@@ -39,9 +39,10 @@ def choose_channels_last(model: nn.Module, train: data.Split, recipe: Recipe) ->
 
         def step() -> None:
             called.zero_grad(set_to_none=True)
-            with convolutions(device, recipe), autocast(device, recipe):
-                loss = F.cross_entropy(called(images), labels)
-            loss.backward()
+            with convolutions(device, recipe):
+                with autocast(device, recipe):
+                    loss = F.cross_entropy(called(images), labels)
+                loss.backward()
             torch.cuda.synchronize(device)
 
         return step

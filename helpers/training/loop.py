@@ -50,7 +50,7 @@ class Options:
 
     seed: int = 0  # all randomness of an epoch comes from it and the epoch's number
     about: Mapping[str, str] | None = None  # what else identifies this run, such as the fingerprint of its images
-    checkpoint: Path | None = None  # file written after epochs, by `_Keeper`; the previous one is kept beside it
+    checkpoint: Path | None = None  # file written after each epoch, or less often if slow; the previous one is kept beside it
     resume: bool = True  # from the checkpoint if there is one; False starts over
     mirror: Path | None = None  # folder, such as one on Google Drive, for a copy of the checkpoint in case it is lost
     # Replaces the recipe's: seconds, over all sessions of this run. The first epoch always runs; a later one starts only if
@@ -101,8 +101,8 @@ def fit(model: nn.Module, train: data.Split, validation: data.Split, recipe: Rec
         keeper.save(learner, done, last=True)
     except KeyboardInterrupt:
         end = "nothing of this run was kept, since none of its epochs had been checkpointed."
-        if options.checkpoint and done.history:  # without history, any checkpoint there is an earlier run's
-            end = f"the last checkpoint is kept in {options.checkpoint.name}; rerun to continue."
+        if keeper.epochs:  # without them, any checkpoint there is an earlier run's
+            end = f"the checkpoint of epoch {keeper.epochs} is kept in {options.checkpoint.name}; rerun to continue."
         print(f"\nStopped: {end}")
         keeper.copy(last=True)
         raise
@@ -171,8 +171,9 @@ class _Keeper:
     """
 
     def __init__(self, options: Options, identity: dict, epochs: int):
-        self.options, self.identity, self.epochs = options, identity, epochs  # in the last checkpoint
-        self.saved, self.took = -math.inf, 0.0  # when it was written, and how long that took
+        self.options, self.identity = options, identity
+        # The last checkpoint: how many epochs it has, when it was written, and how long that took.
+        self.epochs, self.saved, self.took = epochs, -math.inf, 0.0
         self.copied, self.works = -math.inf, True
 
     def save(self, learner: Learner, done: Fit, last: bool = False) -> None:

@@ -78,8 +78,8 @@ class AdversarialModelPerturbation(torch.optim.Optimizer):
         try:
             for _ in range(self.inner_steps):
                 if one is not None:
-                    # By a tensor, for which the host need not wait. Overflown gradients make the perturbed weights NaN, and
-                    # with them the next gradients, so that the scaler skips the step.
+                    # Divided by a tensor, so that the host need not wait. Gradients that overflowed make the perturbed weights
+                    # NaN, and with them the next gradients, so that the scaler skips the step.
                     torch._foreach_div_([parameter.grad for parameter in parameters], scaler.scale(one))
                 if self.clip_norm is not None:
                     clip_grad_norm_(parameters, self.clip_norm, foreach=True)
