@@ -46,7 +46,8 @@ def _save(figure: plt.Figure, path: Path) -> None:
     content = io.BytesIO()
     figure.savefig(content, dpi=DPI)
     with Image.open(content) as image, runtime.whole(path) as file:
-        few = image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        # Without k-means, the palette has no light grey, and grids turn pink.
+        few = image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE)
         few.save(file, "PNG", optimize=True, dpi=(DPI, DPI))
 
 
