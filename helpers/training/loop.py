@@ -101,8 +101,8 @@ def fit(model: nn.Module, train: data.Split, validation: data.Split, recipe: Rec
         keeper.save(learner, done, last=True)
     except KeyboardInterrupt:
         end = "nothing of this run was kept, since none of its epochs had been checkpointed."
-        if keeper.epochs:  # without them, any checkpoint there is an earlier run's
-            end = f"the checkpoint of epoch {keeper.epochs} is kept in {options.checkpoint.name}; rerun to continue."
+        if options.checkpoint and done.history:  # without history, any checkpoint there is an earlier run's
+            end = f"the last checkpoint is kept in {options.checkpoint.name}; rerun to continue."
         print(f"\nStopped: {end}")
         keeper.copy(last=True)
         raise
