@@ -95,7 +95,7 @@ class Ours:
 SIDES = {"textbook": Textbook, "ours": Ours}
 COMPILED = {"compiled": partial(Ours, compiled=True)}
 KINDS = {f"aten::{by}_batch_norm{end}": "BatchNorm" for by in ("native", "cudnn") for end in ("", "_backward")}
-KINDS |= {"aten::relu_": "ReLU", "aten::threshold_backward": "ReLU"}
+KINDS |= dict.fromkeys(("aten::relu", "aten::relu_", "aten::threshold_backward"), "ReLU")
 
 
 def _seconds(device: torch.device, work: Callable[[], object]) -> float:
