@@ -28,8 +28,8 @@ class FasterOnCPU(TorchFunctionMode):
     - Convolutions with at least `HEAVY` times as many weights as inputs, as in the last stages, become matrix products.
       oneDNN reorders the weights and their gradients in every pass: forward and backward, a 3×3 convolution of 512 to 512
       channels on one pixel takes 60 ms, the product 3 ms; on 4×4 pixels, 99 and 35 ms (64 and 32 images).
-    - Groups of fewer than `NARROW` channels are joined: a 3×3 convolution of 128 channels takes 99 ms with 32 groups and
-      61 ms with 16 (128 images of 32×32 pixels).
+    - In bf16, groups of fewer than `NARROW` channels are joined: a 3×3 convolution of 128 channels takes 99 ms with 32
+      groups and 61 ms with 16 (128 images of 32×32 pixels).
     - ReLU is not done in place: 12 ms instead of 37 (128 images of 256 channels and 32×32 pixels).
     """
 
@@ -37,8 +37,9 @@ class FasterOnCPU(TorchFunctionMode):
         if function is F.conv2d and not kwargs and len(args) == 7:
             if _is_heavy(*args):
                 return product(*args[:5])
-            weight, groups = joined(args[1], args[6])
-            return function(args[0], weight, *args[2:6], groups)
+            if torch.is_autocast_enabled("cpu"):  # without bf16, joined groups are slower
+                weight, groups = joined(args[1], args[6])
+                return function(args[0], weight, *args[2:6], groups)
         if function is F.relu:
             return function(args[0])
 

@@ -64,6 +64,16 @@ def test_narrow_groups_are_joined_without_a_change_of_the_results(channels, grou
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
+def test_groups_are_joined_only_in_bf16(monkeypatch):
+    given = []
+    monkeypatch.setattr(convolutions, "joined", lambda *args: given.append(args[1]) or args)
+    layer, images = nn.Conv2d(128, 128, 3, groups=32), torch.randn(1, 128, 5, 5)
+    for half in (False, True):
+        with FasterOnCPU(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+            layer(images)
+        assert given == [32] * half
+
+
 def test_relu_leaves_its_input_as_it_is():
     images = torch.randn(3, 4)
     kept = images.clone()
