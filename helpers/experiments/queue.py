@@ -1,6 +1,5 @@
 """The queue: planned runs that have no record, how long they would take here, and the loop that runs them."""
 
-import statistics
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -129,10 +128,10 @@ def _pace(device: torch.device, model: str, pixels: int, channels_last: bool) ->
     for batch in batches:
         images = torch.rand(batch, 3, pixels, pixels).to(device, memory_format=torch.channels_last)
         labels, times = torch.zeros(batch, dtype=torch.int64, device=device), [time.perf_counter()]
-        while len(times) < 3 or times[-1] - times[0] < MEASURED_SECONDS:
+        while len(times) < 5 or times[-1] - times[0] < MEASURED_SECONDS:
             train_epoch(learner, [(images, labels)])  # a batch that does not fit in memory is processed in parts
             times.append(time.perf_counter())
-        seconds.append(statistics.median(end - start for start, end in pairwise(times[1:])))
+        seconds.append(min(end - start for start, end in pairwise(times)))  # the first steps wait for new memory
     per_image = max((seconds[1] - seconds[0]) / (batches[1] - batches[0]), 0.1 * seconds[1] / batches[1])
     return per_image, max(0.0, seconds[0] - batches[0] * per_image)
 
