@@ -1,4 +1,4 @@
-"""How a network is computed in training: the same sums, in whatever way is fastest on the device."""
+"""How a network is computed: the same sums, in whatever way is fastest on the device."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -14,7 +14,7 @@ NARROW = 8  # channels per group; with fewer, wider groups are faster
 
 
 def convolutions(device: torch.device, recipe: Recipe) -> AbstractContextManager:
-    """The context of every step, and of evaluation on a GPU. In full precision, a CPU's step is the textbook's bit for bit."""
+    """The context of every step and evaluation. In full precision, a CPU's step is the textbook's bit for bit."""
     if device.type == "cpu":
         return FasterOnCPU() if recipe.mixed_precision and not recipe.compiled else nullcontext()
     # cuDNN makes the same choices in every run, unless the recipe lets it pick the fastest. Full precision is not TF32.

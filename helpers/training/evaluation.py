@@ -1,6 +1,5 @@
 """Evaluation: a model's logits for a split, and their loss and accuracy."""
 
-from contextlib import nullcontext
 from itertools import islice
 
 import torch
@@ -30,7 +29,7 @@ def predict(
     usual = max(EVALUATION_BATCH, ON_GPU // recipe.image_size**2) if device.type == "cuda" else EVALUATION_BATCH
     batches = enumerate(data.batches(split.to(device), batch_size or usual, mirror=mirror, **recipe.view))
     logits = {}
-    with convolutions(device, recipe) if device.type == "cuda" else nullcontext(), autocast(device, recipe):
+    with convolutions(device, recipe), autocast(device, recipe):
         for number, (images, _) in islice(batches, processes.rank(), None, processes.count()):
             scores = model(images).float()
             logits[number] = (scores + model(images.flip(-1)).float()) / 2 if mirrored else scores
