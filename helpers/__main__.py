@@ -119,11 +119,10 @@ def list_experiments(options) -> None:
 
 def run_experiments(options) -> None:
     """Run one experiment, or all that are missing."""
-    common = {"data_dir": options.data_dir, "device": options.device, "compiled": options.compile, "resume": options.resume}
-    common |= {"sync_batchnorm": options.sync_batchnorm, "tensorboard": options.tensorboard}
+    common = {name: getattr(options, name) for name in ("data_dir", "device", "resume", "sync_batchnorm", "tensorboard")}
     if options.tensorboard and find_spec("tensorboard") is None:
         raise UserError("TensorBoard is not installed here; pip install tensorboard, or leave out --tensorboard.")
-    common["time_budget"] = None if options.time_budget is None else options.time_budget * 60
+    common |= {"compiled": options.compile, "time_budget": None if options.time_budget is None else options.time_budget * 60}
     if options.results_dir:
         require_writable(options.results_dir, "--results-dir")
     if bool(options.experiment) == options.missing:

@@ -164,10 +164,7 @@ def _ask(started: tuple, task: str, steps: int = 0):
 
 
 def compare(name: str, device: torch.device, batch_size: int | None = None, compiled: bool = False) -> dict:
-    """Time both loops on one model, in turns: images per second (median and range), peak memory, and our GFLOP/s.
-
-    With `compiled`, our loop takes a third turn, through `torch.compile`.
-    """
+    """Time both loops on one model, and with `compiled` also ours compiled, in turns: images per second, memory, GFLOP/s."""
     batch_size, image_size = batch_size or MODELS[name][0], MODELS[name][1]
     row = {"model": name, "device": str(device), "batch": batch_size, "image_size": image_size}
     sides = [*SIDES, *COMPILED] if compiled else [*SIDES]
@@ -276,10 +273,7 @@ def run(names: list[str], device: str | None = None, batch_size: int | None = No
 
 
 def time_to(accuracy: float, names: list[str], data_dir: str | Path | None = None, device: str | None = None) -> dict:
-    """Train an experiment with seed 0 until it reaches this validation accuracy: seconds, epochs, images, operations.
-
-    A UserError if the accuracy is not a fraction, or if there is not exactly one experiment.
-    """
+    """Train one experiment with seed 0 up to this validation accuracy, a fraction: seconds, epochs, images, operations."""
     require(0 < accuracy <= 1, f"The accuracy after --to is {accuracy}; it is a fraction, such as 0.90.")
     require(len(names) == 1, f"--to takes one experiment, not {len(names)}; choose one from python -m helpers list.")
     experiment, device = experiments.find(names[0]), choose_device(device)

@@ -58,8 +58,7 @@ def batches(
     sees the same images, and the loop never waits for them. `mirror`, bool (N,), says which images of the split to mirror,
     instead of choosing at random; `view` holds the fields of `View`. Invalid settings raise a `UserError`.
 
-    Yields:
-        images, float32 (B, 3, image_size, image_size) in channels-last memory, (x / 255 - mean) / std; labels (B,).
+    Yields images, float32 (B, 3, image_size, image_size) in channels-last memory, (x / 255 - mean) / std; labels (B,).
     """
     view = View(**view)
     height, width = split.images.shape[-2:]

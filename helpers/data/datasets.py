@@ -49,10 +49,7 @@ class Split:
 
 
 def stratified(split: Split, n: int, seed: int = 0) -> Split:
-    """`n` random images of a split, in its order and with nearly the same class proportions.
-
-    The same seed gives the same images. A split of `n` images or fewer is returned whole.
-    """
+    """`n` random images of a split, or all if it has fewer, in its order and with nearly the same class proportions."""
     require(n >= 1, f"A subset of {n} images was requested; choose 1 or more.")
     rng = np.random.default_rng(seed)
     labels = split.labels.cpu().numpy()
@@ -116,9 +113,7 @@ def load(
         seed: chooses the images of a validation or test split that the source does not provide.
         resize: how photographs become square: `crop` keeps the middle, `squash` the whole image but not its aspect ratio.
 
-    Raises:
-        UserError: the folder, a class or a split is missing or empty, there are too few classes or images, a file is
-            not the published one, or a download failed.
+    A UserError if a folder, class or split is missing or empty, images are too few or not as published, or a download fails.
     """
     is_cifar, base = name in cifar.NAMES, data_dir(folder)
     if image_size is None:

@@ -55,10 +55,8 @@ def decode_photograph(content: bytes, size: int, resize: str = "crop") -> tuple[
     """Decode an image file of any mode to an upright RGB square, uint8 (3, size, size), and its original width and height.
 
     `crop` keeps the middle square; `squash` keeps the whole image but not its aspect ratio, as report `pikachu`'s code does.
-
-    Raises:
-        ValueError: the file is empty, or has more than `MOST_PIXELS`.
-        PIL.UnidentifiedImageError, PIL.Image.DecompressionBombError, OSError: it is not an image, too large, or truncated.
+    A file that is empty or has more than `MOST_PIXELS` is a ValueError; one that is not an image, too large, or truncated is
+    a PIL.UnidentifiedImageError, PIL.Image.DecompressionBombError or OSError.
     """
     if not content:
         raise ValueError("an empty file")

@@ -27,10 +27,7 @@ def claim(path: Path) -> Iterator[None]:
 
     On one machine, the operating system's lock decides; it is released when its process ends. If several machines share the
     folder, the host and time in the lock file decide: a claim holds until `STALE` seconds after its last heartbeat.
-
-    Raises:
-        Taken: another program holds it.
-        UserError: the lock file cannot be written.
+    `Taken` if another program holds it; a UserError if the lock file cannot be written.
     """
     lock, done = path.with_name(f"{path.name}.lock"), threading.Event()
     try:

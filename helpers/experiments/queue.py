@@ -30,11 +30,7 @@ MEASURED_SECONDS = 0.2  # at least, for each network and batch size
 
 @dataclass(frozen=True)
 class Queue:
-    """A selection of runs, and the folders of their records and checkpoints.
-
-    Raises:
-        UserError: there is no such report, data set or profile, or smoke runs have no results folder of their own.
-    """
+    """A selection of runs, and the folders of their records and checkpoints; a UserError if the plan has no such runs."""
 
     results_dir: str | Path | None = None
     checkpoint_dir: str | Path | None = None
@@ -141,9 +137,7 @@ def run_missing(queue: Queue, minutes: float | None = None, **options) -> None:
 
     Stopped runs resume from their checkpoints. Runs claimed by another program are skipped; failed runs are skipped too and
     reported at the end. The time limit takes effect between epochs. The `options` are fields of `runner.Options`.
-
-    Raises:
-        UserError: `minutes` is not greater than 0; or, at the end, some runs failed.
+    A UserError if `minutes` is not greater than 0; or, at the end, if some runs failed.
     """
     if minutes is not None and not 0 < minutes < float("inf"):
         raise UserError(f"--minutes is {minutes:g}; it must be greater than 0.")

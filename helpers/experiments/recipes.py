@@ -15,9 +15,7 @@ ADAM = {"optimizer": "adam", "learning_rate": 0.001}
 
 # Report `pikachu`, section 3.1: SGD with momentum 0.9, batch 8, learning rate 0.1 divided by 10 every 7 epochs. The
 # 20 epochs, the 224 pixels and the scaling to [-1, 1] come from its code. It names no augmentation and no weight decay.
-PIKACHU = Recipe(
-    epochs=20, batch_size=8, image_size=224, **TO_ONE, learning_rate=0.1, momentum=0.9, schedule="step", step_epochs=7
-)
+PIKACHU = Recipe(epochs=20, batch_size=8, image_size=224, **TO_ONE, learning_rate=0.1, schedule="step", step_epochs=7)
 # Table 4.2: 5,000 training and 1,000 test images of CIFAR-10; the text names no recipe but the one above.
 CIFAR10_5K = replace(PIKACHU, image_size=32)
 # Its code: photographs are squashed to a square, and mirrored at random in training and testing; weight decay is 0.1. Its

@@ -55,9 +55,7 @@ def record_path(name: str, profile: str, seed: int, results_dir: str | Path | No
 def save(record: dict, predictions: dict[str, np.ndarray], results_dir: str | Path | None = None) -> Path:
     """Write a record and its predictions, both or neither: the record is written last and names them. Returns its path.
 
-    Raises:
-        UserError: the folder cannot be written, or it holds the record of a run on other images, or of a complete run
-            while this one stopped early.
+    A UserError if it cannot be written, or would replace a run on other images, or a complete run by one that stopped early.
     """
     path = record_path(record["experiment"], record["profile"], record["seed"], results_dir)
     old = load(path) if path.exists() else None
@@ -125,11 +123,7 @@ def load(path: Path) -> dict:
 
 
 def load_all(results_dir: str | Path | None = None, profile: str | None = None) -> list[dict]:
-    """All run records under a results folder, of one profile or of all, sorted by experiment, profile and seed.
-
-    Raises:
-        UserError: a record is damaged, or the folder cannot be read.
-    """
+    """A folder's records, of one profile or all, sorted by experiment, profile and seed; a UserError if one is damaged."""
     folder = Path(results_dir or RESULTS).expanduser() / "runs"
     try:
         paths = sorted(folder.glob("*/*/*/seed*.json"))
@@ -142,8 +136,7 @@ def load_all(results_dir: str | Path | None = None, profile: str | None = None) 
 def predictions(record: dict, results_dir: str | Path | None = None) -> dict[str, np.ndarray]:
     """The predictions stored next to a record: `true` and `predicted` (N,), and `confidence` (N,).
 
-    Raises:
-        UserError: the file is missing, damaged or from another run: it does not give the record's confusion matrix.
+    A UserError if the file is missing, damaged or from another run: it does not give the record's confusion matrix.
     """
     path = record_path(record["experiment"], record["profile"], record["seed"], results_dir).with_name(record["predictions"])
     try:

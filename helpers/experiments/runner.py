@@ -44,7 +44,6 @@ def recipe_for(experiment: Experiment, profile: str) -> Recipe:
 
     `quick` uses the recipe of the network's `…_fast` row (`short_form`), or else the row's own with fewer epochs and any
     time budget cut to ten minutes. Either way cuDNN picks its fastest algorithms: two GPU runs differ in their last bits.
-    An unknown profile is a `UserError`.
     """
     require(profile in PROFILES, f"There is no profile '{profile}'; choose one of {', '.join(PROFILES)}.")
     recipe = experiment.recipe
@@ -101,11 +100,8 @@ def run(name: str, seed: int = 0, profile: str = "full", **options) -> tuple[dic
     """Train and test one experiment; returns its run record and its predictions on the test split.
 
     The predictions hold `true`, `predicted` (N,) int16 and `confidence` (N,) float32, the probability of the predicted
-    class, in the order of the test split. The `options` are the fields of `Options`.
-
-    Raises:
-        UserError: an argument, the data or the checkpoint is unusable or in use; no file is left half written.
-        Unfinished: the deadline, or the epoch to stop at, came before the run's end.
+    class, in the order of the test split. The `options` are the fields of `Options`. A UserError if one of them, the data or
+    the checkpoint is unusable or in use; `Unfinished` if the deadline, or the epoch to stop at, comes before the run's end.
     """
     options, experiment = Options(**options), find(name)
     require(seed >= 0, f"The seed is {seed}; it must be 0 or greater.")

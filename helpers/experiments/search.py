@@ -27,8 +27,6 @@ class Search:
     folder: Path  # of the results; each data set and each base recipe needs its own
     grid: dict[str, Sequence] = field(default_factory=lambda: GRID)
     seed: int = 0
-    # Of unfinished trials; by default `data/checkpoints`, or `folder`/checkpoints for sample data.
-    checkpoint_dir: Path | None = None
 
     @property
     def trials(self) -> dict[str, Recipe]:
@@ -47,16 +45,14 @@ def advance(search: Search, trial: str, until: int | None = None) -> dict:
     """Train a trial up to epoch `until` (by default the recipe's last), if not done already; returns its record.
 
     A trial that was stopped or killed ends like one that never was. If it does not reach its end, because of `until` or
-    because its loss is no longer finite, the record has only `experiment`, `recipe` and `history`, and is not written.
-
-    Raises:
-        UserError: the record or the checkpoint belongs to another search, or cannot be written.
+    because its loss is no longer finite, the record has only `experiment`, `recipe` and `history`, and is not written. A
+    UserError if the record or the checkpoint belongs to another search, or cannot be written.
     """
     if record := load(search, trial):
         return record
     row, profile, seed = search.run_of(trial)
     print(f"Trial {trial}:")
-    folder = search.checkpoint_dir or records.checkpoint_folder(profile, search.folder)
+    folder = records.checkpoint_folder(profile, search.folder)
     checkpoint = runner.checkpoint_path(row.name, profile, seed, folder)
     options = runner.Options(checkpoint_dir=folder, until=until)
     try:
@@ -84,10 +80,7 @@ def load(search: Search, trial: str) -> dict | None:
 
 
 def exhaustive(search: Search) -> list[dict]:
-    """Train every trial of the grid to its end; returns their records.
-
-    You can stop it at any time: finished trials are kept, and the current one resumes from its last checkpoint.
-    """
+    """Train every trial of the grid to its end; returns their records. If it is stopped, the next call resumes."""
     return [advance(search, trial) for trial in search.trials]
 
 
@@ -130,9 +123,7 @@ def halving(search: Search, factor: int = 2) -> dict:
 
     No epoch is trained twice. After a finished exhaustive search it trains nothing and returns what it would have chosen.
 
-    Returns:
-        `factor`; `chosen`, the last survivor; `epochs`, how many it takes in all; `rungs`, each with its `epochs` and its
-        `trials`, best first.
+    Returns `factor`; `chosen`, the last survivor; `epochs`, how many it takes in all; `rungs`, with `epochs` and `trials`.
     """
     alive, done, spent, before = list(search.trials), [], 0, 0
     for count, epochs in rungs(len(alive), search.base.epochs, factor):

@@ -1,7 +1,4 @@
-"""The networks of report `zoo` that are not a `ResidualNet`: images (N, 3, H, W) to class scores (N, num_classes).
-
-All have the report's He-normal initialisation.
-"""
+"""Report `zoo`'s networks other than a `ResidualNet`, all He-normal: images (N, 3, H, W) to scores (N, num_classes)."""
 
 from collections.abc import Sequence
 
@@ -14,9 +11,8 @@ from helpers.models.resnet import initialise_he
 class SimpleNet(nn.Sequential):
     """Thirteen convolutions in a row, `layer1` to `layer13`, each with BatchNorm and ReLU, and one linear layer.
 
-    All are 3×3 except the 11th and 12th, which are 1×1. Four of them are followed by 2×2 max-pooling, and the last map is
-    max-pooled globally, so images need at least 16 pixels a side. Dropout follows each of the first twelve. The convolutions
-    keep their biases, as published.
+    All are 3×3 but the `pointwise` ones. 2×2 max-pooling follows the `pooled` ones, so images need 16 pixels a side; global
+    max-pooling follows the last, and dropout each of the first twelve. The convolutions keep their biases, as published.
 
     Source: Hasanpour et al. 2016 (arXiv 1608.06037), figure 1 and the authors' networks for CIFAR (their first PyTorch port
     pools after the 10th layer too). BatchNorm in all 13, with torch's momentum of 0.05, is the report's, section 1.4.
@@ -50,10 +46,8 @@ class SimpleNet(nn.Sequential):
 class WideResNet(nn.Sequential):
     """A WideResNet-`depth`-`width`: three stages of N wide blocks with 16, 32 and 64 times `width` channels.
 
-    The stem is a bare convolution: each block starts with its BatchNorm, and one more follows the last block. Raises a
-    ValueError unless the depth is 6N + 4 and the width is a whole number of at least 1.
-
-    Source: Zagoruyko and Komodakis 2016, table 1.
+    The stem is a bare convolution: each block starts with its BatchNorm, and one more follows the last block. A depth other
+    than 6N + 4, or a width below 1, is a ValueError. Source: Zagoruyko and Komodakis 2016, table 1.
     """
 
     def __init__(self, num_classes: int, depth: int, width: int, dropout: float = 0.0):
@@ -86,9 +80,8 @@ class ZooResNeXt(nn.Sequential):
     convolution gives 16; the blocks are those of its figure, with 32 paths 4 wide at every stage, as no other number is
     given; the stem has no padding; before "a Dense layer" the maps are averaged, as in the paper.
 
-    Args:
-        stages: for each stage, its channels and those after its transition; the stem has as many as the first stage.
-        rectify: apply a ReLU to the scores, as in section 3.4 but not in section 5.2, which has the results.
+    `stages`: of each, the channels before and after its transition; the stem has as many as the first. `rectify`: apply a
+    ReLU to the scores, as in section 3.4 but not in section 5.2, which has the results.
     """
 
     def __init__(self, num_classes: int, stages: Sequence[tuple[int, int]], rectify: bool = False):

@@ -32,8 +32,7 @@ def temporary(checkpoint: Path) -> Path:
 def save_checkpoint(state: dict, checkpoint: Path) -> None:
     """Write a checkpoint atomically: temporary file, fsync, rename. The previous one is kept if it is intact.
 
-    Raises:
-        UserError: the folder is not writable or the disk is full; the previous checkpoint is still there.
+    A UserError if the folder is not writable or the disk is full; the previous checkpoint is still there.
     """
     torch.save(state, buffer := io.BytesIO())
     new = temporary(checkpoint)  # always the same name, so that kills leave at most one such file
@@ -78,11 +77,8 @@ def load_checkpoint(
 ) -> dict | None:
     """Load the first intact checkpoint that fits: the checkpoint, its temporary file, the previous one, the mirror's copy.
 
-    Returns None if none exists. `accept` takes over the state, and raises one of `MISFITS` if it does not fit. Only the
-    program that has `claimed` the run puts a temporary file, or the mirror's copy, in the checkpoint's place.
-
-    Raises:
-        UserError: checkpoints exist, but none of them is intact and fits.
+    None if none exists; a UserError if none of them is intact and fits. `accept` takes over the state, or raises one of
+    `MISFITS`. Only the program that has `claimed` the run puts a temporary file, or the mirror's copy, in its place.
     """
     found = [path for path in (checkpoint, temporary(checkpoint), previous(checkpoint)) if path.exists()]
     if mirror and (mirror / checkpoint.name).is_file():

@@ -42,7 +42,6 @@ class FasterOnCPU(TorchFunctionMode):
                 return function(args[0], weight, *args[2:6], groups)
         if function is F.relu:
             return function(args[0])
-
         return function(*args, **(kwargs or {}))
 
 

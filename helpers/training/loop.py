@@ -74,10 +74,7 @@ def fit(model: nn.Module, train: data.Split, validation: data.Split, recipe: Rec
 
     All randomness of an epoch comes from (seed, epoch), so a run resumed from its checkpoint equals an uninterrupted one
     bit for bit on the same machine. Ctrl-C keeps the last checkpoint and says so. The `options` are the fields of `Options`.
-
-    Raises:
-        UserError: the checkpoint cannot be written or read, or belongs to another run.
-        Diverged: the loss is no longer finite.
+    A UserError if the checkpoint is unusable or belongs to another run; `Diverged` if the loss is no longer finite.
     """
     given = Options(**options)
     limits = {"time_budget": given.time_budget or recipe.time_budget, "patience": given.patience or recipe.patience}
@@ -220,10 +217,7 @@ def _advance(learner: Learner, done: Fit, row: dict, options: Options) -> None:
 
 
 def estimate_epochs(history: list[dict], time_budget: float) -> int:
-    """How many epochs fit a time budget in seconds, at the median pace of the first ones; at least one, which always runs.
-
-    Source: report `zoo`, section 5.2.
-    """
+    """How many epochs, at least one, fit a budget in seconds at the median pace of the first. Report `zoo`, section 5.2."""
     return max(1, int(time_budget // statistics.median(row["seconds"] for row in history[:FIRST_EPOCHS])))
 
 

@@ -21,9 +21,7 @@ class AdversarialModelPerturbation(torch.optim.Optimizer):
 
     `base` is the class of the optimiser that moves the weights; `base_args` are its other arguments and `clip_norm`, the
     maximum L2 norm of all gradients together in every pass. A group may have its own `epsilon` and `inner_lr`.
-
-    Raises:
-        ValueError: `epsilon` or `inner_lr` is negative, or `inner_steps` is not a whole number of at least 1.
+    A negative `epsilon` or `inner_lr`, or an `inner_steps` that is not a whole number of at least 1, is a ValueError.
     """
 
     def __init__(

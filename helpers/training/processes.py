@@ -25,11 +25,7 @@ def rank() -> int:
 
 
 def join(name: str | torch.device | None = None) -> torch.device:
-    """Join the other processes, if torchrun started any; returns this one's device, chosen by `choose_device`.
-
-    Raises:
-        UserError: there are fewer GPUs than processes, or all processes would share one.
-    """
+    """Join the other processes, if torchrun started any; returns this one's device. A UserError if any would share a GPU."""
     device, started = choose_device(name), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if not dist.is_available() or not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
         return device

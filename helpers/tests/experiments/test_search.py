@@ -26,8 +26,7 @@ SMALL = {"learning_rate": (0.1, 0.02), "weight_decay": (1e-4,), "batch_size": (8
 
 def make_search(folder, **changes) -> Search:
     dataset = data.sample("cifar10", counts=(120, 40, 10))
-    arguments = {"grid": SMALL, "checkpoint_dir": folder / "checkpoints", **changes}
-    return Search("tiny", dataset, arguments.pop("base", BASE), folder, **arguments)
+    return Search("tiny", dataset, changes.pop("base", BASE), folder, **{"grid": SMALL} | changes)
 
 
 @pytest.fixture(autouse=True)

@@ -70,8 +70,8 @@ def search_in(folder: Path) -> list:
     """The losses of an exhaustive search over two trials; it only reads them if the search is done."""
     recipe = replace(experiments.recipe_for(experiments.EXPERIMENTS[EXPERIMENT], "smoke"), epochs=1)
     dataset = data.sample("cifar10", image_size=recipe.image_size)
-    grid, places = {"learning_rate": (0.01, 0.02)}, {"checkpoint_dir": folder / "checkpoints"}
-    found = search.exhaustive(search.Search("smallest", dataset, recipe, folder / "search", grid, **places))
+    grid = {"learning_rate": (0.01, 0.02)}
+    found = search.exhaustive(search.Search("smallest", dataset, recipe, folder / "search", grid))
     return [[row["val_loss"] for row in record["history"]] for record in found]
 
 
