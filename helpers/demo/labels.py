@@ -21,7 +21,7 @@ CHUNK = 256  # images held in memory at a time
 def probabilities(model: SavedModel, images: Tensor) -> Tensor:
     """The probability of each class, float32 (N, C), for images as `read_image` returns them, uint8 (N, 3, S, S)."""
     view = model.about.image_size, model.about.mean, model.about.std
-    recipe = training.Recipe(1, 1, *view, mixed_precision=False)  # one epoch, batches of one; speed does not matter here
+    recipe = training.Recipe(1, 1, *view, mixed_precision=False)  # `predict` uses neither the epochs nor the batch size
     return training.predict(model.network, _unlabelled(images), recipe).softmax(1)
 
 
@@ -69,12 +69,10 @@ def grad_cam(model: SavedModel, image: Tensor, label: int | None = None) -> Tens
 
 
 def class_activation(network: nn.Module, image: Tensor, label: int) -> Tensor:
-    """Grad-CAM of one class at the network's last stage, (h, w), for an input (1, 3, H, W).
+    """Grad-CAM (Selvaraju et al. 2017, equations 1 and 2) of a class at the last stage, (h, w), for an input (1, 3, H, W).
 
     ReLU of a weighted sum of the stage's channels; a channel's weight is the mean over its pixels of the class score's
     gradient. The last stage is the last child of the network whose output is an image of more than one pixel.
-
-    Source: Selvaraju et al. 2017, equations 1 and 2.
     """
     outputs = []
     with ExitStack() as hooks, torch.enable_grad():

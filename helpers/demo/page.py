@@ -82,11 +82,7 @@ def prepare(path: Path, data_dir: str | Path | None = None, searched: int = 1000
 
 
 def build_page(exhibits: Mapping[str, Exhibit]):
-    """Build the page, a `gradio.Blocks` for `start`, with models to choose from by name; the first is shown first.
-
-    An image comes from a file, a camera, an address or the examples. One that cannot be read gets one sentence, and the page
-    carries on. Raises UserError if gradio is not installed or is older than version 6.
-    """
+    """Build the page, a `gradio.Blocks` for `start`, with models to choose from; a UserError without gradio 6 or newer."""
     gradio = _gradio()
     first, shown = next(iter(exhibits.items()))
     with gradio.Blocks(title="Classify your image", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
@@ -211,10 +207,8 @@ def _plain(text: str) -> str:
 
 
 def explain(exhibit: Exhibit, image: Tensor) -> tuple[dict, np.ndarray, np.ndarray, list]:
-    """What the page shows for an image, uint8 (3, S, S), as `read_image` returns it.
-
-    The probabilities of the most likely classes; the network's input and the Grad-CAM of the most likely class, each a
-    `picture`; and the most similar training images, best first, each a `picture` with its caption.
+    """What the page shows for an image, uint8 (3, S, S): the probabilities of the most likely classes, the network's input,
+    the Grad-CAM of the likeliest, and the most similar training images with captions, best first; each image a `picture`.
     """
     model, dataset, about = exhibit.model, exhibit.dataset, exhibit.model.about
     classes, stamp = about.classes, "SAMPLE: " if about.sample else ""

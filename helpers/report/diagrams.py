@@ -13,10 +13,7 @@ LAYER, GROUPED, SHORTCUT = "#E6E6E6", "#9CCBEB", "#E69F00"  # 1×1 convolutions 
 
 
 def draw_block(block: Bottleneck) -> plt.Figure:
-    """The three equivalent forms of a ResNeXt block side by side, with this block's sizes, as in Xie et al. 2017, figure 3.
-
-    Each box is a convolution: channels in, kernel, channels out. 3×3 convolutions are blue, the shortcut orange.
-    """
+    """The three equivalent forms of a ResNeXt block, with this one's sizes (in, kernel, out): Xie et al. 2017, figure 3."""
     cardinality, width = block.conv2.groups, block.conv2.in_channels
     narrow, channels, out = width // cardinality, block.conv1.in_channels, block.conv3.out_channels
     figure, axes = plt.subplots(1, 3, figsize=(12, 4.8), width_ratios=(10.8, 10.8, 7.6), layout="constrained")
@@ -71,10 +68,7 @@ def _arrow(axis, start: tuple[float, float], end: tuple[float, float]) -> None:
 
 
 def draw_network(model: ResidualNet, image_size: int = 224) -> plt.Figure:
-    """A residual network from left to right: the taller a box, the larger its feature maps (one step per doubling).
-
-    Each box lists its layers; below it are its output shape, parameters and multiply–adds. Stages are blue.
-    """
+    """A residual network from left to right: the taller a box, the larger its feature maps (one step per doubling)."""
     rows = {row.name: row for row in layer_table(model, (1, 3, image_size, image_size))}
     stem = f"{_convolution(model.conv1)}\nstride {model.conv1.stride[0]}"
     columns = [("stem", stem, ("conv1", "bn1", "relu"), LAYER)]

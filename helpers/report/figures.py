@@ -55,8 +55,11 @@ def drawn(records: list[dict]) -> Iterator[tuple[str, plt.Figure, str]]:
     """Yield (name, figure, caption): all accuracies, then each data set's costs, curves and best run's confusion matrix."""
     records = tables.on_whole_data(records)
     runs_of = tables.by_experiment(records)
-    if runs_of:
-        yield "accuracy", plots.accuracy_chart(_rows(runs_of), records), ACCURACY
+    if runs_of:  # a row for every experiment that was run or that a report prints, grouped by network
+        plan = sorted(experiments.EXPERIMENTS.items(), key=lambda item: item[1].model.removeprefix("torchvision/"))
+        shown = [(name, row.dataset) for name, row in plan if name in runs_of or tables.printed_accuracy(name)]
+        rows = {title: {name.split("/")[1]: name for name, of in shown if of == data} for data, title in DATA.items()}
+        yield "accuracy", plots.accuracy_chart(rows, records), ACCURACY
     for data, title in DATA.items():
         own = {name.split("/")[1]: runs for name, runs in runs_of.items() if name.split("/")[0] == data}
         if not own:
@@ -73,13 +76,6 @@ def drawn(records: list[dict]) -> Iterator[tuple[str, plt.Figure, str]]:
         what = "superclass" if data == "cifar100" else "class"
         caption = f"{title}, the best experiment by validation, first seed: true (rows) against predicted (columns) {what}."
         yield f"{data}_confusion", plots.confusion_matrices({best: own[best][0]}), caption
-
-
-def _rows(runs_of: dict[str, list[dict]]) -> dict[str, dict[str, str]]:
-    """The accuracy chart's rows by data set: experiments that were run or that a report prints, grouped by network."""
-    plan = sorted(experiments.EXPERIMENTS.items(), key=lambda item: item[1].model.removeprefix("torchvision/"))
-    shown = [(name, row.dataset) for name, row in plan if name in runs_of or tables.printed_accuracy(name)]
-    return {title: {name.split("/")[1]: name for name, of in shown if of == data} for data, title in DATA.items()}
 
 
 def _costs(own: dict[str, list[dict]]) -> pd.DataFrame:

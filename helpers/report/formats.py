@@ -50,17 +50,13 @@ def _is_text(values: pd.Series) -> bool:
     return are_texts and sum(bool(re.match(r"[-+×]?\d", word)) for word in words) < len(words) / 2
 
 
-def styled(table: pd.DataFrame, caption: str, best: str | dict[str, str] | None = None) -> Styler:
-    """The table for a notebook: a caption, numbers as in `as_text`, and the best value of each column in `best` in bold.
-
-    `best` is the column whose largest value is best, or maps several columns to `"max"` or `"min"`.
-    """
-    best = {best: "max"} if isinstance(best, str) else best or {}
+def styled(table: pd.DataFrame, caption: str, best: str | tuple[str, ...] = ()) -> Styler:
+    """The table for a notebook: a caption, numbers as in `as_text`, and the largest value of each `best` column in bold."""
     bold = pd.DataFrame("", index=table.index, columns=table.columns)
-    for column, which in best.items():
+    for column in (best,) if isinstance(best, str) else best:
         numbers = pd.to_numeric(table[column], errors="coerce")
         if numbers.count() > 1:
-            bold.loc[numbers == numbers.agg(which), column] = "font-weight: bold"
+            bold.loc[numbers == numbers.max(), column] = "font-weight: bold"
     style = as_text(table).style.apply(lambda _: bold, axis=None).hide(axis="index").set_caption(caption)
     left = [{"selector": "", "props": "text-align: left"}]
     style = style.set_table_styles({name: left for name in table.columns if _is_text(table[name])})

@@ -16,7 +16,6 @@ from helpers.training.recipe import Recipe
 
 RADII = tuple(np.linspace(-1, 1, 11).round(1).tolist())
 DIRECTIONS, IMAGES = 3, 500
-Folder = str | Path | None
 
 
 def filter_normalised_direction(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
@@ -56,24 +55,22 @@ def subset(split: data.Split, images: int = IMAGES) -> data.Split:
     return data.stratified(split.subset(sorted(range(len(split)), key=keys.__getitem__)), images)
 
 
-def obtain(
-    record: dict, split: data.Split, results_dir: Folder = None, checkpoint_dir: Folder = None, device: str | None = None
-) -> np.ndarray | None:
+def obtain(record: dict, split: data.Split, results_dir: str | Path | None = None) -> np.ndarray | None:
     """The losses around a run's best weights on a `subset` of a split: float64 (DIRECTIONS, len(RADII)).
 
     Loaded from the file beside the run's record if it is intact, otherwise measured from the checkpoint and saved there;
-    None if there is no checkpoint either. The device defaults to the best one. Directions have the same seed for every run.
+    None if there is no checkpoint either. Directions have the same seed for every run.
     """
     name, profile, seed = record["experiment"], record["profile"], record["seed"]
     path = results.record_path(name, profile, seed, results_dir).with_name(f"seed{seed}.landscape.npz")
     with suppress(*runtime.DAMAGED), np.load(path, allow_pickle=False) as arrays:
         return arrays["losses"]
-    checkpoint_dir = checkpoint_dir or results.checkpoint_folder(profile, Path(results_dir or results.RESULTS))
+    checkpoint_dir = results.checkpoint_folder(profile, Path(results_dir or results.RESULTS))
     state = checkpoints.load_checkpoint(experiments.checkpoint_path(name, profile, seed, checkpoint_dir))
     if state is None:
         print(f"{name}, seed {seed}: no loss landscape is recorded, and there is no checkpoint to measure it from.")
         return None
-    device = runtime.choose_device(device)
+    device = runtime.choose_device()
     model = models.build(record["model"]["name"], record["dataset"]["num_classes"]).to(device)
     model.load_state_dict(state["best_weights"])
     images = subset(split, 10 if profile == "smoke" else IMAGES).to(device)

@@ -19,8 +19,7 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
 def prediction_interval(values: Sequence[float], low: float = -math.inf, high: float = math.inf) -> tuple[float, float]:
     """The interval in which one further run of the same experiment falls with 95 % probability, from two or more seeds.
 
-    mean ± t(k − 1) s √(1 + 1/k), cut off at `low` and `high`. The mean always lies inside.
-    Source: Hahn and Meeker 1991, Statistical Intervals, section 4.7.
+    mean ± t(k − 1) s √(1 + 1/k) (Hahn and Meeker 1991, section 4.7), cut off at `low` and `high`; the mean lies inside.
     """
     seeds, mean = len(values), float(np.mean(values))
     half = float(t.ppf(1 - LEVEL / 2, seeds - 1) * np.std(values, ddof=1) * math.sqrt(1 + 1 / seeds))

@@ -108,10 +108,7 @@ def known_elsewhere(name: str) -> float | None:
 
 
 def comparison_table(records: list[dict]) -> pd.DataFrame:
-    """One row per experiment: means over its seeds, and the standard deviation of its accuracy over them.
-
-    The standard deviation is that of a sample (n − 1), empty for one seed. `low` to `high` is that of `outcome_table`.
-    """
+    """One row per experiment: means over its seeds, `sd` of a sample (n − 1), `low` to `high` as in `outcome_table`."""
     rows = []
     for name, runs in by_experiment(records).items():
         accuracies = [run["test"]["accuracy"] for run in runs]
@@ -238,8 +235,7 @@ def pair_sentences(
 def write(records: list[dict], results_dir: str | Path | None = None) -> list[Path]:
     """Rebuild `R/tables` from all records in `R/runs`: every run, each report's comparison over seeds, and its paired tests.
 
-    Each table with at least one row is written as CSV and Markdown; stale comparisons and paired tests are deleted. Raises a
-    UserError if there is no record or the folder cannot be written.
+    Tables with rows are written as CSV and Markdown, stale ones deleted; a UserError without a record or a writable folder.
     """
     folder = Path(results_dir or experiments.records.RESULTS).expanduser()
     require(records, f"There is no run record under {folder.name}/runs; make one with python -m helpers run EXPERIMENT.")

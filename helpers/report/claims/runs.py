@@ -52,12 +52,13 @@ class Runs:
         """
         first, *others = map(self._candidates, experiments)
         for kind, runs in first.items():
-            runs = [run for run in runs if len(run["history"]) >= epoch]
-            pairs = [(one, other) for second in others for one in runs for other in second.get(kind, ()) if _alike(one, other)]
-            if pairs:
-                firsts, seconds = map(list, zip(*pairs, strict=True))
+            runs = {key: run for key, run in runs.items() if len(run["history"]) >= epoch}
+            second = others[0].get(kind, {}) if others else {}
+            if shared := [key for key in runs if key in second]:
+                firsts, seconds = ([side[key] for key in shared] for side in (runs, second))
                 return Found(firsts, seconds, stand_in(firsts) or stand_in(seconds))
             if runs and not others:
+                runs = list(runs.values())
                 # At a constant learning rate, a shortened run is the beginning of the complete one.
                 begun = epoch and runs[0]["recipe"]["schedule"] == "constant" and not _is_jpeg(runs[0])
                 return Found(runs, [], "" if begun else stand_in(runs))
@@ -71,12 +72,12 @@ class Runs:
                 return run
         raise NotYet
 
-    def _candidates(self, experiment: str) -> dict[tuple, list[dict]]:
-        """The runs of an experiment by kind, best first: from JPEG files or not, and the negated share of its schedule."""
-        kinds: dict[tuple, list[dict]] = {}
+    def _candidates(self, experiment: str) -> dict[tuple, dict[tuple, dict]]:
+        """By kind, best first (from JPEG files or not, the negated share of its schedule): its runs by seed and images."""
+        kinds: dict[tuple, dict[tuple, dict]] = {}
         for run in sorted(self.records, key=lambda run: run["seed"]):
             if _whole(run["experiment"]) == experiment:
-                kinds.setdefault((_is_jpeg(run), -_share(run)), []).append(run)
+                kinds.setdefault((_is_jpeg(run), -_share(run)), {})[run["seed"], run["dataset"]["fingerprint"]] = run
         return dict(sorted(kinds.items()))
 
 
@@ -96,11 +97,6 @@ def _one_label(run: dict) -> bool:
     """Whether a run gives images of several classes all the same label."""
     true, predicted = (np.count_nonzero(np.sum(run["test"]["confusion"], axis=axis)) for axis in (1, 0))
     return predicted == 1 and true > 1
-
-
-def _alike(one: dict, other: dict) -> bool:
-    """Whether two runs share their seed and their images."""
-    return one["seed"] == other["seed"] and one["dataset"]["fingerprint"] == other["dataset"]["fingerprint"]
 
 
 def _is_jpeg(run: dict) -> bool:

@@ -27,20 +27,14 @@ def statements() -> list[findings.Statement]:
 
 
 def claims_table(results_dir: str | Path | None = None, records: Iterable[dict] | None = None) -> pd.DataFrame:
-    """One row per statement, all cells text: what the report says, how it is checked, what comes out, and the verdict.
-
-    `records` are those under `results_dir`, if they have been read already. Raises a UserError if a record is damaged.
-    """
+    """One row per statement, all cells text: what the report says, how it is checked, what comes out, and the verdict."""
     runs = Runs(results_dir, records)
     rows = [vars(statement) | findings.find(statement, runs)._asdict() for statement in statements()]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def counts(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per report and a last one for all: how many statements it makes, and how many have each verdict.
-
-    Repeats of another statement are not counted. *Holds* is counted separately for trained networks and for the rest.
-    """
+    """One row per report and a last one for all: how many statements it makes, without repeats, and how many per verdict."""
     table = table[table["repeats"] == ""]
     trained = table["kind"].isin(findings.TRAINED).map({True: BY_TRAINING, False: BY_ARITHMETIC})
     verdicts = table["verdict"].where(table["verdict"] != rules.HOLDS, trained)

@@ -61,18 +61,20 @@ def test_the_images_cover_every_class_and_do_not_depend_on_the_order():
     assert chosen.names == again.names and torch.equal(chosen.images, again.images)
 
 
-def test_a_landscape_is_measured_once_from_the_checkpoint_and_then_read(split, tmp_path, capsys):
+def test_a_landscape_is_measured_once_from_the_checkpoint_and_then_read(split, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(landscape.runtime, "choose_device", lambda: torch.device("cpu"))
     name = "cifar10/resnext29_under5m_sgd"
     record = {"experiment": name, "profile": "smoke", "seed": 0, "model": {"name": "zoo_resnext1"}}
     record["dataset"] = {"num_classes": 10}
-    assert landscape.obtain(record, split, tmp_path, tmp_path) is landscape.obtain(record, split, str(tmp_path)) is None
+    assert landscape.obtain(record, split, tmp_path) is landscape.obtain(record, split, str(tmp_path)) is None
     assert "there is no checkpoint to measure it from" in capsys.readouterr().out
     torch.manual_seed(0)
-    model, checkpoint = models.build("zoo_resnext1", 10), experiments.checkpoint_path(name, "smoke", 0, tmp_path)
+    model = models.build("zoo_resnext1", 10)
+    checkpoint = experiments.checkpoint_path(name, "smoke", 0, tmp_path / "checkpoints")
     checkpoint.parent.mkdir(parents=True)
     checkpoints.save_checkpoint({"best_weights": model.state_dict()}, checkpoint)
     results.record_path(name, "smoke", 0, tmp_path).parent.mkdir(parents=True)
-    losses = landscape.obtain(record, split.subset(range(4)), tmp_path, tmp_path, device="cpu")
+    losses = landscape.obtain(record, split.subset(range(4)), tmp_path)
     assert losses.shape == (landscape.DIRECTIONS, len(landscape.RADII))
     centre = landscape.RADII.index(0)
     assert len(set(losses[:, centre].tolist())) == 1, "every direction goes through the same weights"
@@ -81,10 +83,10 @@ def test_a_landscape_is_measured_once_from_the_checkpoint_and_then_read(split, t
     assert losses[0, centre] == pytest.approx(there, rel=1e-3), "those weights are the checkpoint's"
     path = next(tmp_path.rglob("*.landscape.npz"))
     path.write_bytes(path.read_bytes()[:-20])
-    again = landscape.obtain(record, split.subset(range(4)), tmp_path, tmp_path, device="cpu")
+    again = landscape.obtain(record, split.subset(range(4)), tmp_path)
     assert np.array_equal(again, losses), "a damaged file is measured again"
     checkpoint.unlink()
-    assert np.array_equal(landscape.obtain(record, split, tmp_path, tmp_path), losses)
+    assert np.array_equal(landscape.obtain(record, split, tmp_path), losses)
 
 
 def test_on_a_gpu_the_weights_stay_there_and_only_scores_and_labels_come_back(gpu):  # noqa: F811

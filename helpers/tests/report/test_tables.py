@@ -150,11 +150,11 @@ def test_experiments_are_paired_image_by_image_over_their_common_seeds(tmp_path)
 
 def test_a_styled_table_has_a_caption_and_bold_best_values_and_is_reproducible():
     table = pd.DataFrame({"experiment": ["a", "b", "c"], "test accuracy": [0.5, 0.75, None], "val loss": [0.3, 0.4, 0.5]})
-    html = formats.styled(table, "Two networks", best={"test accuracy": "max", "val loss": "min"}).to_html()
+    html = formats.styled(table, "Two networks", best=("test accuracy", "val loss")).to_html()
     assert "<caption>Two networks</caption>" in html and ">75.00%</td>" in html and "None" not in html
     bold = re.search(r"((?:#\S+, )*#\S+) \{\s*font-weight: bold", html)[1]
-    assert [cell.split("_row")[1] for cell in bold.split(", ")] == ["0_col2", "1_col1"]
-    assert html == formats.styled(table, "Two networks", best={"test accuracy": "max", "val loss": "min"}).to_html()
+    assert [cell.split("_row")[1] for cell in bold.split(", ")] == ["1_col1", "2_col2"]
+    assert html == formats.styled(table, "Two networks", best=("test accuracy", "val loss")).to_html()
 
 
 def test_words_are_left_aligned_and_numbers_right_aligned():
