@@ -24,9 +24,9 @@ CIFAR10_5K = replace(PIKACHU, image_size=32)
 PIKACHU_CODED = replace(
     PIKACHU, weight_decay=0.1, augment="flip", flip_test=True, resize="squash", schedule="resumed_steps", period=10, keep="last"
 )
-# The models that it shows were saved after epochs 63 and 102. Where each call began is unknown; 10 epochs per call are
-# assumed, as for the photographs. Not reproduced: its early stopping, which ends a call, without its last epoch, when the
-# running training loss has not improved three times.
+# The models that it shows were saved after epochs 63 and 102. Where each call began is unknown (an early version asks for 20
+# epochs and for one); we assume 10 per call, as for the photographs. Not reproduced: its early stopping, which ends a call,
+# without its last epoch, when the running training loss has not improved three times.
 CIFAR10_5K_CODED = replace(PIKACHU_CODED, image_size=32, batch_size=64, resize="crop")
 # Ours: a lower rate for weights pretrained on ImageNet, ImageNet's pixel statistics, random crops and flips.
 PIKACHU_FINETUNED = replace(PIKACHU, epochs=10, learning_rate=0.005, step_epochs=4, augment="crop_flip", **IMAGENET)
