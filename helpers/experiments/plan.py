@@ -75,7 +75,7 @@ def gradient_arms() -> list[Experiment]:
 
 
 def priced_ingredients() -> list[Experiment]:
-    """A short recipe, about 13 minutes on one CPU core with bf16, and variants that each leave out one ingredient."""
+    """Two short recipes, 13 minutes and two hours on one CPU core with bf16, and variants that leave out one ingredient."""
     without = {
         "warmup": {"warmup_epochs": 0},
         "resizing": {"sizes": (), "epochs": 7},  # takes as long as 12 with resizing, since its images are larger
@@ -109,7 +109,7 @@ CODED = replace(recipes.CIFAR10_5K_CODED, epochs=102)
 DECAY0001 = replace(CODED, weight_decay=0.001)
 ROWS = [
     # The reports on their own data, the cheapest and most informative first.
-    # Report `slim` calls these validation accuracies, but picks the best epoch on the test images.
+    # The validation images of report `slim`, on which it picks the best epoch, are the test images.
     row("cifar10/resnet18_torchvision", "slim", recipes.SLIM_TRIAL, seeds=2, printed=0.78),
     row("cifar10/slim_resnet_trial1", "slim", recipes.SLIM_TRIAL, seeds=2, printed=0.77),
     row("cifar10/slim_resnet_trial2", "slim", recipes.SLIM_TRIAL, seeds=2, printed=0.77),
@@ -117,7 +117,7 @@ ROWS = [
     *(ZOO_ROWS.pop(model) for model in ZOO_FIRST),
     row("cifar10_5k/resnext29_coded", "pikachu", replace(CODED, epochs=63), "pikachu_resnext29", seeds=2),
     row("cifar10_5k/resnet18_coded", "pikachu", CODED, RESNET18, seeds=2),
-    # The default weight decay of its function: with the 0.1 that its call passes, nothing is learnt.
+    # The default weight decay of its function: with the 0.1 that its call passes, hardly anything is learnt (10 and 18 %).
     row("cifar10_5k/resnet18_coded_decay0001", "pikachu", DECAY0001, RESNET18, seeds=2),
     row("cifar10_5k/resnext29_coded_decay0001", "pikachu", replace(DECAY0001, epochs=63), "pikachu_resnext29", seeds=2),
     row("cifar10_5k/resnext29_32x4d", "pikachu", recipes.CIFAR10_5K, seeds=2, printed=0.4506),
@@ -137,7 +137,7 @@ ROWS = [
     row("cifar10/slim_resnet_stride_second_3ep", "slim", replace(recipes.SLIM_FINAL, epochs=3), "slim_resnet_stride_second"),
     # The report also prints an accuracy after 10 of its 50 epochs.
     row("cifar100/simplenet_10ep", "zoo", replace(recipes.ZOO_SIMPLENET, epochs=10), "simplenet", printed=0.4834),
-    # Ours, each in one sitting: ten minutes on a T4, or one to three hours on a CPU core with bf16.
+    # Ours, each in one sitting, by estimate: ten minutes on a T4, or half an hour to three hours on a CPU core with bf16.
     fast("cifar10/resnext29_under5m_fast", "amp", 16, 0.15, {"cutout": 0}, seeds=2),  # cutout costs accuracy in so few epochs
     fast("cifar10/wrn16_4_fast", "slim", 48, 0.2, recipes.PLAIN_BLOCKS),
     fast("cifar10/slim_resnet_fast", "slim", 28, 0.15),
@@ -184,7 +184,7 @@ ROWS = [
     row("pikachu/resnet18_strong", "pikachu", recipes.PHOTOGRAPHS_STRONG, "resnet18"),
     row("pikachu/resnext50_strong", "pikachu", recipes.PHOTOGRAPHS_STRONG, "resnext50_32x4d"),
     *(row(f"cifar10/{model}", "zoo", recipes.ZOO_TIMED) for model in recipes.ZOO_REPORTED),
-    # The fast path against the plain one, on a tenth of the images: their results must agree.
+    # The fast path against the plain one, on a tenth of the images, to compare their results.
     row("cifar10_tenth/speed_fast", "speed", recipes.SPEED, UNDER5M),
     row("cifar10_tenth/speed_plain", "speed", replace(recipes.SPEED, channels_last=False, mixed_precision=False), UNDER5M),
 ]

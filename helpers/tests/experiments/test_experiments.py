@@ -116,6 +116,15 @@ def test_the_recipes_of_report_amp():
     assert (perturbed.perturbation, perturbed.learning_rate, perturbed.momentum) == (0.5, 0.1, 0.9)
     assert (perturbed.clip_norm, perturbed.nesterov, perturbed.initialisation) == (50, True, "torch"), "its source's defaults"
     assert (plain.augment, plain.padding, plain.std) == ("crop_flip", 4, (0.2023, 0.1994, 0.2010))
+    coded = [experiments.EXPERIMENTS[f"cifar10/resnext29_under5m_{name}_coded"].recipe for name in ("sgd", "amp")]
+    assert [(one.learning_rate, one.momentum, one.weight_decay, one.perturbation) for one in coded] == [
+        (0.001, 0.9, 5e-4, None),
+        (0.1, 0.9, 0.0, 0.5),
+    ]
+    assert {(one.clip_norm, one.nesterov, one.initialisation, one.batch_size, one.epochs) for one in coded} == {
+        (None, False, "torch", 64, 100)
+    }
+    assert training.learning_rate(coded[1], 100.0) == pytest.approx(0.05), "torch's CosineAnnealingLR with T_max 200"
     assert replace(perturbed, perturbation=None) == same, "the fair pair differs only in the perturbation"
     assert twice.epochs == perturbed.epochs * (1 + perturbed.inner_steps), "the same number of gradients"
     for name, recipe in (("sgd_8ep", plain), ("sgd_same_8ep", same), ("amp_8ep", perturbed), ("amp_16ep", perturbed)):
