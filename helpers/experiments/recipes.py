@@ -43,7 +43,7 @@ AMP_PERTURBED = replace(AMP_SGD, learning_rate=0.1, perturbation=0.5, clip_norm=
 # The fair baselines: the perturbed run without its perturbation, at an equal number of epochs and of gradients.
 AMP_SAME = replace(AMP_PERTURBED, perturbation=None)
 AMP = {"sgd": AMP_SGD, "amp": AMP_PERTURBED, "sgd_same": AMP_SAME, "sgd_twice": replace(AMP_SAME, epochs=200)}
-# As coded: half of a cosine over 200 epochs, and nothing from the sources. Its stored perturbed run continues a saved model.
+# As coded: part of a cosine over 200 epochs, and nothing from the sources. (Its perturbed run began anew after 50 epochs.)
 CODED = {"schedule": "periodic_epochs", "period": 200}
 AMP |= {"sgd_coded": replace(AMP_SGD, weight_decay=5e-4, **CODED)}
 AMP |= {"amp_coded": replace(AMP_SGD, learning_rate=0.1, weight_decay=0.0, perturbation=0.5, **CODED)}

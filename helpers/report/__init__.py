@@ -2,6 +2,7 @@
 # ruff: noqa: F401 (re-exported for notebooks and other packages)
 
 from helpers.report import claims, diagrams, landscape, statistics
+from helpers.report.claims.measures import amp_curves
 from helpers.report.figures import drawn
 from helpers.report.formats import SAMPLE, as_text, markdown, styled
 from helpers.report.perturbed import gradients, measure_first_steps, obtain_first_steps
