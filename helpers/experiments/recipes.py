@@ -36,14 +36,14 @@ PIKACHU_FINETUNED = replace(PIKACHU, epochs=10, learning_rate=0.005, step_epochs
 COPIED = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
 SGD = {"learning_rate": 0.001, "momentum": 0.9, "weight_decay": 1e-4}
 AMP_TEXT = Recipe(epochs=100, batch_size=64, image_size=32, **COPIED, **SGD, schedule="cosine", **CROPPED)
-# What its text leaves open follows its sources: torch's initialisation, and the training script of the optimiser that it
-# names, which clips the norm of every gradient to 50 and uses Nesterov momentum.
+# What its text leaves open follows its sources: pytorch-cifar's ResNeXt has torch's initialisation; the perturbation's authors
+# clip the norm of every gradient to 50 and use Nesterov momentum. The cosine, down to zero in the last epoch, is our choice.
 AMP_SGD = replace(AMP_TEXT, initialisation="torch")
 AMP_PERTURBED = replace(AMP_SGD, learning_rate=0.1, perturbation=0.5, clip_norm=50.0, nesterov=True)
 # The fair baselines: the perturbed run without its perturbation, at an equal number of epochs and of gradients.
 AMP_SAME = replace(AMP_PERTURBED, perturbation=None)
 AMP = {"sgd": AMP_SGD, "amp": AMP_PERTURBED, "sgd_same": AMP_SAME, "sgd_twice": replace(AMP_SAME, epochs=200)}
-# As coded: part of a cosine over 200 epochs, and nothing from the sources. (Its perturbed run began anew after 50 epochs.)
+# As coded: half of a cosine over 200 epochs. Not reproduced: one resumption, and BatchNorm statistics from both passes.
 CODED = {"schedule": "periodic_epochs", "period": 200}
 AMP |= {"sgd_coded": replace(AMP_SGD, weight_decay=5e-4, **CODED)}
 AMP |= {"amp_coded": replace(AMP_SGD, learning_rate=0.1, weight_decay=0.0, perturbation=0.5, **CODED)}

@@ -13,7 +13,7 @@ from helpers.training.loop import batches_of_epoch
 from helpers.training.recipe import Recipe, is_perturbed
 
 PERTURBED = "cifar10/resnext29_under5m_amp"
-# Choices of the sources that report `amp` names, which the report does not mention, each left out, and the report's code.
+# Report `amp`'s sources make choices that its text does not mention: follow them all, follow its code, or leave one out.
 FIRST_STEPS = {
     "as in the sources": {},
     "as in the report's code": {"clip_norm": None, "nesterov": False, "weight_decay": 0.0},

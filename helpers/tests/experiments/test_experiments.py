@@ -114,7 +114,7 @@ def test_the_recipes_of_report_amp():
     )
     assert (plain.batch_size, plain.epochs, plain.weight_decay, plain.learning_rate) == (64, 100, 1e-4, 0.001)
     assert (perturbed.perturbation, perturbed.learning_rate, perturbed.momentum) == (0.5, 0.1, 0.9)
-    assert (perturbed.clip_norm, perturbed.nesterov, perturbed.initialisation) == (50, True, "torch"), "its source's defaults"
+    assert (perturbed.clip_norm, perturbed.nesterov, perturbed.initialisation) == (50, True, "torch"), "as in its sources"
     assert (plain.augment, plain.padding, plain.std) == ("crop_flip", 4, (0.2023, 0.1994, 0.2010))
     coded = [experiments.EXPERIMENTS[f"cifar10/resnext29_under5m_{name}_coded"].recipe for name in ("sgd", "amp")]
     assert [(one.learning_rate, one.momentum, one.weight_decay, one.perturbation) for one in coded] == [

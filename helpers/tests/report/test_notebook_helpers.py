@@ -63,7 +63,6 @@ def test_measured_first_steps_are_kept_when_the_rest_is_measured(tmp_path, monke
     asked = []
 
     def measure(_train, _device, steps, labels):
-
         asked.extend(labels)
         return {label: [2.3] * steps for label in labels}
 

@@ -51,7 +51,12 @@ def test_other_convolutions_are_unchanged(monkeypatch, layer, side):
         assert layer(images).equal(expected)
 
 
-@pytest.mark.parametrize(("channels", "groups", "fewer"), [(128, 32, 16), (16, 8, 2), (6, 3, 1), (60, 10, 5), (42, 14, 2)])
+UNCHANGED = [(4, 4, 4), (32, 4, 4)]  # depthwise, and wide groups
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups", "fewer"), [(128, 32, 16), (16, 8, 2), (6, 3, 1), (60, 10, 5), (42, 14, 2), *UNCHANGED]
+)
 def test_narrow_groups_are_joined_without_a_change_of_the_results(channels, groups, fewer):
     weight = torch.randn(2 * channels, channels // groups, 3, 3).double().requires_grad_()
     images, results = torch.randn(2, channels, 5, 5).double(), []
