@@ -44,9 +44,8 @@ AMP_PERTURBED = replace(AMP_SGD, learning_rate=0.1, perturbation=0.5, clip_norm=
 AMP_SAME = replace(AMP_PERTURBED, perturbation=None)
 AMP = {"sgd": AMP_SGD, "amp": AMP_PERTURBED, "sgd_same": AMP_SAME, "sgd_twice": replace(AMP_SAME, epochs=200)}
 # As coded: half of a cosine over 200 epochs. Not reproduced: one resumption, and BatchNorm statistics from both passes.
-CODED = {"schedule": "periodic_epochs", "period": 200}
-AMP |= {"sgd_coded": replace(AMP_SGD, weight_decay=5e-4, **CODED)}
-AMP |= {"amp_coded": replace(AMP_SGD, learning_rate=0.1, weight_decay=0.0, perturbation=0.5, **CODED)}
+AMP_CODED = replace(AMP_SGD, weight_decay=5e-4, schedule="periodic_epochs", period=200)
+AMP |= {"sgd_coded": AMP_CODED, "amp_coded": replace(AMP_CODED, learning_rate=0.1, weight_decay=0.0, perturbation=0.5)}
 # Ours: the perturbed run and its baseline at equal epochs once more, with warm-up.
 AMP |= {"amp_warm": replace(AMP_PERTURBED, warmup_epochs=3), "sgd_warm": replace(AMP_SAME, warmup_epochs=3)}
 SPEED = replace(AMP_TEXT, epochs=4, learning_rate=0.1)  # at the perturbed run's rate, without perturbation

@@ -45,10 +45,11 @@ def measure_first_steps() -> None:
     device = runtime.choose_device()
     train = experiments.load_data(experiments.find(PERTURBED), "full").train
     measured = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {"losses": {}}
-    for label in [label for label in FIRST_STEPS if label not in measured["losses"]]:
-        measured["losses"] |= first_steps(train, device, STEPS, [label])
-        measured["device"] = runtime.device_name(device)
-        runtime.save_text(FILE, json.dumps(measured, indent=1) + "\n")
+    for label in FIRST_STEPS:
+        if label not in measured["losses"]:
+            measured["losses"] |= first_steps(train, device, STEPS, [label])
+            measured["device"] = runtime.device_name(device)
+            runtime.save_text(FILE, json.dumps(measured, indent=1) + "\n")
 
 
 def obtain_first_steps(train: data.Split, device: torch.device, profile: str) -> dict[str, list[float]]:
