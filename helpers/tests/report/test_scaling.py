@@ -1,5 +1,6 @@
 """The cost model for several GPUs: checked by hand, and as committed."""
 
+import importlib.util
 import json
 
 import pytest
@@ -7,7 +8,9 @@ from PIL import Image
 
 from helpers import models
 from helpers.experiments.records import RESULTS
-from helpers.report import scaling
+
+spec = importlib.util.spec_from_file_location("scaling", RESULTS / "bench/scaling/scaling.py")
+spec.loader.exec_module(scaling := importlib.util.module_from_spec(spec))
 
 
 def test_the_cost_model_by_hand():

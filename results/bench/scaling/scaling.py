@@ -1,6 +1,6 @@
 """The speed-up from more GPUs: a cost model for 1 to 64, and images per second measured with the processes started.
 
-`[torchrun --standalone --nproc-per-node=2 | python] -m helpers.report.scaling` saves both in `results/bench/scaling`.
+`PYTHONPATH=. [torchrun --standalone --nproc-per-node=2 | python] results/bench/scaling/scaling.py` saves both beside this file.
 """
 
 import json
