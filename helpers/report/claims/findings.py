@@ -36,7 +36,7 @@ class Statement:
     limits: Sequence[float] = ()  # of a bound
 
     def how(self, found: Found | None = None) -> str:
-        """What is compared with the report: with the runs found, or as far as it is known without them."""
+        """What is compared with the report, and the runs, if there are any."""
         parts = [self.what or self.measure]
         if self.kind == "printed difference":
             (first, second), n = self.arguments["per_cent"], self.arguments["n"]

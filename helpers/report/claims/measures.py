@@ -182,7 +182,7 @@ OTHERS: dict[str, Callable] = {
     "printed": lambda value: value,
     "recorded images": lambda run, splits: sum(run["dataset"][f"n_{split}"] for split in splits),
     "images": lambda run, splits: sum(cifar.COUNTS[split] for split in splits),
-    "images of a class": lambda run, splits: sum(cifar.COUNTS[split] for split in splits) // run["dataset"]["num_classes"],
+    "images of a class": lambda run, splits: sum(cifar.COUNTS[split] for split in splits) // len(run["dataset"]["classes"]),
     "sides": lambda run, sign: f"{cifar.PIXELS}{sign}{cifar.PIXELS}",
     "pixel statistics": lambda name: "(" + ", ".join(f"{value:.4f}" for value in getattr(recipes.STRONG, name)) + ")",
     "published parameters": lambda name: get_model_weights(name).DEFAULT.meta["num_params"],
