@@ -8,9 +8,10 @@ import subprocess
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,13 +54,16 @@ def under_test() -> bool:
     return bool(os.environ.get("CI") or os.environ.get("PYTEST_CURRENT_TEST"))
 
 
-def progress(iterable, description: str, total: int | None = None):
-    """The iterable with a `tqdm` bar on stderr; silent in CI, without tqdm, and in all but torchrun's first process."""
+def progress(iterable: Iterable, description: str, total: int | None = None, images: int | None = None) -> Iterable:
+    """The iterable with a `tqdm` bar on stderr, which counts the `images` in each item if their number is given.
+    Silent in CI, without tqdm, and in all but torchrun's first process.
+    """
     if find_spec("tqdm") is None or int(os.environ.get("RANK", 0)) > 0:
         return iterable
     from tqdm import tqdm
 
-    return tqdm(iterable, desc=description, total=total, leave=False, file=sys.stderr, disable=under_test())
+    unit = {"unit": " images", "unit_scale": images} if images else {}
+    return tqdm(iterable, desc=description, total=total, leave=False, file=sys.stderr, disable=under_test(), **unit)
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -144,31 +148,34 @@ def require_writable(folder: Path, option: str) -> None:
 
 
 def environment(device: torch.device) -> dict:
-    """A run's environment, for its record: device, versions, commit, and the UTC date."""
-
-    def git(*arguments: str) -> str | None:
-        try:
-            return subprocess.check_output(["git", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL, text=True).strip()
-        except (OSError, subprocess.CalledProcessError):  # no git, or not a clone: the record says null
-            return None
-
-    changed = git("status", "--porcelain")
+    """A run's environment, for its record: device, versions, commit, whether `helpers` has changed since, and the UTC date."""
+    changed = _git("status", "--porcelain", "--", "helpers")
     return {
         "device": device_name(device),
         "torch": torch.__version__,
         "torchvision": version("torchvision"),
         "python": platform.python_version(),
-        "commit": git("rev-parse", "HEAD"),
+        "commit": _git("rev-parse", "HEAD"),
         "dirty": None if changed is None else bool(changed),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+@cache
+def _git(*arguments: str) -> str | None:
+    """Git's first answer, as a process goes on running the code that it has loaded; None without git, or if not in a clone."""
+    try:
+        return subprocess.check_output(["git", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL, text=True).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def device_name(device: torch.device) -> str:
     """The device in words, such as `NVIDIA T4` or `CPU, 2 threads`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type.upper()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{device.type.upper()}, {threads} thread{'s' * (threads > 1)}"
 
 
 def mount_drive() -> Path | None:

@@ -130,7 +130,7 @@ def load(
         called, pool = name, photographs.read_pool(name, base, stored_size(name, image_size), resize)
     classes, splits = _divide(pool, cifar.HELD_OUT if is_cifar else photographs.HELD_OUT, seed)
     counts = ", ".join(f"{len(split)} {key}" for key, split in splits.items())
-    print(f"{name}: found in {pool.source}: {counts} images, {len(classes)} classes.")
+    print(f"{name} ({pool.source}): {counts} images, {len(classes)} classes.")
     if pool.skipped:
         print(f"Left out {len(pool.skipped)}: {listed_files(pool.skipped)}.")
     return Dataset(called, pool.source, fingerprint(splits, named=not is_cifar), classes, **splits, skipped=pool.skipped)

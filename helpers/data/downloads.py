@@ -1,5 +1,6 @@
 """Download CIFAR from Hugging Face, else from the original server; a failed download leaves nothing behind."""
 
+import errno
 import os
 import tempfile
 import time
@@ -50,7 +51,7 @@ def _fetch_parquet(name: str, base: Path) -> None:
         for file in ("train-00000-of-00001.parquet", "test-00000-of-00001.parquet"):
             _copy(f"{site}/datasets/{PARQUET[name]}/{file}", part / file)
         (base / name).mkdir(exist_ok=True)
-        part.rename(base / name / part.name)
+        _move(part, base / name / part.name)
 
 
 def _fetch_pickles(published: type[CIFAR10], base: Path) -> None:
@@ -60,7 +61,16 @@ def _fetch_pickles(published: type[CIFAR10], base: Path) -> None:
         if not check_integrity(archive, published.tgz_md5):
             raise OSError("the archive it sent is incomplete or damaged")
         published(folder, download=True)  # finds the archive and unpacks it
-        (Path(folder) / published.base_folder).rename(base / published.base_folder)
+        _move(Path(folder) / published.base_folder, base / published.base_folder)
+
+
+def _move(folder: Path, to: Path) -> None:
+    """Rename a folder, unless another program has put the same download there in the meantime."""
+    try:
+        folder.rename(to)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
 
 
 def _copy(url: str, path: Path) -> None:

@@ -55,13 +55,16 @@ def record_path(name: str, profile: str, seed: int, results_dir: str | Path | No
 def save(record: dict, predictions: dict[str, np.ndarray], results_dir: str | Path | None = None) -> Path:
     """Write a record and its predictions, both or neither: the record is written last and names them. Returns its path.
 
-    A UserError if it cannot be written, or would replace a run on other images, or a complete run by one that stopped early.
+    Without `results_dir`, `folder_for` chooses one: other images are kept apart. A UserError if it cannot be written, or would
+    replace a run on other images, or a complete run by one that stopped early.
     """
+    images = record["dataset"]
+    results_dir = results_dir or folder_for(record["profile"], images["fingerprint"], images["name"])
     path = record_path(record["experiment"], record["profile"], record["seed"], results_dir)
     old = load(path) if path.exists() else None
     if old:
         where = f"{path.name} of {record['experiment']}"
-        if old["dataset"]["fingerprint"] != record["dataset"]["fingerprint"]:
+        if old["dataset"]["fingerprint"] != images["fingerprint"]:
             mend = "remove it and repeat the run, which resumes from the checkpoint, or choose another --results-dir"
             raise UserError(f"{where} is a run on other images; it was not replaced: {mend}.")
         if record["stopped_early"] and not old["stopped_early"]:
@@ -81,7 +84,7 @@ def save(record: dict, predictions: dict[str, np.ndarray], results_dir: str | Pa
 FORM = {
     "": {"experiment": str, "report": str, "seed": int, "profile": str, "predictions": str, "history": list}
     | {"seconds": float, "stopped_early": str | None},
-    "dataset": {"name": str, "source": str, "fingerprint": str, "classes": list},
+    "dataset": {"name": str, "source": str, "fingerprint": str, "classes": list, "n_train": int, "n_val": int, "n_test": int},
     "model": {"name": str, "params": int, "macs": int},
     "test": {"loss": float, "accuracy": float, "n": int, "confusion": list},
     "best": {"epoch": int, "val_accuracy": float, "val_loss": float},
@@ -119,6 +122,7 @@ def load(path: Path) -> dict:
         raise no_record
     where = f"{path.name} of {record['experiment']}"
     require(agrees, f"{where} contradicts itself: its confusion matrix gives another result; remove it and run it again.")
+    record["environment"]["device"] = record["environment"]["device"].replace("1 threads", "1 thread")  # as older ones say
     return record
 
 
@@ -126,10 +130,10 @@ def load_all(results_dir: str | Path | None = None, profile: str | None = None) 
     """A folder's records, of one profile or all, sorted by experiment, profile and seed; a UserError if one is damaged."""
     folder = Path(results_dir or RESULTS).expanduser() / "runs"
     try:
-        paths = sorted(folder.glob("*/*/*/seed*.json"))
+        paths = sorted(folder.glob("*/*/*/seed*.json"), key=lambda path: (path.parent, len(path.name), path.name))
     except OSError as error:
         raise UserError(f"The results folder cannot be read ({error.strerror}); choose another --results-dir.") from error
-    records = [load(path) for path in paths]
+    records = [load(path) for path in paths if re.fullmatch(r"seed\d+\.json", path.name)]  # no copies, as `seed0 (1).json`
     return [record for record in records if profile in (None, record["profile"])]
 
 
@@ -196,7 +200,9 @@ def obtain_all(
         except Diverged as error:  # go on with the other runs
             print(f"{name}, seed {seed}: {error}")
     obtained = [record for record in found.values() if record]
-    lacking = f"; {sum(map(len, missing.values()))} not run yet:" if missing and not trains else "."
+    lacking = (
+        f"; {sum(map(len, missing.values()))} not run yet, with the minutes each takes here:" if missing and not trains else "."
+    )
     print(f"{len(obtained)} {profile} run{'s' * (len(obtained) != 1)} recorded{lacking}")
     if not trains:
         given = {
@@ -218,7 +224,7 @@ def _name_missing(missing: dict[str, list[int]], queue, device: torch.device, mo
     """Print a line for each of the first missing experiments: its minutes here, and the command that runs it."""
     for name, seeds in itertools.islice(missing.items(), NAMED):
         expected = queue.minutes(experiments.find(name), seeds[0], device)
-        print(f"  {expected:,.0f} minutes here: python -m helpers run {name} --seed {seeds[0]}{more}", end="")
+        print(f"{expected:,.0f} min: python -m helpers run {name} --seed {seeds[0]}{more}", end="")
         print(*(f" (and {seed})" for seed in seeds[1:]), sep="")
     if len(missing) > NAMED:
-        print("  and more; python -m helpers list shows all of them.")
+        print("And more; python -m helpers list shows all of them.")

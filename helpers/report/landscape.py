@@ -67,8 +67,8 @@ def obtain(record: dict, split: data.Split, results_dir: str | Path | None = Non
         return arrays["losses"]
     checkpoint_dir = results.checkpoint_folder(profile, Path(results_dir or results.RESULTS))
     state = checkpoints.load_checkpoint(experiments.checkpoint_path(name, profile, seed, checkpoint_dir))
-    if state is None:
-        print(f"{name}, seed {seed}: no loss landscape is recorded, and there is no checkpoint to measure it from.")
+    if state is None or state.get("best") != record.get("best"):
+        print(f"{name}, seed {seed}: no loss landscape is recorded, and there is no checkpoint of this run.")
         return None
     device = runtime.choose_device()
     model = models.build(record["model"]["name"], record["dataset"]["num_classes"]).to(device)

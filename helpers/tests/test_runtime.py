@@ -82,9 +82,24 @@ def test_a_gpu_uses_bf16_only_if_it_is_native(monkeypatch, native, dtype):
     assert runtime.autocast_dtype(torch.device("cuda")) is dtype
 
 
+def test_a_process_reports_the_commit_of_its_first_run(monkeypatch):
+    """A later commit, or a record that appears among the files, does not change the code that this process runs."""
+    runtime._git.cache_clear()
+    first = runtime.environment(torch.device("cpu"))
+    monkeypatch.setattr(runtime.subprocess, "check_output", lambda *_, **__: "another")
+    second = runtime.environment(torch.device("cpu"))
+    assert (first["commit"], first["dirty"]) == (second["commit"], second["dirty"])
+
+
 def test_without_tqdm_there_is_no_bar_and_nothing_else_changes(monkeypatch):
     monkeypatch.setitem(sys.modules, "tqdm", None)
     assert list(runtime.progress(range(3), "counting", 3)) == [0, 1, 2]
+
+
+def test_the_bar_of_an_epoch_counts_images(monkeypatch, capsys):
+    monkeypatch.setattr(runtime, "under_test", lambda: False)
+    assert list(runtime.progress(range(3), "epoch 1/2", 3, images=128)) == [0, 1, 2]
+    assert "epoch 1/2" in (shown := capsys.readouterr().err) and "/384 [" in shown and " images/s]" in shown
 
 
 def test_drive_is_mounted_only_in_colab(capsys):

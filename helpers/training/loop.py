@@ -23,7 +23,7 @@ from helpers.training.step import Learner, train_epoch
 
 FIRST_EPOCHS = 3
 BETWEEN_COPIES = 300  # seconds between two copies of the checkpoint; the last one is always copied
-SLOW_SAVE, SAVING = 0.5, 0.1  # saves that take more seconds than this get this share of the time, but for the last one
+SLOW_SAVE, SAVING = 0.5, 0.1  # saves slower than this many seconds take at most this share of the time; the last is exempt
 OUT_OF_TIME = "the deadline has passed"
 KEPT = ("history", "best", "best_weights")  # the fields of `Fit` in a checkpoint, besides the memory layout
 
@@ -98,7 +98,7 @@ def fit(model: nn.Module, train: data.Split, validation: data.Split, recipe: Rec
         keeper.save(learner, done, last=True)
     except KeyboardInterrupt:
         end = "nothing of this run was kept, since none of its epochs had been checkpointed."
-        if options.checkpoint and done.history:  # without history, any checkpoint there is an earlier run's
+        if keeper.epochs:  # if no epoch of this run was saved, any checkpoint there is an earlier run's
             end = f"the last checkpoint is kept in {options.checkpoint.name}; rerun to continue."
         print(f"\nStopped: {end}")
         keeper.copy(last=True)
@@ -141,13 +141,13 @@ def _resumed(learner: Learner, identity: dict, options: Options) -> Fit | None:
 
 
 def _log(row: dict, checkpoint: Path) -> None:
-    """Write an epoch's scalars for TensorBoard; the first epoch removes those of an earlier run."""
+    """Write an epoch's scalars for TensorBoard, in place of those of a killed session; the first removes an earlier run's."""
     from torch.utils.tensorboard import SummaryWriter
 
     folder = checkpoint.with_suffix(".tensorboard")
     if row["epoch"] == 1:
         shutil.rmtree(folder, ignore_errors=True)
-    with SummaryWriter(str(folder)) as writer:
+    with SummaryWriter(str(folder), purge_step=row["epoch"]) as writer:
         for name in ("lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy"):
             writer.add_scalar(name, row[name], row["epoch"])
 
@@ -247,7 +247,8 @@ def _epoch(learner: Learner, train: data.Split, validation: data.Split, options:
     torch.manual_seed(torch.initial_seed() + processes.rank())  # dropout differs from process to process
 
     def prepared():
-        for number, (images, labels) in enumerate(progress(batches, f"epoch {epoch + 1}/{recipe.epochs}", steps)):
+        shown = progress(batches, f"epoch {epoch + 1}/{recipe.epochs}", steps, recipe.batch_size)
+        for number, (images, labels) in enumerate(shown):
             passed = epoch + number / steps  # epochs
             for group in learner.optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, passed, steps)

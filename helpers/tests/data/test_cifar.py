@@ -253,7 +253,7 @@ def test_the_first_source_that_exists_is_used_and_printed(tmp_path, monkeypatch,
     data.load(name, tmp_path)
     numbers = ": 90 train, 10 validation, 20 test images, 10 classes.\n"
     kinds = ("pickle folder cifar-10-batches-py", "folder cifar10", "Parquet folder cifar10", "Parquet folder cifar10")
-    assert capsys.readouterr().out == "".join(f"cifar10: found in {kind}{numbers}" for kind in kinds)
+    assert capsys.readouterr().out == "".join(f"cifar10 ({kind}){numbers}" for kind in kinds)
     revision = "/datasets/uoft-cs/cifar10/resolve/0b2714987fa478483af9968de7c934580d0bb9a2/plain_text"
     assert Handler.asked == [f"{revision}/{split}-00000-of-00001.parquet" for split in ("train", "test")]
     data.load(name, tmp_path)
@@ -675,6 +675,23 @@ def test_the_original_server_is_the_last_resort(tmp_path, monkeypatch, capsys, a
     monkeypatch.setattr(published, "url", "http://127.0.0.1:9/")
     assert equal(first, data.load(name, tmp_path))
     assert socket.getdefaulttimeout() is None
+
+
+@only_cifar10
+def test_two_programs_may_download_the_same_files(tmp_path, monkeypatch, capsys, hugging_face, name, splits):
+    """The other program puts its files in place while this one downloads."""
+    hugging_face(name, splits)
+    copied = downloads._copy
+
+    def copy(url, path):
+        copied(url, path)
+        other = tmp_path / name / "parquet" / path.name
+        other.parent.mkdir(parents=True, exist_ok=True)
+        other.write_bytes(path.read_bytes())
+
+    monkeypatch.setattr(downloads, "_copy", copy)
+    assert data.load(name, tmp_path).source == "Parquet folder cifar10"
+    assert "did not send" not in capsys.readouterr().out
 
 
 @only_cifar10

@@ -70,7 +70,7 @@ def test_a_folder_with_three_splits_keeps_them(tmp_path, capsys, validation):
     assert dataset.train.images.shape == (6, 3, STORED, STORED) and dataset.train.images.dtype == torch.uint8
     assert dataset.train.sizes.tolist() == [[40, 32]] * 6
     printed = capsys.readouterr().out
-    assert printed == "pets: found in folder pets: 6 train, 6 validation, 7 test images, 2 classes.\n"
+    assert printed == "pets (folder pets): 6 train, 6 validation, 7 test images, 2 classes.\n"
 
 
 @pytest.mark.parametrize(("count", "parts"), [(3, (1, 1, 1)), (5, (3, 1, 1)), (8, (4, 2, 2)), (10, (6, 2, 2)), (14, (8, 3, 3))])

@@ -30,7 +30,8 @@ def make_run(name="pikachu/resnext50_ours", seed=0, profile="full", predicted=(0
         "report": "pikachu",
         "seed": seed,
         "profile": profile,
-        "dataset": {"name": "pikachu", "source": "folder pikachu", "fingerprint": "ab", "classes": ["no", "yes"]},
+        "dataset": {"name": "pikachu", "source": "folder pikachu", "fingerprint": "ab", "classes": ["no", "yes"]}
+        | {"n_train": 774, "n_val": 258, "n_test": 5},
         "model": {"name": "resnext50_32x4d", "params": 22984002, "macs": 1},
         "recipe": {"epochs": 1},
         "history": [epoch | {"seconds": 2.0, "train_seconds": 1.5}],
@@ -60,6 +61,24 @@ def test_a_quick_run_never_replaces_a_full_one(tmp_path):
     assert results.save(*full, tmp_path) != results.save(*quick, tmp_path)
     assert [record["profile"] for record in results.load_all(tmp_path)] == ["full", "quick"]
     assert len(results.load_all(tmp_path, "full")) == 1
+
+
+def test_records_are_in_the_order_of_their_seeds(tmp_path):
+    for seed in (10, 2, 0):
+        results.save(*make_run(seed=seed), tmp_path)
+    (tmp_path / "runs/pikachu/resnext50_ours/full/seed0 (1).json").write_text("{}")  # a copy, as a browser or a sync names it
+    assert [record["seed"] for record in results.load_all(tmp_path)] == [0, 2, 10]
+
+
+def test_a_run_on_other_images_is_kept_apart_from_the_records(tmp_path, monkeypatch):
+    """`run` on photographs of one's own must not become one more seed of the published experiment."""
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(results, "OWN", tmp_path / "own")
+    results.save(*make_run())
+    record, predictions = make_run(seed=1)
+    path = results.save(record | {"dataset": record["dataset"] | {"fingerprint": "cd"}}, predictions)
+    assert path == tmp_path / "own/cd/runs/pikachu/resnext50_ours/full/seed1.json"
+    assert [record["seed"] for record in results.load_all()] == [0]
 
 
 def test_a_run_that_stopped_early_does_not_replace_a_complete_one(tmp_path):
@@ -133,7 +152,10 @@ def test_a_record_with_a_missing_or_wrong_field_is_rejected(tmp_path, name, gone
         results.load(path)
 
 
-@pytest.mark.parametrize(("part", "name"), [("best", "val_loss"), ("model", "macs"), ("dataset", "classes"), ("test", "n")])
+READ = [("best", "val_loss"), ("model", "macs"), ("dataset", "classes"), ("dataset", "n_test"), ("test", "n")]
+
+
+@pytest.mark.parametrize(("part", "name"), READ)
 def test_a_record_without_a_field_that_the_tables_read_is_rejected(tmp_path, part, name):
     record, predictions = make_run()
     path = results.save(record, predictions, tmp_path)
@@ -223,13 +245,13 @@ def test_obtain_all_lists_or_trains_the_missing_runs(tmp_path, monkeypatch, caps
     [found] = results.obtain_all(names, (0, 1), "full", tmp_path, device=cpu)
     assert (found["experiment"], found["seed"]) == (names[1], 1), "hours of training are not started on a CPU"
     assert capsys.readouterr().out.splitlines() == [
-        "1 full run recorded; 3 not run yet:",
-        f"  90 minutes here: python -m helpers run {names[0]} --seed 0 --results-dir '{tmp_path}' (and 1)",
-        f"  90 minutes here: python -m helpers run {names[1]} --seed 0 --results-dir '{tmp_path}'",
+        "1 full run recorded; 3 not run yet, with the minutes each takes here:",
+        f"90 min: python -m helpers run {names[0]} --seed 0 --results-dir '{tmp_path}' (and 1)",
+        f"90 min: python -m helpers run {names[1]} --seed 0 --results-dir '{tmp_path}'",
     ]
     monkeypatch.setattr(results, "NAMED", 1)
     results.obtain_all(names, (0,), "full", tmp_path / "none", device=cpu)
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["0", "90", "and"], "and more"
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["0", "90", "And"], "and more"
     assert len(results.obtain_all(names, (0, 1), "quick", tmp_path, device=cpu)) == 4
     assert len(results.obtain_all(names[:1], (0, 0, 9), "full", tmp_path, device=torch.device("cuda"))) == 1
     results.obtain_all(names[:1], (1,), "full", tmp_path / "more", device=torch.device("cuda"), minutes=5)

@@ -67,12 +67,14 @@ def test_a_landscape_is_measured_once_from_the_checkpoint_and_then_read(split, t
     record = {"experiment": name, "profile": "smoke", "seed": 0, "model": {"name": "zoo_resnext1"}}
     record["dataset"] = {"num_classes": 10}
     assert landscape.obtain(record, split, tmp_path) is landscape.obtain(record, split, str(tmp_path)) is None
-    assert "there is no checkpoint to measure it from" in capsys.readouterr().out
+    assert "there is no checkpoint of this run" in capsys.readouterr().out
     torch.manual_seed(0)
     model = models.build("zoo_resnext1", 10)
     checkpoint = experiments.checkpoint_path(name, "smoke", 0, tmp_path / "checkpoints")
     checkpoint.parent.mkdir(parents=True)
-    checkpoints.save_checkpoint({"best_weights": model.state_dict()}, checkpoint)
+    checkpoints.save_checkpoint({"best_weights": model.state_dict(), "best": {"epoch": 2}}, checkpoint)
+    assert landscape.obtain(record | {"best": {"epoch": 5}}, split, tmp_path) is None, "the checkpoint is another run's"
+    record["best"] = {"epoch": 2}
     results.record_path(name, "smoke", 0, tmp_path).parent.mkdir(parents=True)
     losses = landscape.obtain(record, split.subset(range(4)), tmp_path)
     assert losses.shape == (landscape.DIRECTIONS, len(landscape.RADII))

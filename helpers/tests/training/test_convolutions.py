@@ -50,6 +50,15 @@ def test_other_convolutions_are_unchanged(monkeypatch, layer, side):
         assert layer(images).equal(expected)
 
 
+def test_single_images_and_kernels_that_do_not_fit_are_left_to_torch():
+    layer = nn.Conv2d(5, 200, 3, padding=1)
+    image = torch.randn(5, 2, 2)
+    with FasterOnCPU():
+        assert layer(image).shape == (200, 2, 2)
+        with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
+            nn.Conv2d(3, 200, 5, padding=1)(torch.randn(1, 3, 2, 2))
+
+
 @pytest.mark.parametrize(
     ("channels", "groups", "fewer"),
     [(128, 32, 16), (16, 8, 2), (6, 3, 1), (60, 10, 5), (42, 14, 2), (4, 4, 4), (32, 4, 4)],  # the last two: depthwise, wide

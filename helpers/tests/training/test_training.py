@@ -363,6 +363,19 @@ def test_ctrl_c_reports_what_is_kept_of_this_run(tmp_path, monkeypatch, capsys, 
     assert sentence in capsys.readouterr().out
 
 
+def test_ctrl_c_during_the_first_save_does_not_take_an_earlier_runs_checkpoint_for_this_ones(tmp_path, monkeypatch, capsys):
+    checkpoint = tmp_path / "run.ckpt"
+    fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=checkpoint)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "save_checkpoint", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=checkpoint, resume=False)
+    assert "nothing of this run was kept" in capsys.readouterr().out
+
+
 def test_ctrl_c_copies_the_last_checkpoint_to_the_mirror(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "SLOW_SAVE", math.inf)  # a busy disk must not delay the second one
     interrupt_in(monkeypatch, 3)
@@ -496,11 +509,15 @@ def test_each_epochs_scalars_are_written_for_tensorboard_beside_the_checkpoint(t
     written = []
 
     class SummaryWriter(nullcontext):
+        def __init__(self, folder, purge_step):
+            self.folder, self.replaced = folder, purge_step  # from this epoch on, TensorBoard forgets what it read before
+
         def __enter__(self):
             return self
 
         def add_scalar(self, name, value, epoch):
-            written.append((self.enter_result, name, value, epoch))
+            assert self.replaced == epoch
+            written.append((self.folder, name, value, epoch))
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=SummaryWriter))
     (tmp_path / "a.tensorboard").mkdir()
