@@ -69,7 +69,7 @@ ARGUMENTS = {
         "--resume": {"action": argparse.BooleanOptionalAction, "default": True, "help": "resume from a checkpoint"},
         "--fresh": {"dest": "resume", "action": "store_false", "help": "the same as --no-resume"},
     }),
-    "table": ("rebuild tables, figures, claims and README's tables from the run records", {"--results-dir": FOLDER}),
+    "table": ("rebuild tables, figures, claims, model cards and README's tables from the records", {"--results-dir": FOLDER}),
     "bench": ("images per second: a textbook loop against ours, and the rate that dense operations reach", {
         "models": {"nargs": "*", "metavar": "MODEL", "help": " · ".join(bench.MODELS)},
         "--device": {}, "--batch": {"type": int}, "--data-dir": FOLDER | {"help": "with --to"},
@@ -161,12 +161,12 @@ def run_experiment(options, common: dict) -> None:
 
 
 def make_tables(options) -> None:
-    """Rebuild tables, figures and claims; README's tables too, when the records are the repository's own."""
+    """Rebuild tables, figures and claims; README's tables and model cards too, when the records are the repository's own."""
     records = results.load_all(options.results_dir)
     written = tables.write(records, options.results_dir) + figures.write(records, options.results_dir)
     written += claims.write(options.results_dir, records)
     if options.results_dir is None:
-        written += [readme.write(records)]
+        written += [readme.write(records), *map(demo.write_card, demo.list_models().values())]
     print("\n".join(path.name for path in written))
 
 

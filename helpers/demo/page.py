@@ -92,7 +92,9 @@ def build_page(exhibits: Mapping[str, Exhibit]):
             with gradio.Column():
                 file = gradio.File(label="Your image", height=150)
                 address = gradio.Textbox(label="or its address", placeholder="https://…", max_lines=1, submit_btn="Classify")
-                camera = gradio.Image(sources=["webcam"], type="filepath", label="or your camera", elem_id="camera")
+                rear = gradio.WebcamOptions(mirror=False, constraints={"video": {"facingMode": "environment"}})  # of a phone
+                pictured = {"sources": ["webcam"], "type": "filepath", "webcam_options": rear}
+                camera = gradio.Image(**pictured, label="or your camera", elem_id="camera")
                 clickable = gradio.Gallery(_pictures(shown), label="or one of these", columns=4, allow_preview=False, **_TILES)
             with gradio.Column():
                 status = gradio.Textbox("No image yet.", label="Status", elem_id="status", interactive=False)

@@ -117,7 +117,8 @@ def _parse_card(metadata: dict[str, str]) -> dict | None:
     card = json.loads(metadata.get("card", "null"))
     if card is not None:
         training.Recipe(**training.completed(card["recipe"]))
-        facts = [(card["experiment"], str), (card["dataset"]["name"], str), (card["dataset"]["fingerprint"], str)]
+        facts = [(card["experiment"], str), (card["profile"], str), (card["seed"], int), (card["dataset"]["name"], str)]
+        facts += [(card["dataset"]["fingerprint"], str)]
         facts += [(card["best"]["val_accuracy"], float), (card["test"]["accuracy"], float), (card["test"]["n"], int)]
         facts += [(label, int) for label in card["predicted"]]
         if not all(isinstance(value, kind) for value, kind in facts) or len(card["predicted"]) != card["test"]["n"]:

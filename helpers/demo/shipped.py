@@ -33,11 +33,22 @@ def ship(record: dict, checkpoint_dir: str | Path | None, data_dir: str | Path |
     require(size <= LARGEST, f"{name} takes {size:.0f} MiB; at most {LARGEST} are shipped, choose a smaller network.")
     facts = {key: record[key] for key in ("experiment", "profile", "seed", "dataset", "recipe", "test", "best")}
     model = SavedModel(build_network(weights, about, name), about, facts)
-    predicted, labels = _predict(model, data_dir)
-    facts["predicted"] = predicted.tolist()  # the record's own may come from mixed precision
+    facts["predicted"] = _predict(model, data_dir)[0].tolist()  # the record's own may come from mixed precision
     path = save_model(MODELS / f"{name}.safetensors", weights, about, facts)
-    save_text(path.with_suffix(".md"), card_text(record, about, path, int((predicted == labels).sum()), results_dir))
+    write_card(path, results_dir)
     return path
+
+
+def write_card(path: Path, results_dir: str | Path | None = None) -> Path:
+    """Write a shipped model's card, from its file and the records of its experiment; a UserError if its own run is gone."""
+    model = load_model(path)
+    require(model.card, f"{path.name} has no model card; save it with python -m helpers save EXPERIMENT, or remove it.")
+    record = records.load(records.record_path(*(model.card[key] for key in ("experiment", "profile", "seed")), results_dir))
+    again = f"{path.name} is not of the recorded run; save the model again, or remove it."
+    require((record["test"], record["best"]) == (model.card["test"], model.card["best"]), again)
+    right = int((records.predictions(record, results_dir)["true"] == model.card["predicted"]).sum())
+    save_text(path.with_suffix(".md"), card_text(record, model.about, path, right, results_dir))
+    return path.with_suffix(".md")
 
 
 def card_text(record: dict, about: Preprocessing, path: Path, right: int, results_dir: str | Path | None) -> str:

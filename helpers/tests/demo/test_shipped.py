@@ -17,7 +17,7 @@ from helpers.experiments import records
 from helpers.runtime import UserError
 from helpers.training import checkpoints
 
-NAME = "pikachu/resnet18_torchvision"
+NAME, COMMITTED = "pikachu/resnet18_torchvision", list(shipped.list_models().values())
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,8 @@ def place(tmp_path_factory):
         "best": best,
         "environment": {"device": "CPU", "torch": "2.11.0", "date": "2026-11-24T10:00:00+00:00"},
     }
-    records.save(record, {"true": true.astype(np.int16), "predicted": predicted.astype(np.int16)}, folder / "results")
+    answers = {"true": true.astype(np.int16), "predicted": predicted.astype(np.int16), "confidence": np.ones(120, np.float32)}
+    records.save(record, answers, folder / "results")
     checkpoint = experiments.checkpoint_path(NAME, "full", 0, folder / "checkpoints")
     checkpoint.parent.mkdir(parents=True)
     state = {"best": best, "identity": {"images": dataset.fingerprint}, "best_weights": network.state_dict()}
@@ -118,6 +119,31 @@ def test_the_card_gives_the_records_numbers(place):
     assert "`resnet18`, 11,177,538 parameters" in card and "trained on 8 images of pikachu (2 classes):" in card
     assert record["dataset"]["fingerprint"] in card and "epochs 3, batch_size 8" in card and "resize squash" in card
     assert "must not be used for" in card and "{" not in card
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_a_committed_model_loads_and_its_card_is_that_of_its_record(path, tmp_path):
+    assert path.stat().st_size <= shipped.LARGEST * 2**20
+    model = demo.load_model(path, "cpu")
+    logits = model.network(torch.zeros(2, 3, model.about.image_size, model.about.image_size))
+    assert logits.shape == (2, len(model.about.classes)) and logits.isfinite().all()
+    copy = tmp_path / path.name
+    copy.write_bytes(path.read_bytes())
+    assert shipped.write_card(copy).read_text() == path.with_suffix(".md").read_text(), "run python -m helpers table"
+
+
+def test_the_committed_models_take_at_most_fifty_megabytes():
+    assert len(COMMITTED) >= 3 and sum(path.stat().st_size for path in COMMITTED) <= 50e6
+
+
+def test_a_card_is_not_written_for_another_run(place, tmp_path):
+    folder, record, *_ = place
+    copy = tmp_path / "pikachu-resnet18_torchvision.safetensors"
+    copy.write_bytes((folder / "models" / copy.name).read_bytes())
+    records.save(record | {"best": record["best"] | {"epoch": 1}}, records.predictions(record, folder / "results"), tmp_path)
+    with pytest.raises(UserError, match="is not of the recorded run; save the model again, or remove it"):
+        shipped.write_card(copy, tmp_path)
+    assert not copy.with_suffix(".md").exists()
 
 
 def test_evaluate_detects_different_weights_and_different_images(place, tmp_path):
