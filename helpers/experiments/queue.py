@@ -14,7 +14,7 @@ import torch
 from helpers import data, models
 from helpers.data.pools import listed
 from helpers.experiments import recipes, records, runner
-from helpers.experiments.claim import Taken, claim
+from helpers.experiments.lock import Taken, lock
 from helpers.experiments.plan import EXPERIMENTS, Experiment
 from helpers.runtime import UserError, require
 from helpers.training import checkpoints
@@ -135,7 +135,7 @@ def _pace(device: torch.device, model: str, pixels: int, channels_last: bool) ->
 def run_missing(queue: Queue, minutes: float | None = None, **options) -> None:
     """Run what is missing, in the plan's order, until all of it is done or the time is up.
 
-    Stopped runs resume from their checkpoints. Runs claimed by another program are skipped; failed runs are skipped too and
+    Stopped runs resume from their checkpoints. Runs locked by another program are skipped; failed runs are skipped too and
     reported at the end. The time limit takes effect between epochs. The `options` are fields of `runner.Options`.
     A UserError if `minutes` is not greater than 0; or, at the end, if some runs failed.
     """
@@ -150,7 +150,7 @@ def run_missing(queue: Queue, minutes: float | None = None, **options) -> None:
             break
         path, label = queue.record(row, seed), f"{row.name}, seed {seed}"
         try:
-            with claim(path):
+            with lock(path):
                 if path.exists():  # another program has finished it in the meantime
                     continue
                 print(f"{label}:")

@@ -15,7 +15,7 @@ from sklearn.metrics import confusion_matrix
 from torch import nn
 
 from helpers import data, models, training
-from helpers.experiments.claim import claim
+from helpers.experiments.lock import lock
 from helpers.experiments.plan import EXPERIMENTS, Experiment
 from helpers.runtime import PROFILES, ROOT, UserError, choose_device, environment, require, require_writable, seed_epoch
 from helpers.training import loop, processes
@@ -128,7 +128,7 @@ def run_row(row: Experiment, dataset: data.Dataset, seed: int, profile: str, opt
     require_writable(checkpoint.parent, "--checkpoint-dir")
     settings = {setting.name: getattr(options, setting.name) for setting in fields(loop.Options)}
     settings |= {"seed": seed, "checkpoint": checkpoint, "about": {"experiment": row.name, "images": dataset.fingerprint}}
-    with claim(checkpoint) if processes.rank() == 0 else nullcontext():
+    with lock(checkpoint) if processes.rank() == 0 else nullcontext():
         fitted = training.fit(model, dataset.train, dataset.validation, recipe, **settings)
     history = fitted.history
     if fitted.stopped and (fitted.stopped == training.OUT_OF_TIME or len(history) >= (options.until or math.inf)):

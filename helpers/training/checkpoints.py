@@ -73,12 +73,12 @@ def copy_checkpoint(checkpoint: Path, mirror: Path) -> str | None:
 
 
 def load_checkpoint(
-    checkpoint: Path, mirror: Path | None = None, accept: Callable[[dict], None] = lambda state: None, claimed: bool = False
+    checkpoint: Path, mirror: Path | None = None, accept: Callable[[dict], None] = lambda state: None, locked: bool = False
 ) -> dict | None:
     """Load the first intact checkpoint that fits: the checkpoint, its temporary file, the previous one, the mirror's copy.
 
     None if none exists; a UserError if none of them is intact and fits. `accept` takes over the state, or raises one of
-    `MISFITS`. Only the program that has `claimed` the run puts a temporary file, or the mirror's copy, in its place.
+    `MISFITS`. Only the program that has `locked` the run puts a temporary file, or the mirror's copy, in its place.
     """
     found = [path for path in (checkpoint, temporary(checkpoint), previous(checkpoint)) if path.exists()]
     if mirror and (mirror / checkpoint.name).is_file():
@@ -90,9 +90,9 @@ def load_checkpoint(
                 with warnings.catch_warnings(action="ignore"):  # torch warns of pickled code, which it refuses anyway
                     state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
                 accept(state)
-                if claimed and path == temporary(checkpoint):
+                if locked and path == temporary(checkpoint):
                     os.replace(path, checkpoint)  # or the next save would overwrite the only intact one
-                elif claimed and path.parent == mirror:
+                elif locked and path.parent == mirror:
                     copy_checkpoint(path, checkpoint.parent)
                 return state
             except MISFITS as error:

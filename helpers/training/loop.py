@@ -124,7 +124,7 @@ def _resumed(learner: Learner, identity: dict, options: Options) -> Fit | None:
         _ = state["history"][-1]["seconds"], state["best"]["epoch"]
 
     first = processes.rank() == 0
-    state = load_checkpoint(options.checkpoint, options.mirror, accept, claimed=True) if options.resume and first else None
+    state = load_checkpoint(options.checkpoint, options.mirror, accept, locked=True) if options.resume and first else None
     if not (state := processes.agreed(state)):
         return None
     if not first:

@@ -13,8 +13,9 @@ import torch
 
 from helpers import data, experiments, models, training
 from helpers.__main__ import main
-from helpers.experiments import claim, queue, records, runner
-from helpers.experiments.claim import Taken
+from helpers.experiments import lock as locks
+from helpers.experiments import queue, records, runner
+from helpers.experiments.lock import Taken
 from helpers.experiments.queue import Queue
 from helpers.runtime import UserError
 from helpers.tests import programs
@@ -218,55 +219,55 @@ def test_a_killed_queue_blocks_nothing_and_loses_nothing(tmp_path):
         time.sleep(0.02)
     process.kill()
     process.join()
-    assert process.exitcode == -signal.SIGKILL and list(tmp_path.rglob("*.lock")), "it was killed while it held its claims"
+    assert process.exitcode == -signal.SIGKILL and list(tmp_path.rglob("*.lock")), "it was killed while it held its locks"
     assert main([*COMMAND, *folders(tmp_path)]) == 0 and done(tmp_path) == NAMES
     assert not list(tmp_path.rglob("*.lock"))
 
 
 def hold(path, held, leave):
-    with claim.claim(path):
+    with locks.lock(path):
         held.set()
         leave.wait()
 
 
-def test_a_claim_belongs_to_one_process_and_ends_with_it(tmp_path):
+def test_a_lock_belongs_to_one_process_and_ends_with_it(tmp_path):
     context, path = multiprocessing.get_context("fork"), tmp_path / "seed0.ckpt"
     held, leave = context.Event(), context.Event()
     process = context.Process(target=hold, args=(path, held, leave))
     process.start()
     held.wait()
     with pytest.raises(Taken, match=f"seed0.ckpt under {tmp_path.name} is in use by process {process.pid} on "):
-        with claim.claim(path):
+        with locks.lock(path):
             pass
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    with claim.claim(path):
+    with locks.lock(path):
         assert path.with_name("seed0.ckpt.lock").exists()
     assert not path.with_name("seed0.ckpt.lock").exists()
 
 
-def test_a_claim_from_another_machine_holds_until_its_heartbeat_is_stale(tmp_path):
+def test_a_lock_from_another_machine_holds_until_its_heartbeat_is_stale(tmp_path):
     path, lock = tmp_path / "seed0.ckpt", tmp_path / "seed0.ckpt.lock"
     sign = {"host": "elsewhere", "pid": 1, "time": time.time()}
     lock.write_text(json.dumps(sign))
     with pytest.raises(Taken, match="in use by process 1 on elsewhere"):
-        with claim.claim(path):
+        with locks.lock(path):
             pass
-    lock.write_text(json.dumps(sign | {"time": time.time() - claim.STALE - 1}))
-    with claim.claim(path):
+    lock.write_text(json.dumps(sign | {"time": time.time() - locks.STALE - 1}))
+    with locks.lock(path):
         assert json.loads(lock.read_text())["pid"] == os.getpid()
 
 
 def elsewhere(path, held):
-    claim.socket.gethostname = lambda: "elsewhere"
-    claim.fcntl.flock = lambda *_: None
-    with claim.claim(path):
+    locks.socket.gethostname = lambda: "elsewhere"
+    locks.fcntl.flock = lambda *_: None
+    with locks.lock(path):
         held.set()
         time.sleep(600)
 
 
-def test_without_file_locks_machines_still_share_the_work_and_take_over_stale_claims(tmp_path, monkeypatch, capsys):
-    """Another host dies in the first of two runs: the queue here does the second, then the first once its claim is stale."""
+def test_without_file_locks_machines_still_share_the_work_and_take_over_stale_locks(tmp_path, monkeypatch, capsys):
+    """Another host dies in the first of two runs: the queue here does the second, then the first once its lock is stale."""
     queue_ = Queue(tmp_path, tmp_path / "checkpoints", "smoke", "speed")
     context = multiprocessing.get_context("fork")
     held, record = context.Event(), queue_.record(experiments.find(NAMES[0]), 0)
@@ -275,19 +276,19 @@ def test_without_file_locks_machines_still_share_the_work_and_take_over_stale_cl
     held.wait()
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    monkeypatch.setattr(claim.fcntl, "flock", lambda *_: None)
+    monkeypatch.setattr(locks.fcntl, "flock", lambda *_: None)
     queue.run_missing(queue_, device="cpu")
     assert done(tmp_path) == NAMES[1:]
     assert f"seed0.json under smoke is in use by process {process.pid} on elsewhere" in capsys.readouterr().out
-    monkeypatch.setattr(claim, "STALE", 0.0)
+    monkeypatch.setattr(locks, "STALE", 0.0)
     queue.run_missing(queue_, device="cpu")
     assert done(tmp_path) == NAMES
 
 
-def test_a_claim_renews_its_heartbeat(tmp_path, monkeypatch):
-    monkeypatch.setattr(claim, "HEARTBEAT", 0.01)
+def test_a_lock_renews_its_heartbeat(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "HEARTBEAT", 0.01)
     lock = tmp_path / "seed0.ckpt.lock"
-    with claim.claim(tmp_path / "seed0.ckpt"):
+    with locks.lock(tmp_path / "seed0.ckpt"):
         first = json.loads(lock.read_text())["time"]
         deadline = time.monotonic() + 10
         while json.loads(lock.read_text() or "{}").get("time", first) == first and time.monotonic() < deadline:
@@ -295,9 +296,9 @@ def test_a_claim_renews_its_heartbeat(tmp_path, monkeypatch):
         assert json.loads(lock.read_text() or '{"time": 0}')["time"] != first
 
 
-def test_a_run_claimed_by_another_program_gives_a_clear_error(tmp_path, capsys):
+def test_a_run_locked_by_another_program_gives_a_clear_error(tmp_path, capsys):
     checkpoint = experiments.checkpoint_path(NAMES[0], "smoke", 0, tmp_path / "checkpoints")
-    with claim.claim(checkpoint):
+    with locks.lock(checkpoint):
         assert main(["run", NAMES[0], "--profile", "smoke", *folders(tmp_path)]) == 1
         assert f"is in use by process {os.getpid()} on " in capsys.readouterr().err
         assert main([*COMMAND, *folders(tmp_path)]) == 0

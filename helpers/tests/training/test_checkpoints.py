@@ -66,7 +66,7 @@ def test_the_newest_intact_copy_is_loaded_and_a_temporary_file_is_renamed(path):
     path.write_bytes(b"damaged")
     assert load_checkpoint(path, drive) == {"history": [3]}
     assert temporary(path).exists(), "a reader leaves the file to the program that is writing it"
-    assert load_checkpoint(path, drive, claimed=True) == {"history": [3]}
+    assert load_checkpoint(path, drive, locked=True) == {"history": [3]}
     assert not temporary(path).exists() and load_checkpoint(path, drive) == {"history": [3]}
     damage(path)
     assert load_checkpoint(path, drive) == {"history": [2]}
@@ -74,7 +74,7 @@ def test_the_newest_intact_copy_is_loaded_and_a_temporary_file_is_renamed(path):
     assert load_checkpoint(path, drive) == {"history": [1]}
     with pytest.raises(UserError):
         load_checkpoint(path)
-    assert load_checkpoint(path, drive, claimed=True) == load_checkpoint(path) == {"history": [1]}, "and it is here again"
+    assert load_checkpoint(path, drive, locked=True) == load_checkpoint(path) == {"history": [1]}, "and it is here again"
 
 
 def test_a_truncated_first_checkpoint_counts_as_none(path):

@@ -1,4 +1,4 @@
-"""Claims: lock files that keep two programs from doing the same run, and that a killed program does not keep locked."""
+"""Lock files that keep two programs from doing the same run, and that a killed program does not keep locked."""
 
 import fcntl
 import json
@@ -22,20 +22,20 @@ class Taken(UserError):
 
 
 @contextmanager
-def claim(path: Path) -> Iterator[None]:
-    """Claim a file, such as a checkpoint or a record, for as long as the block runs, using a lock file next to it.
+def lock(path: Path) -> Iterator[None]:
+    """Lock a file, such as a checkpoint or a record, for as long as the block runs, with a lock file next to it.
 
     On one machine, the operating system's lock decides; it is released when its process ends. If several machines share the
-    folder, the host and time in the lock file decide: a claim holds until `STALE` seconds after its last heartbeat.
+    folder, the host and time in the lock file decide: a lock holds until `STALE` seconds after its last heartbeat.
     `Taken` if another program holds it; a UserError if the lock file cannot be written.
     """
-    lock, done = path.with_name(f"{path.name}.lock"), threading.Event()
+    beside, done = path.with_name(f"{path.name}.lock"), threading.Event()
     try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        file = _locked(lock, path)
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        file = _locked(beside, path)
         _sign(file)
     except OSError as error:
-        raise UserError(f"The lock file {lock.name} cannot be written ({error.strerror}); choose another folder.") from error
+        raise UserError(f"The lock file {beside.name} cannot be written ({error.strerror}); choose another folder.") from error
 
     def beat() -> None:
         while not done.wait(HEARTBEAT):
@@ -50,12 +50,12 @@ def claim(path: Path) -> Iterator[None]:
         finally:
             done.set()
             beating.join()
-            lock.unlink(missing_ok=True)
+            beside.unlink(missing_ok=True)
 
 
-def _locked(lock: Path, path: Path) -> TextIO:
+def _locked(beside: Path, path: Path) -> TextIO:
     while True:
-        file, here, holder = os.fdopen(os.open(lock, os.O_RDWR | os.O_CREAT, 0o644), "r+"), socket.gethostname(), {}
+        file, here, holder = os.fdopen(os.open(beside, os.O_RDWR | os.O_CREAT, 0o644), "r+"), socket.gethostname(), {}
         with suppress(ValueError, KeyError, TypeError):  # the file is still empty, or is being written
             sign = json.loads(file.read())
             holder = {"host": str(sign["host"]), "pid": int(sign["pid"]), "time": float(sign["time"])}
