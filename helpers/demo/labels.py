@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from matplotlib import colormaps
 from torch import Tensor, nn
 
 from helpers import data, training
@@ -91,6 +92,19 @@ def features(model: SavedModel, images: Tensor) -> Tensor:
     with last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float().cpu())):
         probabilities(model, images)
     return torch.cat(seen)
+
+
+def middle(image: Tensor, size: int) -> Tensor:
+    """The centre crop (3, size, size) of an image (3, H, W): what a network with inputs of `size` pixels sees."""
+    top, left = ((side - size) // 2 for side in image.shape[-2:])
+    return image[:, top : top + size, left : left + size]
+
+
+def overlay(image: Tensor, heat: Tensor) -> Tensor:
+    """A heat map (S, S), from 0 to 1, over the centre crop of an image, uint8 (3, H, W): uint8 (3, S, S)."""
+    grey = middle(image, len(heat)).float().mean(0)  # so that the image's own colours are not mistaken for heat
+    colours = 255 * torch.from_numpy(colormaps["inferno"](heat.numpy())[..., :3]).permute(2, 0, 1)
+    return (0.4 * grey + 0.6 * colours).round().to(torch.uint8)
 
 
 def nearest(query: Tensor, others: Tensor, count: int = 8) -> tuple[Tensor, Tensor]:

@@ -16,9 +16,8 @@ from torch import Tensor
 from helpers.data import Dataset, Split, leaked, load, stratified
 from helpers.data.pools import listed, printable
 from helpers.demo.images import LARGEST_DOWNLOAD, is_address, read_image
-from helpers.demo.labels import features, grad_cam, nearest, probabilities
+from helpers.demo.labels import features, grad_cam, middle, nearest, overlay, probabilities
 from helpers.demo.saved import SavedModel, load_model
-from helpers.report.pictures import middle, overlay
 from helpers.runtime import UserError, require
 
 MOST_LIKELY = 5  # classes shown

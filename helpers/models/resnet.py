@@ -128,7 +128,7 @@ def slim_resnet(
 
 
 # Report `slim`, figures 1, 3 and 4. A trial's stem stride and max-pool are not recorded. The first two get ImageNet's, whose
-# small maps hold torchvision's ResNet-18 to as little (78 %); the last two have neither, as the report's text and code say.
+# small feature maps limit torchvision's ResNet-18 to 78 % too; the last two have neither, as the report's text and code say.
 SLIM_STEM = Stem(32, 3, 1, max_pool=False)
 SLIM = {
     "slim_resnet_trial1": slim_resnet(Stem(32), (2, 2, 2, 2), (64, 128, 256, 512), (1, 2, 2, 2), (3, 3, 3, 3)),

@@ -6,7 +6,7 @@ from helpers.report.claims.measures import amp_curves
 from helpers.report.figures import drawn
 from helpers.report.formats import SAMPLE, as_text, markdown, styled
 from helpers.report.perturbed import gradients, measure_first_steps, obtain_first_steps
-from helpers.report.pictures import image_grid, middle, overlay, probability_bars, stamp
+from helpers.report.pictures import image_grid, probability_bars, stamp
 from helpers.report.plots import (
     accuracy_against_cost,
     accuracy_chart,
@@ -26,5 +26,6 @@ from helpers.report.tables import (
     pair_sentences,
     paired_table,
     runs_table,
+    short_recipes,
     time_table,
 )

@@ -4,16 +4,15 @@ import re
 import zlib
 
 import pandas as pd
-from pandas.io.formats.style import Styler
 
 SAMPLE = "SAMPLE, not a result: "
 NOT_YET = "not yet run"
 
-_PERCENT = ("val accuracy", "test accuracy", "sd", "low", "high", "report", "top-1", "top-5")
+_PERCENT = ("val accuracy", "test accuracy", "flipped copy", "mark", "report", "top-1", "top-5")
 _FORMATS = {
     **dict.fromkeys((*_PERCENT, "short recipe", "elsewhere"), "{:.2%}"),
-    **dict.fromkeys(("share", "probability"), "{:.1%}"),
-    **dict.fromkeys(("points", "from", "to"), "{:+.2f}"),
+    **dict.fromkeys(("share", "probability", "sd", "low", "high"), "{:.1%}"),
+    **dict.fromkeys(("points", "from", "to"), "{:+.1f}"),
     **dict.fromkeys(("seeds", "epochs", "epochs, short", "estimated", "only first right", "only second right"), "{:.0f}"),
     **dict.fromkeys(("parameters", "gradients", "images/s"), "{:,.0f}"),
     **dict.fromkeys(("minutes", "minutes, short"), "{:.1f}"),
@@ -50,8 +49,10 @@ def _is_text(values: pd.Series) -> bool:
     return are_texts and sum(bool(re.match(r"[-+×]?\d", word)) for word in words) < len(words) / 2
 
 
-def styled(table: pd.DataFrame, caption: str, best: str | tuple[str, ...] = ()) -> Styler:
-    """The table for a notebook: a caption, numbers as in `as_text`, and the largest value of each `best` column in bold."""
+def styled(table: pd.DataFrame, caption: str, best: str | tuple[str, ...] = ()):
+    """The table as a notebook's `HTML`: a caption, numbers as in `as_text`, the largest value of each `best` column in bold."""
+    from IPython.display import HTML  # only in notebooks; unlike a `Styler`, it has no address that differs in every run
+
     bold = pd.DataFrame("", index=table.index, columns=table.columns)
     for column in (best,) if isinstance(best, str) else best:
         numbers = pd.to_numeric(table[column], errors="coerce")
@@ -61,7 +62,7 @@ def styled(table: pd.DataFrame, caption: str, best: str | tuple[str, ...] = ()) 
     left = [{"selector": "", "props": "text-align: left"}]
     style = style.set_table_styles({name: left for name in table.columns if _is_text(table[name])})
     style = style.set_table_styles([{"selector": "caption", "props": "text-align: left; white-space: nowrap"}], overwrite=False)
-    return style.set_uuid(f"{zlib.crc32(caption.encode()):x}")  # a random one would change a notebook's output every run
+    return HTML(style.set_uuid(f"{zlib.crc32(caption.encode()):x}").to_html())  # a random id would change in every run
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -1,10 +1,9 @@
-"""Figures made of images: grids, heat-map overlays, and images above their class probabilities."""
+"""Figures made of images: grids, and images above their class probabilities."""
 
 import math
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
-import torch
 from torch import Tensor
 
 
@@ -26,19 +25,6 @@ def image_grid(images, titles: Sequence[str] | None = None, columns: int = 8, sa
         axis.imshow(image.permute(1, 2, 0).cpu().numpy())
         axis.set_title(title, fontsize=8, parse_math=False)
     return stamp(figure) if sample else figure
-
-
-def middle(image: Tensor, size: int) -> Tensor:
-    """The centre crop (3, size, size) of an image (3, H, W): what a network with inputs of `size` pixels sees."""
-    top, left = ((side - size) // 2 for side in image.shape[-2:])
-    return image[:, top : top + size, left : left + size]
-
-
-def overlay(image: Tensor, heat: Tensor) -> Tensor:
-    """A heat map (S, S), from 0 to 1, over the centre crop of an image, uint8 (3, H, W): uint8 (3, S, S)."""
-    grey = middle(image, len(heat)).float().mean(0)  # so that the image's own colours are not mistaken for heat
-    colours = 255 * torch.from_numpy(plt.get_cmap("inferno")(heat.numpy())[..., :3]).permute(2, 0, 1)
-    return (0.4 * grey + 0.6 * colours).round().to(torch.uint8)
 
 
 def probability_bars(

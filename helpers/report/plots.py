@@ -54,14 +54,18 @@ def _label(axis, points: Mapping[str, tuple], at_edge: bool) -> None:
     if not fractions:
         return
     order = sorted(fractions, key=lambda label: (fractions[label][1], label))
-    height = 9 / (72 * 0.75 * axis.figure.get_size_inches()[1])  # of a line of text, as a fraction of the axis
+    wide, tall = axis.figure.get_size_inches()
+    height, letter = 9 / (72 * 0.75 * tall), 4.2 / (72 * 0.45 * wide)  # of a line of text, as fractions of the axis
     steps = height * np.arange(len(order))
     apart = isotonic_regression([fractions[label][1] for label in order] - steps) + steps
     for label, place in zip(order, apart, strict=True):
         *point, ink = points[label]
         across = fractions[label][0]
-        beside = [right for right, up in fractions.values() if 0 < right - across < 0.3 and abs(up - place) < height]
-        before = not at_edge and (across > 0.6 or (across > 0.2 and bool(beside)))  # no room for a label on the right
+        width, near = 0.03 + letter * len(label), [x - across for x, y in fractions.values() if abs(y - place) < height]
+        beside = [across + gap for gap in near if 0 < gap < width]
+        before = not at_edge and across > width and (across + width > 1 or bool(beside))  # no room for a label on the right
+        if before and label == order[-1] and any(-width < gap < 0 for gap in near):
+            place += height  # over the markers on the left
         across = max([across, *(right for right in beside if not before and right - across < 0.1)])
         at = (1.03 if at_edge else across + (-0.03 if before else 0.03), place)
         box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5}
@@ -180,7 +184,7 @@ def loss_around(radii: Sequence[float], losses: Mapping[str, np.ndarray], sample
     `losses` maps labels to (directions, len(radii)) arrays, as returned by `landscape.obtain`.
     """
     figure, axis = plt.subplots(figsize=(7.5, 4), layout="constrained")
-    for ink, line, (label, curves_around) in zip(PALETTE, itertools.cycle(LINES), losses.items(), strict=False):
+    for ink, line, (label, curves_around) in zip(INKS, itertools.cycle(LINES), losses.items(), strict=False):
         axis.semilogy(radii, curves_around.T, line, color=ink, linewidth=0.8, alpha=0.5)
         axis.semilogy(radii, curves_around.mean(0), line, color=ink, linewidth=2.4, label=label)
     axis.set(xlabel="distance from the trained weights (in units of their norm)", ylabel="cross-entropy (nats per image)")

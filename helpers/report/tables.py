@@ -27,8 +27,6 @@ ELSEWHERE = {
     ("cifar10", "slim_resnet"): (0.9604, "https://arxiv.org/abs/2306.12100"),  # another ResNet under five million parameters
     ("cifar10", "wrn16_4"): (0.9498, "https://github.com/szagoruyko/wide-residual-networks"),
     ("cifar100", "wrn16_2"): (0.7326, "https://arxiv.org/abs/1910.10699"),  # table 1, trained without a teacher
-    ("cifar100", "wrn16_4"): (0.769, "papers on distillation, without a teacher: 76.9 to 79.1 %"),
-    ("cifar100", "wrn28_2"): (0.75, "papers on distillation, without a teacher: about 75 %"),
     ("cifar100", "simplenet"): (0.7837, "https://arxiv.org/abs/1608.06037"),
     ("cifar100", "resnext29_32x4d"): (0.805, "https://github.com/osmr/imgclsmob"),
 }
@@ -45,6 +43,12 @@ WRITTEN = {name: row for row, names in CODED.items() for name in names}
 PRICED = "_short"  # in the names of runs that ablate an ingredient of a recipe; notebook 06 compares them with one another
 COMPARISON_COLUMNS = "experiment,parameters,seeds,val loss,test accuracy,sd,low,high,report".split(",")
 TIME_COLUMNS = "network,parameters,million MACs,seeds,images/s,epochs,estimated,top-1,top-5".split(",")
+CAPTIONS = {
+    "runs": "One row per run.",
+    "comparison": "Means over seeds. `low` to `high` is a 95 % interval: Wilson's for one seed, the next seed's for more.",
+    "paired": "By how many points the second is better on the same test images, with its 95 % interval and exact p-value.",
+}
+SHORT_COLUMNS = "experiment,epochs,seeds,val accuracy,test accuracy,flipped copy,mark,outcome,minutes".split(",")
 PAIRED_COLUMNS = "first,second,seeds,only first right,only second right,points,from,to,p".split(",")
 
 
@@ -206,6 +210,22 @@ def outcome_table(rows: Mapping[str, str], records: Iterable[dict]) -> pd.DataFr
     return table if table["elsewhere"].notna().any() else table.drop(columns="elsewhere")
 
 
+def short_recipes(records: Iterable[dict]) -> pd.DataFrame:
+    """One row per recipe of ours with a mark, an accuracy to reach: means over its seeds, and whether they reach it.
+
+    `flipped copy` is the accuracy when each image's mirror image votes too; `minutes` are those of the fastest seed.
+    """
+    runs_of, rows = by_experiment(on_whole_data(records)), []
+    for row in (row for row in experiments.EXPERIMENTS.values() if row.mark):
+        runs, found = runs_of.get(row.name, []), (None, NOT_YET, None, row.mark, "", None)
+        if runs:
+            accuracy, both = mean_accuracy(runs), np.mean([run["test"]["accuracy_mirrored"] for run in runs])
+            outcome, minutes = "reached" if accuracy >= row.mark else "missed", min(run["seconds"] for run in runs) / 60
+            found = validation_accuracy(runs), accuracy, both, row.mark, outcome, minutes
+        rows.append((row.name, row.recipe.epochs, len(runs), *found))
+    return pd.DataFrame(rows, columns=SHORT_COLUMNS)
+
+
 def pair_sentences(
     records: Iterable[dict],
     pairs: Iterable[tuple[str, str]],
@@ -230,7 +250,7 @@ def pair_sentences(
             sentences.append(f"{second} {verb} {'better' if row['points'] > 0 else 'worse'} than {first}{end} ({found}).")
     if missing:
         sentences.append(f"Not run yet: {'; '.join(missing)}.")
-    return [textwrap.fill(sentence, 90, break_on_hyphens=False) for sentence in sentences]
+    return [textwrap.fill(sentence, 88, break_on_hyphens=False) for sentence in sentences]  # 90 in a list
 
 
 def write(records: list[dict], results_dir: str | Path | None = None) -> list[Path]:
@@ -250,7 +270,8 @@ def write(records: list[dict], results_dir: str | Path | None = None) -> list[Pa
     with runtime.writing("The tables"):
         (folder / "tables").mkdir(exist_ok=True)
         for name, table in tables.items():
-            for suffix, text in ((".csv", table.to_csv(index=False)), (".md", markdown(table))):
+            caption = CAPTIONS[name.rpartition("_")[2]]
+            for suffix, text in ((".csv", table.to_csv(index=False)), (".md", f"{caption}\n\n{markdown(table)}")):
                 written.append(folder / "tables" / f"{name}{suffix}")
                 runtime.save_text(written[-1], text)
     for stale in {*folder.glob("tables/*_comparison.*"), *folder.glob("tables/*_paired.*")} - {*written}:

@@ -24,7 +24,7 @@ def test_every_accuracy_that_a_report_prints_has_a_row_before_anything_is_run():
 def test_runs_as_written_fill_their_row():
     runs = [make_run(seed=0)[0], make_run(seed=1, predicted=(0, 0, 0, 1, 1))[0]]  # 80 and 100 %
     found = row(readme.reported_table(runs), "pikachu/resnext50_ours")
-    assert found["ours"] == "90.00 ± 14.14%" and found["seeds"] == 2
+    assert found["ours"] == "90.0 ± 14.1%" and found["seeds"] == 2
     assert (found["printed"], found["same schedule?"], found["same data?"]) == ("79.46%", "as written", "yes")
 
 

@@ -145,22 +145,40 @@ def test_experiments_are_paired_image_by_image_over_their_common_seeds(tmp_path)
     assert table.iloc[0].tolist() == [one, other, 1, 0, 1, *map(pytest.approx, (20, 20 - 100 * half, 20 + 100 * half)), 1.0]
     assert table.iloc[1]["points"] == pytest.approx(-20)
     assert formats.as_text(table).iloc[2].tolist() == [one, "pikachu/none", *[""] * 7]
-    assert formats.as_text(table).iloc[0]["points"] == "+20.00"
+    assert formats.as_text(table).iloc[0]["points"] == "+20.0"
 
 
 def test_a_styled_table_has_a_caption_and_bold_best_values_and_is_reproducible():
     table = pd.DataFrame({"experiment": ["a", "b", "c"], "test accuracy": [0.5, 0.75, None], "val loss": [0.3, 0.4, 0.5]})
-    html = formats.styled(table, "Two networks", best=("test accuracy", "val loss")).to_html()
+    html = formats.styled(table, "Two networks", best=("test accuracy", "val loss")).data
     assert "<caption>Two networks</caption>" in html and ">75.00%</td>" in html and "None" not in html
     bold = re.search(r"((?:#\S+, )*#\S+) \{\s*font-weight: bold", html)[1]
     assert [cell.split("_row")[1] for cell in bold.split(", ")] == ["1_col1", "2_col2"]
-    assert html == formats.styled(table, "Two networks", best=("test accuracy", "val loss")).to_html()
+    assert html == formats.styled(table, "Two networks", best=("test accuracy", "val loss")).data
+
+
+def test_a_mark_is_reached_missed_or_open(tmp_path):
+    for name, predicted, flipped in (
+        ("cifar100/wrn16_2_fast", (0, 0, 1, 0, 0), 0.4),
+        ("pikachu/resnet18_fast", (0, 0, 1, 1, 1), 1.0),
+        ("cifar100/zoo_resnext1_doubling_fast", (0, 0, 1, 0, 1), 0.6),
+    ):
+        record, predictions = make_run(name, predicted=predicted)
+        record["test"]["accuracy_mirrored"] = flipped
+        results.save(record, predictions, tmp_path)
+    table = tables.short_recipes(results.load_all(tmp_path)).set_index("experiment")
+    outcome = table[["seeds", "test accuracy", "flipped copy", "mark", "outcome"]].T
+    assert outcome["cifar100/wrn16_2_fast"].tolist() == [1, 0.4, 0.4, 0.7, "missed"]
+    assert outcome["pikachu/resnet18_fast"].tolist() == [1, 0.8, 1.0, 0.9, "missed"]
+    assert outcome["cifar100/zoo_resnext1_doubling_fast"].tolist() == [1, 0.6, 0.6, 0.45, "reached"]
+    assert outcome["cifar100/wrn28_2_fast"].drop("flipped copy").tolist() == [0, "not yet run", 0.72, ""]
+    assert len(table.columns) == 8, "nine with the experiment"
 
 
 def test_words_are_left_aligned_and_numbers_right_aligned():
     columns = {"claim": ["2 sets", "a", "b"], "quoted": ["258", "79 %", ""], "test accuracy": ["not yet run", 0.5, None]}
     table = pd.DataFrame(columns | {"device": ["CPU"] * 3, "points": [1.0, 2.0, 3.0]})
-    style = formats.styled(table, "Claims").to_html().split("</style>")[0]
+    style = formats.styled(table, "Claims").data.split("</style>")[0]
     assert re.findall(r"\.col(\d) \{\s*text-align: left", style) == ["0", "3"]
 
 
