@@ -161,7 +161,7 @@ def run_experiment(options, common: dict) -> None:
 
 
 def make_tables(options) -> None:
-    """Rebuild tables, figures and claims; README's tables and model cards too, when the records are the repository's own."""
+    """Rebuild tables, figures and claims; model cards and README's tables too, if the records are the repository's own."""
     records = results.load_all(options.results_dir)
     written = tables.write(records, options.results_dir) + figures.write(records, options.results_dir)
     written += claims.write(options.results_dir, records)

@@ -115,7 +115,7 @@ def layer_kind(operation: str, shapes: list) -> str | None:
 
 
 class _Stopwatch(TorchDispatchMode):
-    """The seconds that each kind of layer takes, synchronising after each operation; the key None holds all others.
+    """The seconds of each kind of layer, with a synchronisation after each operation; under None, those of all other ones.
 
     On a CPU, torch's profiler is no use: it stores its notes in the memory that one step frees and the next would reuse, so
     that operations wait for new pages. For ResNeXt-29, it doubles BatchNorm's share of a step and triples that of ReLU.

@@ -163,7 +163,7 @@ def environment(device: torch.device) -> dict:
 
 @cache
 def _git(*arguments: str) -> str | None:
-    """Git's first answer, as a process goes on running the code that it has loaded; None without git, or if not in a clone."""
+    """Git's answer, asked for once: a process goes on running the code that it has loaded. None without git or a clone."""
     try:
         return subprocess.check_output(["git", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL, text=True).strip()
     except (OSError, subprocess.CalledProcessError):

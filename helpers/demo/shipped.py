@@ -44,7 +44,7 @@ def write_card(path: Path, results_dir: str | Path | None = None) -> Path:
     model = load_model(path)
     require(model.card, f"{path.name} has no model card; save it with python -m helpers save EXPERIMENT, or remove it.")
     record = records.load(records.record_path(*(model.card[key] for key in ("experiment", "profile", "seed")), results_dir))
-    again = f"{path.name} is not of the recorded run; save the model again, or remove it."
+    again = f"{path.name} does not belong to the recorded run; save the model again, or remove it."
     require((record["test"], record["best"]) == (model.card["test"], model.card["best"]), again)
     right = int((records.predictions(record, results_dir)["true"] == model.card["predicted"]).sum())
     save_text(path.with_suffix(".md"), card_text(record, model.about, path, right, results_dir))

@@ -1,4 +1,4 @@
-"""Lock files that keep two programs from doing the same run, and that a killed program does not keep locked."""
+"""Lock files that keep two programs from doing the same run, and that do not stay locked when a program is killed."""
 
 import fcntl
 import json

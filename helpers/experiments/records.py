@@ -122,7 +122,7 @@ def load(path: Path) -> dict:
         raise no_record
     where = f"{path.name} of {record['experiment']}"
     require(agrees, f"{where} contradicts itself: its confusion matrix gives another result; remove it and run it again.")
-    record["environment"]["device"] = record["environment"]["device"].replace("1 threads", "1 thread")  # as older ones say
+    record["environment"]["device"] = record["environment"]["device"].replace(" 1 threads", " 1 thread")  # as older ones say
     return record
 
 
@@ -133,7 +133,7 @@ def load_all(results_dir: str | Path | None = None, profile: str | None = None) 
         paths = sorted(folder.glob("*/*/*/seed*.json"), key=lambda path: (path.parent, len(path.name), path.name))
     except OSError as error:
         raise UserError(f"The results folder cannot be read ({error.strerror}); choose another --results-dir.") from error
-    records = [load(path) for path in paths if re.fullmatch(r"seed\d+\.json", path.name)]  # no copies, as `seed0 (1).json`
+    records = [load(path) for path in paths if re.fullmatch(r"seed\d+\.json", path.name)]  # not `seed0 (1).json`
     return [record for record in records if profile in (None, record["profile"])]
 
 

@@ -16,8 +16,8 @@ DATA = {"pikachu": "Pikachu photographs", "cifar10": "CIFAR-10", "cifar10_5k": "
 DATA |= {"cifar100": "CIFAR-100"}
 ACCURACY = (
     "Test accuracy by experiment: a dot for each seed, their mean, the value that the report prints, and an accuracy\n"
-    "published elsewhere for the same or a similar network. Names that end in `_fast` are our short recipes; a row\n"
-    "without a dot has not been run yet."
+    "published elsewhere for the same or a similar network. Rows with `_fast` in their names are our short recipes; a\n"
+    "row without a dot has not been run yet."
 )
 
 

@@ -34,7 +34,7 @@ def filter_normalised_direction(model: nn.Module, generator: torch.Generator) ->
 
 
 @torch.no_grad()
-def loss_along(model: nn.Module, direction: dict[str, Tensor], radii: Sequence[float], split: data.Split, recipe: Recipe):
+def loss_along(model: nn.Module, direction: dict, radii: Sequence[float], split: data.Split, recipe: Recipe) -> np.ndarray:
     """The mean cross-entropy at weights + radius × direction for each radius, as float64; the weights are restored.
 
     BatchNorm keeps the running statistics of the trained network.

@@ -13,7 +13,7 @@ def stamp(figure: plt.Figure) -> plt.Figure:
     return figure
 
 
-def image_grid(images, titles: Sequence[str] | None = None, columns: int = 8, sample: bool = False, inches=1.25) -> plt.Figure:
+def image_grid(images: Tensor, titles: Sequence[str] | None = None, columns=8, sample=False, inches=1.25) -> plt.Figure:
     """A grid of images, uint8 (N, 3, H, W), each `inches` wide and under its title."""
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)

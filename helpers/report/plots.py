@@ -55,7 +55,7 @@ def _label(axis, points: Mapping[str, tuple], at_edge: bool) -> None:
         return
     order = sorted(fractions, key=lambda label: (fractions[label][1], label))
     wide, tall = axis.figure.get_size_inches()
-    height, letter = 9 / (72 * 0.75 * tall), 4.2 / (72 * 0.45 * wide)  # of a line of text, as fractions of the axis
+    height, letter = 9 / (72 * 0.75 * tall), 4.2 / (72 * 0.45 * wide)  # a line's height and a letter's width, of the axis
     steps = height * np.arange(len(order))
     apart = isotonic_regression([fractions[label][1] for label in order] - steps) + steps
     for label, place in zip(order, apart, strict=True):

@@ -45,8 +45,8 @@ COMPARISON_COLUMNS = "experiment,parameters,seeds,val loss,test accuracy,sd,low,
 TIME_COLUMNS = "network,parameters,million MACs,seeds,images/s,epochs,estimated,top-1,top-5".split(",")
 CAPTIONS = {
     "runs": "One row per run.",
-    "comparison": "Means over seeds. `low` to `high` is a 95 % interval: Wilson's for one seed, the next seed's for more.",
-    "paired": "By how many points the second is better on the same test images, with its 95 % interval and exact p-value.",
+    "comparison": "Means over seeds. 95 % interval `low` to `high`: Wilson's for one seed, else that of the next seed.",
+    "paired": "By how many points the second is better on the same test images, its 95 % interval and the exact p-value.",
 }
 SHORT_COLUMNS = "experiment,epochs,seeds,val accuracy,test accuracy,flipped copy,mark,outcome,minutes".split(",")
 PAIRED_COLUMNS = "first,second,seeds,only first right,only second right,points,from,to,p".split(",")
@@ -211,7 +211,7 @@ def outcome_table(rows: Mapping[str, str], records: Iterable[dict]) -> pd.DataFr
 
 
 def short_recipes(records: Iterable[dict]) -> pd.DataFrame:
-    """One row per recipe of ours with a mark, an accuracy to reach: means over its seeds, and whether they reach it.
+    """One row per recipe of ours with a mark, a test accuracy to reach: means over its seeds, and whether theirs reaches it.
 
     `flipped copy` is the accuracy when each image's mirror image votes too; `minutes` are those of the fastest seed.
     """

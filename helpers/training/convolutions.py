@@ -67,7 +67,7 @@ def joined(weight: Tensor, groups: int) -> tuple[Tensor, int]:
     return (blocks * own).reshape(outputs, together * inputs, *kernel), groups // together
 
 
-def product(images: Tensor, weight: Tensor, bias: Tensor | None, stride, padding) -> Tensor:
+def product(images: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple, padding: tuple) -> Tensor:
     """The convolution of images (N, C, H, W): the pixels that each weight sees, side by side, times weights (O, C, h, w).
 
     Weights that see only the padding are left out.

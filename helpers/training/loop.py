@@ -133,7 +133,8 @@ def _resumed(learner: Learner, identity: dict, options: Options) -> Fit | None:
     done = Fit(**{name: state[name] for name in KEPT}, channels_last=measured)
     print(f"Resumed after epoch {len(done.history)} of {learner.recipe.epochs}.")
     here = platform(learner.device)
-    before = {name: done.history[-1].get(name, value) for name, value in here.items()}  # older versions did not record it
+    # Older versions did not record it, or wrote "1 threads".
+    before = {name: done.history[-1].get(name, value).replace(" 1 threads", " 1 thread") for name, value in here.items()}
     if before != here:
         old, new = ", ".join(before.values()), ", ".join(here.values())
         print(f"It began on {old} and continues on {new}; it will not match an uninterrupted run bit for bit.")
@@ -141,7 +142,7 @@ def _resumed(learner: Learner, identity: dict, options: Options) -> Fit | None:
 
 
 def _log(row: dict, checkpoint: Path) -> None:
-    """Write an epoch's scalars for TensorBoard, in place of those of a killed session; the first removes an earlier run's."""
+    """Write an epoch's scalars for TensorBoard over those of a killed session; epoch 1 removes all of an earlier run's."""
     from torch.utils.tensorboard import SummaryWriter
 
     folder = checkpoint.with_suffix(".tensorboard")

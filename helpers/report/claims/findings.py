@@ -36,7 +36,7 @@ class Statement:
     limits: Sequence[float] = ()  # of a bound
 
     def how(self, found: Found | None = None) -> str:
-        """What is compared with the report, and the runs, if there are any."""
+        """What is compared with the report, with which runs if any, and why the verdict stays open if it does."""
         parts = [self.what or self.measure]
         if self.kind == "printed difference":
             (first, second), n = self.arguments["per_cent"], self.arguments["n"]
