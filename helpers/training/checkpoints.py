@@ -42,10 +42,10 @@ def save_checkpoint(state: dict, checkpoint: Path) -> None:
             file.write(buffer.getbuffer())
             file.flush()
             os.fsync(file.fileno())
-        if _written.get(checkpoint) == _stamp(checkpoint) or _read(checkpoint):
+        if _written.get(checkpoint) == stamp(checkpoint) or _read(checkpoint):
             os.replace(checkpoint, previous(checkpoint))
         os.replace(new, checkpoint)
-        _written[checkpoint] = _stamp(checkpoint)
+        _written[checkpoint] = stamp(checkpoint)
     except OSError as error:
         new.unlink(missing_ok=True)
         failed = f"The checkpoint {checkpoint.name} could not be written ({error.strerror})"
@@ -104,7 +104,7 @@ def load_checkpoint(
     return None
 
 
-def _stamp(path: Path) -> tuple[int, ...]:
+def stamp(path: Path) -> tuple[int, ...]:
     """A file's inode, size and time of change, which tell whether it was rewritten; empty if there is no file."""
     with suppress(OSError):
         status = path.stat()

@@ -15,7 +15,7 @@ from torch import nn
 from helpers import data, runtime
 from helpers.runtime import UserError, progress, require, require_writable, seed_epoch
 from helpers.training import processes
-from helpers.training.checkpoints import copy_checkpoint, load_checkpoint, save_checkpoint
+from helpers.training.checkpoints import copy_checkpoint, load_checkpoint, save_checkpoint, stamp
 from helpers.training.evaluation import evaluate
 from helpers.training.layout import choose_channels_last, prepare
 from helpers.training.recipe import Recipe, check_time_budget, completed, is_perturbed, learning_rate, pixels_at
@@ -88,9 +88,9 @@ def fit(model: nn.Module, train: data.Split, validation: data.Split, recipe: Rec
     identity = {"seed": options.seed, "train_images": len(train), **(options.about or {}), **asdict(recipe)}
     learner = Learner(model, recipe)
     done = _resumed(learner, identity, options)
-    done = done or Fit(channels_last=processes.agreed(choose_channels_last(model, train, recipe)))
+    done, stopped = done or Fit(channels_last=processes.agreed(choose_channels_last(model, train, recipe))), None
     learner.called = processes.wrap(prepare(model, recipe, done.channels_last))
-    keeper, stopped = _Keeper(options, identity, len(done.history)), None
+    keeper, earlier = _Keeper(options, identity, len(done.history)), options.checkpoint and stamp(options.checkpoint)
     try:
         while len(done.history) < recipe.epochs and not (stopped := _reason_to_stop(done, options)):
             _advance(learner, done, _epoch(learner, train, validation, options, len(done.history)), options)
@@ -98,7 +98,7 @@ def fit(model: nn.Module, train: data.Split, validation: data.Split, recipe: Rec
         keeper.save(learner, done, last=True)
     except KeyboardInterrupt:
         end = "nothing of this run was kept, since none of its epochs had been checkpointed."
-        if keeper.epochs:  # if no epoch of this run was saved, any checkpoint there is an earlier run's
+        if keeper.epochs or (options.checkpoint and stamp(options.checkpoint) != earlier):  # or it is an earlier run's
             end = f"the last checkpoint is kept in {options.checkpoint.name}; rerun to continue."
         print(f"\nStopped: {end}")
         keeper.copy(last=True)

@@ -141,7 +141,7 @@ def test_a_card_is_not_written_for_another_run(place, tmp_path):
     copy = tmp_path / "pikachu-resnet18_torchvision.safetensors"
     copy.write_bytes((folder / "models" / copy.name).read_bytes())
     records.save(record | {"best": record["best"] | {"epoch": 1}}, records.predictions(record, folder / "results"), tmp_path)
-    with pytest.raises(UserError, match="is not of the recorded run; save the model again, or remove it"):
+    with pytest.raises(UserError, match="does not belong to the recorded run; save the model again, or remove it"):
         shipped.write_card(copy, tmp_path)
     assert not copy.with_suffix(".md").exists()
 
