@@ -155,7 +155,7 @@ def run_experiment(options, common: dict) -> None:
     result = f"test accuracy {test['accuracy']:.2%} ({low:.2%} to {high:.2%}) on {test['n']} images of {source}"
     print(f"{options.experiment}, seed {options.seed}, {options.profile}: {result}.")
     if is_kept:
-        print(f"Record: {results.save(record, predictions, options.results_dir).name}")
+        print(f"Record: {os.path.relpath(results.save(record, predictions, options.results_dir))}")
     else:
         print("No record was written: a smoke run, or one with another --epochs, is recorded only with --results-dir.")
 

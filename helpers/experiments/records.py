@@ -200,9 +200,8 @@ def obtain_all(
         except Diverged as error:  # go on with the other runs
             print(f"{name}, seed {seed}: {error}")
     obtained = [record for record in found.values() if record]
-    lacking = (
-        f"; {sum(map(len, missing.values()))} not run yet, with the minutes each takes here:" if missing and not trains else "."
-    )
+    count = sum(map(len, missing.values()))
+    lacking = f"; {count} not run yet, with the minutes each takes here:" if missing and not trains else "."
     print(f"{len(obtained)} {profile} run{'s' * (len(obtained) != 1)} recorded{lacking}")
     if not trains:
         given = {

@@ -215,15 +215,16 @@ def short_recipes(records: Iterable[dict]) -> pd.DataFrame:
 
     `flipped copy` is the accuracy when each image's mirror image votes too; `minutes` are those of the fastest seed.
     """
-    runs_of, rows = by_experiment(on_whole_data(records)), []
-    for row in (row for row in experiments.EXPERIMENTS.values() if row.mark):
-        runs, found = runs_of.get(row.name, []), (None, NOT_YET, None, row.mark, "", None)
-        if runs:
-            accuracy, both = mean_accuracy(runs), np.mean([run["test"]["accuracy_mirrored"] for run in runs])
-            outcome, minutes = "reached" if accuracy >= row.mark else "missed", min(run["seconds"] for run in runs) / 60
-            found = validation_accuracy(runs), accuracy, both, row.mark, outcome, minutes
-        rows.append((row.name, row.recipe.epochs, len(runs), *found))
-    return pd.DataFrame(rows, columns=SHORT_COLUMNS)
+    records, marks = on_whole_data(records), {row.name: row.mark for row in experiments.EXPERIMENTS.values() if row.mark}
+    table = outcome_table({name: name for name in marks}, records).rename(columns={"run": "experiment"})
+    runs_of, rows = by_experiment(records), []
+    for name, mark in marks.items():
+        rows.append({"mark": mark})
+        if runs := runs_of.get(name):
+            flipped = np.mean([run["test"]["accuracy_mirrored"] for run in runs])
+            outcome = "reached" if mean_accuracy(runs) >= mark else "missed"
+            rows[-1] |= {"val accuracy": validation_accuracy(runs), "flipped copy": flipped, "outcome": outcome}
+    return table.join(pd.DataFrame(rows)).reindex(columns=SHORT_COLUMNS).fillna({"outcome": ""})
 
 
 def pair_sentences(
@@ -250,7 +251,7 @@ def pair_sentences(
             sentences.append(f"{second} {verb} {'better' if row['points'] > 0 else 'worse'} than {first}{end} ({found}).")
     if missing:
         sentences.append(f"Not run yet: {'; '.join(missing)}.")
-    return [textwrap.fill(sentence, 88, break_on_hyphens=False) for sentence in sentences]  # 90 in a list
+    return [textwrap.fill(sentence, 88, break_on_hyphens=False) for sentence in sentences]
 
 
 def write(records: list[dict], results_dir: str | Path | None = None) -> list[Path]:
