@@ -64,7 +64,6 @@ def stratified(split: Split, n: int, seed: int = 0) -> Split:
 class Dataset:
     """Three splits of labelled images.
 
-    name: as requested, with '-jpeg' appended if CIFAR came as JPEG files, which costs accuracy;
     source: a description of where the images came from; fingerprint: a hash of which image, by content, is in which split;
     classes: the name of each label, sorted; skipped: (file, reason) for each file that could not be read.
     """
@@ -125,15 +124,15 @@ def load(
     if name not in NAMES and not (base / name).is_dir():
         raise UserError(f"There is no '{name}' in the data folder; choose from {', '.join(names(base))}, or put it there.")
     if is_cifar:
-        called, pool = cifar.read_pool(name, base, image_size)
+        pool = cifar.read_pool(name, base, image_size)
     else:
-        called, pool = name, photographs.read_pool(name, base, stored_size(name, image_size), resize)
+        pool = photographs.read_pool(name, base, stored_size(name, image_size), resize)
     classes, splits = _divide(pool, cifar.HELD_OUT if is_cifar else photographs.HELD_OUT, seed)
     counts = ", ".join(f"{len(split)} {key}" for key, split in splits.items())
     print(f"{name} ({pool.source}): {counts} images, {len(classes)} classes.")
     if pool.skipped:
         print(f"Left out {len(pool.skipped)}: {listed_files(pool.skipped)}.")
-    return Dataset(called, pool.source, fingerprint(splits, named=not is_cifar), classes, **splits, skipped=pool.skipped)
+    return Dataset(name, pool.source, fingerprint(splits, named=not is_cifar), classes, **splits, skipped=pool.skipped)
 
 
 def _divide(pool: Pool, held_out: float, seed: int) -> tuple[list[str], dict[str, Split]]:

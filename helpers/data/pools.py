@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from helpers.runtime import DAMAGED, progress, require, whole
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 SPLITS = ("train", "validation", "test")
 SPLIT_FOLDERS = {split: split for split in SPLITS} | {"val": "validation", "valid": "validation"}
 EXTENSIONS = {".jpg", ".jpeg", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif"}

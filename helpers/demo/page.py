@@ -58,8 +58,7 @@ def prepare(path: Path, data_dir: str | Path | None = None, searched: int = 1000
     try:
         if dataset is None:
             require(card, f"{path.name} has no model card, so its data are not known.")
-            name = card["dataset"]["name"].removesuffix("-jpeg")
-            dataset = load(name, data_dir, image_size=about.image_size, resize=about.resize)
+            dataset = load(card["dataset"]["name"], data_dir, image_size=about.image_size, resize=about.resize)
         require(dataset.classes == about.classes, f"The {dataset.source} has other classes than {path.name} knows.")
         if card and dataset.fingerprint != card["dataset"]["fingerprint"]:
             print(f"{path.stem} was trained on other images than the {dataset.source} has; its card does not speak of these.")

@@ -78,7 +78,7 @@ def best_weights(record: dict, checkpoint_dir: str | Path | None = None) -> tupl
     recipe, dataset = record["recipe"], record["dataset"]
     if state["best"] != record["best"] or state["identity"]["images"] != dataset["fingerprint"]:
         raise UserError(f"The checkpoint {checkpoint.name} of {name} is not that of its record; {again}.")
-    stored = data.stored_size(dataset["name"].removesuffix("-jpeg"), recipe["image_size"])
+    stored = data.stored_size(dataset["name"], recipe["image_size"])
     shown = (recipe["image_size"], stored, tuple(recipe["mean"]), tuple(recipe["std"]))
     is_sample, resize = dataset["source"] == "sample", recipe.get("resize", "crop")
     return state["best_weights"], Preprocessing(record["model"]["name"], dataset["classes"], *shown, is_sample, resize)

@@ -119,8 +119,7 @@ def evaluate(name: str, data_dir: str | Path | None = None, device: str | None =
 def _predict(model: SavedModel, data_dir: str | Path | None) -> tuple[torch.Tensor, torch.Tensor]:
     """A model's answers on the test images that its card names, in full precision, and the labels."""
     card, about = model.card, model.about
-    dataset_name = card["dataset"]["name"].removesuffix("-jpeg")
-    dataset = data.load(dataset_name, data_dir, image_size=about.image_size, resize=about.resize)
+    dataset = data.load(card["dataset"]["name"], data_dir, image_size=about.image_size, resize=about.resize)
     if dataset.fingerprint != card["dataset"]["fingerprint"]:
         raise UserError(f"The model was tested on other images than the {dataset.source} has, so it cannot be checked.")
     recipe = training.Recipe(**training.completed(card["recipe"]) | {"mixed_precision": False})

@@ -37,7 +37,6 @@ def folder_for(profile: str, fingerprint: str = "", name: str = "") -> Path:
     """
     if profile == "smoke":
         return _temporary_folder()
-    name = name.removesuffix("-jpeg")  # JPEG copies: the same data set, but other images
     known = {record["dataset"]["fingerprint"] for record in load_all() if record["dataset"]["name"] == name}
     return OWN / fingerprint if known and fingerprint not in known else RESULTS
 

@@ -20,8 +20,8 @@ from helpers.report.printed import amp_figure2, slim_rates, zoo_steps
 from helpers.report.readme import headline_table
 from helpers.report.tables import (
     best_by_validation,
+    full_runs,
     most_confused,
-    on_whole_data,
     outcome_table,
     pair_sentences,
     paired_table,

@@ -53,7 +53,7 @@ def _save(figure: plt.Figure, path: Path) -> None:
 
 def drawn(records: list[dict]) -> Iterator[tuple[str, plt.Figure, str]]:
     """Yield (name, figure, caption): all accuracies, then each data set's costs, curves and best run's confusion matrix."""
-    records = tables.on_whole_data(records)
+    records = tables.full_runs(records)
     runs_of = tables.by_experiment(records)
     if runs_of:  # a row for every experiment that was run or that a report prints, grouped by network
         plan = sorted(experiments.EXPERIMENTS.items(), key=lambda item: item[1].model.removeprefix("torchvision/"))

@@ -68,7 +68,7 @@ def _schedule(name: str, of: str, runs: list[dict]) -> str:
 
 def reported_table(records: Iterable[dict]) -> pd.DataFrame:
     """One row per accuracy that a report prints and way of running it, with the network's accuracy published elsewhere."""
-    runs_of, rows, order = tables.by_experiment(tables.on_whole_data(records)), [], [*tables.REPORTS]
+    runs_of, rows, order = tables.by_experiment(tables.full_runs(records)), [], [*tables.REPORTS]
     reported = {name: row for name, row in EXPERIMENTS.items() if "test_accuracy" in row.reported}
     for name, row in sorted(reported.items(), key=lambda item: order.index(item[1].report)):
         for other in _ways(name, runs_of):
@@ -87,7 +87,7 @@ def headline_table(records: Iterable[dict]) -> pd.DataFrame:
     Its own recipe is as written, or else as coded, or else shortened; the cell says which, or what is not stated. The short
     recipe is the one with the best validation accuracy, and `minutes` is the time of its fastest seed.
     """
-    runs_of, rows = tables.by_experiment(tables.on_whole_data(records)), []
+    runs_of, rows = tables.by_experiment(tables.full_runs(records)), []
     for report, subject in tables.REPORTS.items():
         own = {name: row for name, row in EXPERIMENTS.items() if row.report == report}
         printed = {name: row.reported["test_accuracy"] for name, row in own.items() if "test_accuracy" in row.reported}
@@ -137,7 +137,7 @@ def parts(records: list[dict]) -> dict[str, str]:
 
 def reached_part(records: Iterable[dict]) -> str:
     """How long our short recipe for `amp`'s network took to reach 90 %, and how long the report's own run would take to."""
-    runs = [run for run in tables.on_whole_data(records) if run["experiment"] == "cifar10/resnext29_under5m_fast"]
+    runs = [run for run in tables.full_runs(records) if run["experiment"] == "cifar10/resnext29_under5m_fast"]
     run = min(runs, key=lambda run: run["seconds"], default={"history": []})
     epoch = next((row["epoch"] for row in run["history"] if row["val_accuracy"] >= 0.9), None)
     if epoch is None:

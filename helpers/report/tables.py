@@ -52,10 +52,10 @@ SHORT_COLUMNS = "experiment,epochs,seeds,val accuracy,test accuracy,flipped copy
 PAIRED_COLUMNS = "first,second,seeds,only first right,only second right,points,from,to,p".split(",")
 
 
-def on_whole_data(records: Iterable[dict]) -> list[dict]:
-    """The full runs of the reports' experiments on lossless images: no search, speed comparison, ablation or JPEG copy."""
+def full_runs(records: Iterable[dict]) -> list[dict]:
+    """The full runs of the reports' experiments: no search, speed comparison or ablation."""
     own = (record for record in records if record["report"] not in ("speed", "search") and PRICED not in record["experiment"])
-    return [record for record in own if record["profile"] == "full" and "JPEG" not in record["dataset"]["source"]]
+    return [record for record in own if record["profile"] == "full"]
 
 
 def by_experiment(records: Iterable[dict]) -> dict[str, list[dict]]:
@@ -215,7 +215,7 @@ def short_recipes(records: Iterable[dict]) -> pd.DataFrame:
 
     `flipped copy` is the accuracy when each image's mirror image votes too; `minutes` are those of the fastest seed.
     """
-    records, marks = on_whole_data(records), {row.name: row.mark for row in experiments.EXPERIMENTS.values() if row.mark}
+    records, marks = full_runs(records), {row.name: row.mark for row in experiments.EXPERIMENTS.values() if row.mark}
     table = outcome_table({name: name for name in marks}, records).rename(columns={"run": "experiment"})
     runs_of, rows = by_experiment(records), []
     for name, mark in marks.items():

@@ -48,19 +48,19 @@ class Runs:
     def of(self, experiments: Sequence[str], epoch: int = 0) -> Found:
         """The runs of an experiment (that reached `epoch`), or of two on the same images with the same seeds.
 
-        Complete runs are preferred to shortened ones and JPEG copies; paired runs cover the same share of their schedules.
+        Complete runs are preferred to shortened ones; paired runs cover the same share of their schedules.
         """
         first, *others = map(self._candidates, experiments)
-        for kind, runs in first.items():
+        for share, runs in first.items():
             runs = {key: run for key, run in runs.items() if len(run["history"]) >= epoch}
-            second = others[0].get(kind, {}) if others else {}
+            second = others[0].get(share, {}) if others else {}
             if shared := [key for key in runs if key in second]:
                 firsts, seconds = ([side[key] for key in shared] for side in (runs, second))
                 return Found(firsts, seconds, stand_in(firsts) or stand_in(seconds))
             if runs and not others:
                 runs = list(runs.values())
                 # At a constant learning rate, a shortened run is the beginning of the complete one.
-                begun = epoch and runs[0]["recipe"]["schedule"] == "constant" and not _is_jpeg(runs[0])
+                begun = epoch and runs[0]["recipe"]["schedule"] == "constant"
                 return Found(runs, [], "" if begun else stand_in(runs))
         raise NotYet
 
@@ -68,24 +68,22 @@ class Runs:
         """A run on a data set or on a subset sampled from it."""
         parts = {dataset, *(name for name, (whole, _) in cifar.PARTS.items() if whole == dataset)}
         for run in self.records:
-            if run["dataset"]["name"].removesuffix("-jpeg") in parts:
+            if run["dataset"]["name"] in parts:
                 return run
         raise NotYet
 
-    def _candidates(self, experiment: str) -> dict[tuple, dict[tuple, dict]]:
-        """By kind, best first (from JPEG files or not, the negated share of its schedule): its runs by seed and images."""
-        kinds: dict[tuple, dict[tuple, dict]] = {}
-        for run in sorted(self.records, key=lambda run: run["seed"]):
+    def _candidates(self, experiment: str) -> dict[float, dict[tuple, dict]]:
+        """By share of the schedule, the largest first: the experiment's runs by seed and images."""
+        shares: dict[float, dict[tuple, dict]] = {}
+        for run in sorted(self.records, key=lambda run: (-_share(run), run["seed"])):
             if _whole(run["experiment"]) == experiment:
-                kinds.setdefault((_is_jpeg(run), -_share(run)), {})[run["seed"], run["dataset"]["fingerprint"]] = run
-        return dict(sorted(kinds.items()))
+                shares.setdefault(_share(run), {})[run["seed"], run["dataset"]["fingerprint"]] = run
+        return shares
 
 
 def stand_in(runs: list[dict]) -> str:
     """Why runs are not the ones that a statement about their experiment means, in words; empty if they are."""
-    reasons = ["images from JPEG files"] if _is_jpeg(runs[0]) else []
-    if _share(runs[0]) < 1:
-        reasons.append(f"{_share(runs[0]):.0%} of the epochs")
+    reasons = [f"{_share(runs[0]):.0%} of the epochs"] if _share(runs[0]) < 1 else []
     if all(map(_one_label, runs)):
         reasons.append("every image gets the same label")
     if any(map(results.is_cut, runs)):  # only report `zoo` gives its runs a time budget
@@ -97,10 +95,6 @@ def _one_label(run: dict) -> bool:
     """Whether a run gives images of several classes all the same label."""
     true, predicted = (np.count_nonzero(np.sum(run["test"]["confusion"], axis=axis)) for axis in (1, 0))
     return predicted == 1 and true > 1
-
-
-def _is_jpeg(run: dict) -> bool:
-    return run["dataset"]["name"].endswith("-jpeg")
 
 
 def _whole(name: str) -> str:

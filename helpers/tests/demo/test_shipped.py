@@ -242,15 +242,6 @@ def test_the_page_says_that_the_images_are_not_the_models_own_and_leaves_out_cop
     assert exhibit.dataset.test.names == dataset.test.names[1:]
 
 
-def test_the_page_uses_the_plain_data_set_for_a_model_trained_on_jpeg_copies(place, tmp_path):
-    folder, *_ = place
-    model = demo.load_model(folder / "models" / "pikachu-resnet18_torchvision.safetensors")
-    card = model.card | {"dataset": model.card["dataset"] | {"name": "pikachu-jpeg"}}
-    file = demo.save_model(tmp_path / "copies.safetensors", model.network.state_dict(), model.about, card)
-    exhibit = demo.prepare(file, folder, searched=4)
-    assert len(exhibit.known) == 4 and len(exhibit.examples) == 8
-
-
 def test_without_the_data_the_page_still_classifies(place, tmp_path, capsys):
     folder, _, dataset, _ = place
     (tmp_path / "pikachu").mkdir()

@@ -87,7 +87,7 @@ def test_names_tell_the_trials_apart(whole):
 def test_a_trial_is_a_run_with_a_record_like_any_other(whole):
     found, trials = whole
     assert sorted(records.load_all(found.folder), key=str) == sorted(trials, key=str)
-    assert tables.on_whole_data([record | {"profile": "full"} for record in trials]) == []
+    assert tables.full_runs([record | {"profile": "full"} for record in trials]) == []
     assert {record["dataset"]["source"] for record in trials} == {"sample"}
     for record in trials:
         assert len(records.predictions(record, found.folder)["true"]) == record["test"]["n"] == 10

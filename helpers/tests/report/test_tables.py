@@ -47,7 +47,7 @@ def test_tables_are_rebuilt_from_the_records_alone(tmp_path):
     assert pair["p"] == 0.25, "McNemar's exact test: 2 · (1/2)³"
     tables.write(records[:1], tmp_path)  # runs that price an ingredient are compared only in notebook 06
     priced = [records[0] | {"experiment": f"cifar10/wrn16_2_short{end}"} for end in ("", "_without_ema")]
-    assert tables.on_whole_data(priced) == [] and tables.on_whole_data(records) == records
+    assert tables.full_runs(priced) == [] and tables.full_runs(records) == records
     results.save(priced[0], make_run()[1], tmp_path)
     tables.write([*records[:1], *priced], tmp_path)
     assert not (tmp_path / "tables/pikachu_paired.csv").exists() and (tmp_path / "tables/pikachu_comparison.md").exists()
