@@ -84,8 +84,7 @@ def read_pool(name: str, base: Path, image_size: int) -> Pool:
 
     Raises a UserError if the size is above 32, the source is incomplete or not the published one, or no download succeeds.
     """
-    fits = image_size <= PIXELS
-    require(fits, f"The image size is {image_size}, but the images of {name} have 32 pixels; choose 32 or less.")
+    require(image_size <= PIXELS, f"The image size is {image_size}, but {name}'s images have 32 pixels; choose 32 or less.")
     whole, counts = PARTS.get(name, (name, None))
     path = cache_path(base, name, PIXELS)
     if not (found := _find(whole, base)):
@@ -93,6 +92,7 @@ def read_pool(name: str, base: Path, image_size: int) -> Pool:
             return carried
         downloads.fetch(whole, PUBLISHED[whole], base)
         found = _find(whole, base)
+        require(found, f"The folder {whole}/parquet has no Parquet files but is not empty; remove it, and try again.")
     source, files, read = found
     read_whole = partial(cached, cache_path(base, whole, PIXELS), source, files, PIXELS, lambda: _in_order(whole, read()))
     return cached(path, source, files, PIXELS, lambda: _choose_part(read_whole(), counts)) if counts else read_whole()
@@ -124,7 +124,9 @@ def _in_order(name: str, pool: Pool) -> Pool:
 
     The order, and thus which images are held out, and the fingerprint then do not depend on the file format.
     """
-    lost = pools.listed_files(pool.skipped, most=3)
+    odd = np.flatnonzero((pool.sizes != PIXELS).any(1))
+    wrong = [(pool.names[n], "{}x{} pixels instead of 32x32".format(*pool.sizes[n])) for n in odd]
+    lost = pools.listed_files(pool.skipped + wrong, most=3)
     require(not lost, f"The {pool.source} has images that cannot be used: {lost}; {AGAIN}.")
     places = ["/".join(place(dirname(path))).lower() for path in pool.names]
     counts, classes, digests = Counter(places), CLASSES[name], _digests(pool)
@@ -133,9 +135,8 @@ def _in_order(name: str, pool: Pool) -> Pool:
         has, right = counts[where], published.get(where, 0)
         but = f"The {pool.source} has {has} images in {where} where {name} has {right}"
         require(has == right, f"{but}; {AGAIN}, or give it another name if it is not meant to be complete.")
-    other = f"The {pool.source} has as many images as {name}, but an image is in the wrong class or not the published one"
-    same = _fingerprint(places, digests) == FINGERPRINTS[name]
-    require(same, f"{other}, perhaps a JPEG copy; {AGAIN}, or give it another name.")
+    other = f"The {pool.source} has as many images as {name}, but one is in the wrong class or not as published (a JPEG copy?)"
+    require(_fingerprint(places, digests) == FINGERPRINTS[name], f"{other}; {AGAIN}, or give it another name.")
     names = [f"{where}/{basename(path)}" for where, path in zip(places, pool.names, strict=True)]
     order = sorted(range(len(names)), key=lambda n: (places[n], digests[n], names[n]))
     return pool._replace(names=names, digests=digests).take(order)
@@ -178,7 +179,7 @@ def _find_pickles(name: str, base: Path) -> Found | None:
 
 
 def _find_folder(name: str, base: Path) -> Found | None:
-    """An image folder, train/<class>/ and test/<class>/, of files such as PNG."""
+    """The folders train/<class>/ and test/<class>/, read by Pillow: a damaged PNG can crash torchvision's faster decoder."""
     if not (base / name).is_dir() or not pools.is_image_folder(root := pools.unwrap(base / name)):
         return None
     groups = [group for _, group in pools.split_folders(root)]
@@ -189,7 +190,7 @@ def _find_folder(name: str, base: Path) -> Found | None:
     paths = [path for path, _, _ in files]
     for label in sorted({place(dirname(path))[1] for path in paths}):
         require(label.lower() in classes, f"The {source} has a class '{label}'; the classes are {listed(classes)}.")
-    return source, files, partial(decode, source, paths, partial(pools.read_file, root), decode_tiny, PIXELS)
+    return source, files, partial(decode, source, paths, partial(pools.read_file, root), decode_photograph, PIXELS)
 
 
 def _find_parquet(name: str, base: Path) -> Found | None:
@@ -218,7 +219,7 @@ def _decode_tables(name: str, source: str, tables: list[tuple[str, pd.DataFrame]
     classes, column, contents = CLASSES[name], LABEL_COLUMN[name], {}
     for split, table in tables:
         for needed in ("img", column):
-            columns = ", ".join(table.columns)
+            columns = ", ".join(map(str, table.columns))
             require(needed in table.columns, f"The {source} has no column '{needed}', only {columns}; download it again.")
         for cell, label in zip(table["img"], table[column], strict=True):
             known = isinstance(label, Real) and 0 <= label < len(classes)
@@ -226,15 +227,4 @@ def _decode_tables(name: str, source: str, tables: list[tuple[str, pd.DataFrame]
             content = cell.get("bytes") if isinstance(cell, dict) else cell
             content = content if isinstance(content, bytes) else b""  # not an image, so `decode` skips it
             contents[f"{split}/{classes[int(label)]}/{len(contents):05}.png"] = content
-    return decode(source, list(contents), contents.__getitem__, decode_tiny, PIXELS)
-
-
-def decode_tiny(content: bytes, size: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """Like `decode_photograph`, but a ValueError unless the image has exactly this size.
-
-    Torchvision's decoder is twice as fast, but some damaged PNG files end the process with a segmentation fault.
-    """
-    image, (width, height) = decode_photograph(content, size)
-    if (width, height) != (size, size):
-        raise ValueError(f"{width}x{height} pixels instead of {size}x{size}")
-    return image, (width, height)
+    return decode(source, list(contents), contents.__getitem__, decode_photograph, PIXELS)

@@ -1,6 +1,7 @@
 """Labelled images in three splits: loaded by name, split, fingerprinted and measured."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -121,7 +122,7 @@ def load(
     require(possible, f"The image size is {image_size} and the seed {seed}; choose a size above 0 and a seed of 0 or more.")
     require(resize in photographs.RESIZES, f"There is no resize '{resize}'; choose from {', '.join(photographs.RESIZES)}.")
     require(base.is_dir(), f"There is no data folder '{base}'; create it, or set DATA_DIR to the right one.")
-    if name not in NAMES and not (base / name).is_dir():
+    if name not in NAMES and not os.path.isdir(base / name):  # unlike Path.is_dir, also if the name is too long for a folder
         raise UserError(f"There is no '{name}' in the data folder; choose from {', '.join(names(base))}, or put it there.")
     if is_cifar:
         pool = cifar.read_pool(name, base, image_size)

@@ -1,6 +1,7 @@
 """Photographs from the data folder or from Kaggle, turned upright, converted to RGB, made square and shrunk."""
 
 import logging
+import struct
 import warnings
 from contextlib import suppress
 from functools import partial
@@ -64,13 +65,15 @@ def decode_photograph(content: bytes, size: int, resize: str = "crop") -> tuple[
     with Image.open(BytesIO(content), formats=[name for name in FORMATS if name in Image.OPEN]) as image:
         if image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
             raise Image.DecompressionBombError
-        with suppress(SyntaxError):  # a broken EXIF block, which Pillow now takes for an empty one
-            image.getexif()
-        on_its_side = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-        width, height = image.size[::-1] if on_its_side else image.size
+        width, height = image.size
         image.draft(None, (2 * size, 2 * size))  # JPEGs are decoded at 1/2, 1/4 or 1/8 scale, never below twice the size
         if image.width * image.height > MOST_PIXELS:
             raise ValueError(f"{width}x{height} pixels are too many; shrink it or save it as a JPEG")
+        image.load()  # before EXIF, for which Pillow would decode a PNG: its errors must not be suppressed
+        with suppress(SyntaxError, ValueError, struct.error):  # a broken EXIF block, which Pillow now takes for an empty one
+            image.getexif()
+        if image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8):  # on its side; a TIFF has been turned by now
+            width, height = height, width
         upright = _to_rgb(ImageOps.exif_transpose(image))
     # `fit` crops while resizing: an image of 1 x 10,000 pixels would otherwise grow to millions on the way.
     squared = ImageOps.fit if resize == "crop" else Image.Image.resize

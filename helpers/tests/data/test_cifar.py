@@ -276,7 +276,7 @@ def test_jpeg_copies_are_refused(tmp_path, name, splits):
     put_folder(tmp_path / "folder/cifar10", name, splits, "jpg", quality=75)
     put_parquet(tmp_path / "parquet/cifar10", name, splits, kind="jpeg")
     for kind in ("folder", "parquet"):
-        with pytest.raises(UserError, match="not the published one, perhaps a JPEG copy; unpack or download it again"):
+        with pytest.raises(UserError, match=r"or not as published \(a JPEG copy\?\); unpack or download it again"):
             data.load(name, tmp_path / kind)
 
 
@@ -347,8 +347,8 @@ def names_in(content):
 
 @pytest.fixture
 def decodings(monkeypatch):
-    seen, decode = [], cifar.decode_tiny
-    monkeypatch.setattr(cifar, "decode_tiny", lambda content, size: seen.append(size) or decode(content, size))
+    seen, decode = [], cifar.decode_photograph
+    monkeypatch.setattr(cifar, "decode_photograph", lambda content, size: seen.append(size) or decode(content, size))
     return seen
 
 
@@ -454,9 +454,7 @@ def swap_splits(root):
         other.write_bytes(content)
 
 
-NOT_PUBLISHED = (
-    "as many images as cifar10, but an image is in the wrong class or not the published one, perhaps a JPEG copy; unpack"
-)
+NOT_PUBLISHED = r"as many images as cifar10, but one is in the wrong class or not as published \(a JPEG copy\?\); unpack"
 
 
 def flatten(root):
@@ -550,6 +548,10 @@ def rename_table(folder):
             "no column 'label', only img, labels; download",
         ),
         (
+            lambda folder: pd.DataFrame({0: [b""], 1: [1]}).to_parquet(folder / "test-00000-of-00001.parquet"),
+            "no column 'img', only 0, 1; download",
+        ),
+        (
             lambda folder: put_table(folder / "test-00000-of-00001.parquet", {"img": [{"bytes": b""}], "label": [10]}),
             "a label 10, but cifar10 has 0 to 9",
         ),
@@ -598,7 +600,7 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch, nam
 
 @pytest.mark.parametrize("wrong", NAMES + tuple(cifar.PARTS))
 def test_images_are_never_enlarged(tmp_path, wrong):
-    with pytest.raises(UserError, match=f"image size is 224, but the images of {wrong} have 32 pixels"):
+    with pytest.raises(UserError, match=f"image size is 224, but {wrong}'s images have 32 pixels"):
         data.load(wrong, tmp_path, image_size=224)
 
 
@@ -688,6 +690,15 @@ def test_two_programs_may_download_the_same_files(tmp_path, monkeypatch, capsys,
     monkeypatch.setattr(downloads, "_copy", copy)
     assert data.load(name, tmp_path).source == "Parquet folder cifar10"
     assert "did not send" not in capsys.readouterr().out
+
+
+@only_cifar10
+def test_a_folder_that_stops_a_download_is_named(tmp_path, monkeypatch, hugging_face, name, splits):
+    hugging_face(name, splits)
+    (tmp_path / name / "parquet").mkdir(parents=True)
+    (tmp_path / name / "parquet" / ".DS_Store").touch()
+    with pytest.raises(UserError, match="folder cifar10/parquet has no Parquet files but is not empty; remove it"):
+        data.load(name, tmp_path)
 
 
 @only_cifar10

@@ -16,6 +16,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from helpers import data
 from helpers.data import photographs
 from helpers.runtime import UserError
+from helpers.tests.faults.inputs import png
 
 SIZE, STORED = 28, 32  # 28 * 8 // 7
 
@@ -318,9 +319,10 @@ def test_exif_orientation(tmp_path, orientation):
     assert corners.tolist() == [0, 80, 160, 240]
 
 
+@pytest.mark.parametrize("block", [b"Exif\0\0junk, not a TIFF header", b"Exif\0\0MM\0*\0"])
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
-def test_a_broken_exif_block_counts_as_none(tmp_path, kind):
-    more = {"exif": b"Exif\0\0junk, not a TIFF header"} | ({"dpi": (72, 72)} if kind == "JPEG" else {})
+def test_a_broken_exif_block_counts_as_none(tmp_path, kind, block):
+    more = {"exif": block} | ({"dpi": (72, 72)} if kind == "JPEG" else {})
     Image.new("RGB", (50, 40), "red").save(tmp_path / "a", kind, **more)
     pixels, size = photographs.decode_photograph((tmp_path / "a").read_bytes(), STORED)
     assert size == (50, 40) and np.abs(pixels[:, 4, 4].astype(int) - (255, 0, 0)).max() <= 2
@@ -343,11 +345,20 @@ def test_a_folder_that_may_not_be_read_is_passed_over(tmp_path, monkeypatch):
     assert len(load(tmp_path).train) == 6 and "private" not in data.names(tmp_path)
 
 
-def test_sizes_are_those_of_the_upright_photograph(tmp_path):
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tif"])
+def test_sizes_are_those_of_the_upright_photograph(tmp_path, kind):
     exif = Image.Exif()
     exif[0x0112] = 6
-    write(tmp_path / "turned.jpg", "red", size=(50, 40), exif=exif)
-    assert photographs.decode_photograph((tmp_path / "turned.jpg").read_bytes(), STORED)[1] == (40, 50)
+    write(tmp_path / f"turned.{kind}", "red", size=(50, 40), exif=exif)
+    assert photographs.decode_photograph((tmp_path / f"turned.{kind}").read_bytes(), STORED)[1] == (40, 50)
+
+
+def test_a_half_decoded_png_is_refused():
+    """Its pixels end in the middle, and the damaged text chunk after them is an error while Pillow looks for EXIF."""
+    pixels = zlib.compress(np.random.default_rng(0).bytes(64 * 65))
+    content = png(64, (b"IDAT", pixels[: len(pixels) // 2]), (b"zTXt", b"a\0\1b"))
+    with pytest.raises((OSError, SyntaxError)):
+        photographs.decode_photograph(content, STORED)
 
 
 def test_a_large_jpeg_is_reported_at_its_original_size(tmp_path):

@@ -186,7 +186,7 @@ def damaged_data(effort: Effort, whole: Path) -> Cases:
     path.parent.mkdir()
     content = picture("PNG", (32, 32))
     cell = {"bytes": content, "path": None}
-    digest = hashlib.sha256(cifar.decode_tiny(content, 32)[0].tobytes()).hexdigest()
+    digest = hashlib.sha256(cifar.decode_photograph(content, 32)[0].tobytes()).hexdigest()
     places = [f"{split}/{cifar.CIFAR10_CLASSES[number % 10]}" for split, count in counts.items() for number in range(count)]
     published = {"cifar10": cifar._fingerprint(places, [digest] * len(places))}
     for split, count in counts.items():
