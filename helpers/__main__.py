@@ -145,7 +145,7 @@ def run_experiment(options, common: dict) -> None:
     path = results.record_path(options.experiment, options.profile, options.seed, options.results_dir)
     is_kept = options.results_dir or (options.profile != "smoke" and options.epochs in (None, declared.epochs))
     if is_kept and path.exists():
-        print(f"A record already exists, {path.name}, and this run will replace it; another --results-dir keeps both.")
+        print(f"A record already exists, {path.name}; a run on the same images replaces it, another --results-dir keeps both.")
     common |= {"checkpoint_dir": options.checkpoint_dir, "epochs": options.epochs}
     record, predictions = experiments.run(options.experiment, options.seed, options.profile, **common)
     if processes.rank():
@@ -199,7 +199,8 @@ def save_model(options) -> None:
     require(path.exists(), f"There is no record of {name}; run python -m helpers run {run} first.")
     record = results.load(path)
     if options.file:
-        print(f"Model: {demo.save_run(options.file, record, options.checkpoint_dir).name}")
+        written = demo.save_model(options.file, *demo.best_weights(record, options.checkpoint_dir))
+        print(f"Model: {written.name}")
     else:
         written = demo.ship(record, options.checkpoint_dir, options.data_dir, options.results_dir)
         print(f"Model: {written.name}, and its card {written.stem}.md")

@@ -98,6 +98,8 @@ def choose_device(name: str | torch.device | None = None) -> torch.device:
         device = torch.device(name)
         require(device.type in ("cpu", "cuda"), cannot)  # mps, for one, has no float64, in which losses are summed
         torch.empty(1, device=device).item()
+        if device.index is not None and device.type == "cuda":
+            torch.cuda.set_device(device)  # the one whose bf16 `autocast_dtype` asks about
     except (RuntimeError, AssertionError, ImportError) as error:  # a NotImplementedError is a RuntimeError
         raise UserError(cannot) from error
     return device

@@ -84,11 +84,6 @@ def best_weights(record: dict, checkpoint_dir: str | Path | None = None) -> tupl
     return state["best_weights"], Preprocessing(record["model"]["name"], dataset["classes"], *shown, is_sample, resize)
 
 
-def save_run(path: str | Path, record: dict, checkpoint_dir: str | Path | None = None) -> Path:
-    """Write the model of a recorded run, with its `best_weights`."""
-    return save_model(path, *best_weights(record, checkpoint_dir))
-
-
 def load_model(path: str | Path, device: str | torch.device | None = None) -> SavedModel:
     """Load a model from `save_model`; raises UserError if the file is missing, damaged, foreign or has the wrong weights."""
     path, device = Path(os.path.expanduser(path)), choose_device(device)

@@ -75,6 +75,6 @@ def _locked(beside: Path, path: Path) -> TextIO:
 
 def _sign(file: TextIO) -> None:
     """Write the holder's host and process, and the time in seconds since 1970, into the lock file."""
-    file.seek(0)
-    file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}))
-    file.truncate()
+    sign = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}).encode()
+    os.pwrite(file.fileno(), sign, 0)  # unbuffered: what a full disk refuses is not tried again when the file is closed
+    os.ftruncate(file.fileno(), len(sign))

@@ -42,7 +42,8 @@ class Queue:
         for name in ("report", "dataset"):
             chosen, known = getattr(self, name), sorted({getattr(row, name) for row in EXPERIMENTS.values()})
             require(chosen in (None, *known), f"There is no {name} '{chosen}'; choose one of {', '.join(known)}.")
-        runner.recipe_for(next(iter(EXPERIMENTS.values())), self.profile)  # refuses an unknown profile
+        require(self.rows, f"There is no experiment of report '{self.report}' on '{self.dataset}'; leave out one of the two.")
+        runner.recipe_for(self.rows[0], self.profile)  # refuses an unknown profile
         if self.profile == "smoke" and self.results_dir is None:
             raise UserError("Smoke runs write their records only into a --results-dir; name one.")
 
@@ -154,7 +155,9 @@ def run_missing(queue: Queue, minutes: float | None = None, **options) -> None:
                 if path.exists():  # another program has finished it in the meantime
                     continue
                 print(f"{label}:")
-                records.save(*runner.run(row.name, seed, queue.profile, **options), queue.results_dir)
+                written = records.save(*runner.run(row.name, seed, queue.profile, **options), queue.results_dir)
+                if written != path:
+                    print(f"{label} was a run on other images: its record is {written}, and it stays missing here.")
         except runner.Unfinished as stopped:
             print(stopped)
         except UserError as error:

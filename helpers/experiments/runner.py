@@ -134,6 +134,8 @@ def run_row(row: Experiment, dataset: data.Dataset, seed: int, profile: str, opt
     if fitted.stopped and (fitted.stopped == training.OUT_OF_TIME or len(history) >= (options.until or math.inf)):
         raise Unfinished(f"Stopped after epoch {len(history)} of {recipe.epochs}; rerun to continue.")
     test, predictions = measure(model, dataset.test, recipe, mirrored=row.is_ours)
+    if not math.isfinite(test["loss"]):  # such as an fp16 overflow; a record of it would be refused
+        raise training.Diverged("The loss is not finite on the test images; no record is written: lower the learning rate.")
     images = {name: getattr(dataset, name) for name in ("name", "source", "fingerprint", "classes")}
     images |= {"num_classes": len(dataset.classes), "n_train": len(dataset.train)}
     images |= {"n_val": len(dataset.validation), "n_test": len(dataset.test)}

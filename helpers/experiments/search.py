@@ -48,7 +48,7 @@ def advance(search: Search, trial: str, until: int | None = None) -> dict:
     because its loss is no longer finite, the record has only `experiment`, `recipe` and `history`, and is not written. A
     UserError if the record or the checkpoint belongs to another search, or cannot be written.
     """
-    if record := load(search, trial):
+    if record := finished(search, trial):
         return record
     row, profile, seed = search.run_of(trial)
     print(f"Trial {trial}:")
@@ -62,17 +62,17 @@ def advance(search: Search, trial: str, until: int | None = None) -> dict:
         return {"experiment": row.name, "recipe": asdict(row.recipe), "history": state["history"]}
     for file in (checkpoint, checkpoints.previous(checkpoint)):
         file.unlink(missing_ok=True)
-    return load(search, trial)
+    return finished(search, trial)
 
 
-def load(search: Search, trial: str) -> dict | None:
+def finished(search: Search, trial: str) -> dict | None:
     """The record of a finished trial, or None; a `UserError` if the file is no record, or belongs to another search."""
     row, profile, seed = search.run_of(trial)
     path = records.record_path(row.name, profile, seed, search.folder)
     if not path.exists():
         return None
     record = records.load(path)
-    kept = json.dumps(training.completed(record["recipe"]), sort_keys=True)  # as JSON, which turns tuples into lists
+    kept = json.dumps(training.completed(record["recipe"]), sort_keys=True, default=str)  # JSON turns tuples into lists
     wanted = json.dumps(asdict(row.recipe), sort_keys=True)
     if kept != wanted or record["dataset"]["fingerprint"] != search.dataset.fingerprint:
         raise UserError(f"The record of {trial} belongs to another search; choose another folder, or remove it.")

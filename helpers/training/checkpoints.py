@@ -81,7 +81,7 @@ def load_checkpoint(
     `MISFITS`. Only the program that has `locked` the run puts a temporary file, or the mirror's copy, in its place.
     """
     found = [path for path in (checkpoint, temporary(checkpoint), previous(checkpoint)) if path.exists()]
-    if mirror and (mirror / checkpoint.name).is_file():
+    if mirror and os.path.isfile(mirror / checkpoint.name):  # False too if the Drive is gone, where a Path may raise
         found.append(mirror / checkpoint.name)
     for path in found:
         reason = "is damaged"

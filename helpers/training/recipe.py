@@ -26,7 +26,7 @@ RULES = (
     ("time_budget patience clip_norm", lambda value: value > 0, "must be greater than 0, or None for no limit"),
     (f"{RATES} momentum_perturbation perturbation_start", lambda value: value >= 0, "cannot be negative"),
     ("ema perturbation_start label_smoothing", lambda value: value < 1, "must be less than 1"),
-    (COUNTS, lambda value: value <= 10**9, "must be at most 1,000,000,000"),
+    (COUNTS, lambda value: value == int(value) <= 10**9, "must be a whole number of at most 1,000,000,000"),
 )
 
 
@@ -109,11 +109,11 @@ def _check_combinations(recipe: Recipe) -> None:
     require(warmup < epochs, f"warmup_epochs is {warmup}; it must be less than the {epochs} epochs.")
     flips = recipe.flip != "alternating" or "flip" in augment
     require(flips, f"flip is 'alternating', but augment is '{augment}'; choose one that flips.")
+    require(not recipe.nesterov or recipe.momentum > 0, "nesterov needs a momentum above 0; choose one, or nesterov False.")
     if recipe.momentum_perturbation is not None:
         momentum = recipe.optimizer == "sgd" and recipe.momentum > 0
         require(momentum, "momentum_perturbation needs the momentum of SGD; choose optimizer 'sgd' with a momentum.")
-        one = recipe.perturbation is None
-        require(one, "A recipe has a perturbation or a momentum_perturbation, not both; leave one of them None.")
+        require(recipe.perturbation is None, "Choose either a perturbation or a momentum_perturbation; leave the other None.")
 
 
 def _check_sizes(recipe: Recipe) -> None:

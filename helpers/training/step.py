@@ -19,7 +19,7 @@ from helpers.training.perturbation import AdversarialModelPerturbation, along_mo
 from helpers.training.recipe import Recipe
 
 # The messages of torch, cuDNN and cuBLAS; the last is torch's if no cuDNN engine gets the memory that it needs.
-OUT_OF_MEMORY = re.compile(r"out of memory|ALLOC(ATION)?_FAILED|unable to find an engine", re.IGNORECASE)
+OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|ALLOC(ATION)?_FAILED|unable to find an engine", re.IGNORECASE)
 
 
 @dataclass
@@ -53,7 +53,8 @@ class Learner:
 
     def passes(self, images: int) -> int:
         """How many passes a batch of `images` images takes, in every process."""
-        return max(1, min(self.parts, images // processes.count()))
+        alike = -(-images * self.parts // self.recipe.batch_size)  # so that a smaller batch's parts are as large
+        return max(1, min(self.parts, alike, images // processes.count()))
 
     def settle(self) -> None:
         """Average the BatchNorm statistics over all processes, before they are used or saved."""
@@ -166,7 +167,7 @@ def _check_memory(learner: Learner, error: Exception, images: int, stuck: bool) 
         raise UserError(f"{one}; {mend}{fewer}.") from error
     if not isinstance(error, torch.OutOfMemoryError) and not OUT_OF_MEMORY.search(str(error)):
         raise error
-    if learner.parts >= images:
+    if learner.parts >= max(images, learner.recipe.batch_size):
         raise UserError("Not even one image fits into the device's memory; choose a smaller model or image.") from error
     if stuck:
         mend = "start more processes, or leave out --sync-batchnorm"

@@ -304,6 +304,6 @@ def test_a_recorded_run_becomes_a_model_with_the_recorded_predictions(tmp_path, 
 
     other = record | {"best": record["best"] | {"val_loss": 9.0}}
     with pytest.raises(UserError, match="is not that of its record; train it again"):
-        demo.save_run(target, other, tmp_path / "c")
+        demo.best_weights(other, tmp_path / "c")
     with pytest.raises(UserError, match="There is no checkpoint of pikachu/resnet18_torchvision, seed 0"):
-        demo.save_run(target, record, tmp_path / "elsewhere")
+        demo.best_weights(record, tmp_path / "elsewhere")

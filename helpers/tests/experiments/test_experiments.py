@@ -1,6 +1,7 @@
 """The plan and the command line: the reports' recipes to the letter, real smoke runs, and an error for each bad input."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -291,6 +292,14 @@ def smoke(tmp_path_factory):
     return folder
 
 
+def test_a_test_loss_that_is_not_finite_leaves_no_record(tmp_path, monkeypatch, capsys):
+    """Such as after an fp16 overflow: a record of it would be unreadable, and stop every table."""
+    monkeypatch.setattr(runner, "measure", lambda *_, **__: ({"loss": math.nan}, {}))
+    assert main([*RUN, *programs.folders(tmp_path)]) == 1
+    assert "The loss is not finite on the test images; no record is written" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("seed0.json"))
+
+
 def test_a_smoke_run_writes_a_record_with_every_field(smoke):
     record = results.load(results.record_path("pikachu/resnet18_torchvision", "smoke", 0, smoke))
     assert set(record) == {
@@ -340,7 +349,7 @@ def test_a_run_says_if_it_will_replace_a_record(monkeypatch, capsys):
     monkeypatch.setattr(experiments, "run", lambda *_, **__: (record, {}))
     monkeypatch.setattr(results, "save", lambda *_: results.RESULTS / "seed0.json")
     assert main(["run", RUN[1], "--seed", "0"]) == 0
-    assert "A record already exists, seed0.json, and this run will replace it" in capsys.readouterr().out
+    assert "A record already exists, seed0.json; a run on the same images replaces it" in capsys.readouterr().out
     assert main(["run", RUN[1], "--seed", "99"]) == 0 and "already" not in capsys.readouterr().out
 
 

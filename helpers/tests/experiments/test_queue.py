@@ -1,5 +1,6 @@
 """The queue: which runs are missing, how long they take, two programs side by side, and recovery after a kill."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -176,6 +177,18 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys
     assert f"1 runs failed: {NAMES[0]}, seed 0" in printed.err
 
 
+def test_a_run_on_other_images_says_where_its_record_lies(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(records, "save", lambda *_: tmp_path / "data/results/ab/seed0.json")
+    assert main([*COMMAND, *folders(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert f"{NAMES[1]}, seed 0 was a run on other images: its record is {tmp_path}/data/results/ab/seed0.json" in printed
+
+
+def test_a_report_without_experiments_on_a_data_set_is_refused(tmp_path, capsys):
+    assert main(["run", "--missing", "--report", "slim", "--dataset", "cifar100", *folders(tmp_path)]) == 1
+    assert "There is no experiment of report 'slim' on 'cifar100'; leave out one of the two." in capsys.readouterr().err
+
+
 def test_the_time_limit_stops_the_queue_between_epochs_and_what_is_left_is_listed(tmp_path, monkeypatch, capsys):
     """After the first epoch, the clock jumps ahead by an hour; the next call resumes and does the rest."""
     fit, save, saved = training.fit, loop.save_checkpoint, []
@@ -294,6 +307,17 @@ def test_a_lock_renews_its_heartbeat(tmp_path, monkeypatch):
         while json.loads(lock.read_text() or "{}").get("time", first) == first and time.monotonic() < deadline:
             time.sleep(0.01)
         assert json.loads(lock.read_text() or '{"time": 0}')["time"] != first
+
+
+def test_a_heartbeat_that_cannot_be_written_hides_no_error(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(locks, "HEARTBEAT", 0.01)
+    with pytest.raises(UserError, match="The checkpoint could not be written"), locks.lock(tmp_path / "seed0.ckpt"):
+        monkeypatch.setattr(os, "pwrite", full)
+        time.sleep(0.05)
+        raise UserError("The checkpoint could not be written.")
 
 
 def test_a_run_locked_by_another_program_gives_a_clear_error(tmp_path, capsys):

@@ -195,12 +195,16 @@ def test_another_search_in_the_same_folder_is_refused(whole, tmp_path):
         with pytest.raises(UserError, match="^The record of batch.* belongs to another search; choose another folder, or rem"):
             search.exhaustive(other)
     for other in (replace(found, seed=1), replace(found, model="resnet18")):
-        assert search.load(other, list(found.trials)[0]) is None, "another seed or model has records of its own"
+        assert search.finished(other, list(found.trials)[0]) is None, "another seed or model has records of its own"
     trial = list(found.trials)[0]
     broken = tmp_path / written(found)[trial].relative_to(found.folder)
     broken.parent.mkdir(parents=True)
     broken.write_text("{broken")
     with pytest.raises(UserError, match="seed0.json under smoke is not a run record; remove it and run it again"):
+        search.exhaustive(replace(found, folder=tmp_path))
+    record = json.loads(written(found)[trial].read_text())
+    broken.write_text(json.dumps(record | {"recipe": {"epochs": record["recipe"]["epochs"]}}))
+    with pytest.raises(UserError, match="belongs to another search"):
         search.exhaustive(replace(found, folder=tmp_path))
 
 
@@ -209,7 +213,7 @@ def test_a_record_from_before_a_recipe_had_a_setting_still_counts(whole, tmp_pat
     shutil.copytree(found.folder / "runs", tmp_path / "runs")
     old = {**trials[0], "recipe": {name: value for name, value in trials[0]["recipe"].items() if name != "step_epochs"}}
     written(replace(found, folder=tmp_path))[search.trial_of(old)].write_text(json.dumps(old))
-    assert search.load(replace(found, folder=tmp_path), search.trial_of(old))["history"] == old["history"]
+    assert search.finished(replace(found, folder=tmp_path), search.trial_of(old))["history"] == old["history"]
 
 
 # Successive halving.
@@ -240,7 +244,7 @@ def test_halving_continues_only_the_survivors_and_gives_them_the_exhaustive_sear
         history = result(search.advance(found, trial, 2))["history"]
         assert history == by_name[trial]["history"][: len(history)], "bit for bit, resumed or not"
         assert len(history) == (3 if trial in early[:2] else 2) and len(trained) == 10
-    assert run["chosen"] == search.trial_of(search.ranked([search.load(found, trial) for trial in early[:2]])[0])
+    assert run["chosen"] == search.trial_of(search.ranked([search.finished(found, trial) for trial in early[:2]])[0])
 
     again = search.halving(found)
     assert again == run and len(trained) == 10, "a second call trains nothing"

@@ -1,5 +1,7 @@
 """Checkpoints: atomic writes, fallback from damaged copies to intact ones, and mirrors that may vanish."""
 
+import errno
+import os
 from dataclasses import replace
 from functools import partial
 
@@ -96,6 +98,19 @@ def test_the_mirror_is_used_if_the_local_checkpoint_is_gone(path):
     assert copy_checkpoint(path, path.parent / "drive") is None
     path.unlink()
     assert load_checkpoint(path, path.parent / "drive") == {"history": [1]}
+
+
+def test_a_mirror_that_cannot_be_asked_is_ignored(path, monkeypatch):
+    """A mount whose server is gone, for which `Path.is_file` raises up to Python 3.12."""
+    drive, asked = path.parent / "drive", os.stat
+
+    def ask(file, *arguments, **options):
+        if str(file).startswith(str(drive)):
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+        return asked(file, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", ask)
+    assert load_checkpoint(path, drive) is None
 
 
 def test_an_unmounted_mirror_is_not_created(path):

@@ -243,7 +243,7 @@ def test_cudnn_chooses_algorithms_and_precision_only_if_the_recipe_lets_it():
         ({"momentum_perturbation": -1.0}, "momentum_perturbation is -1.0; it cannot be negative"),
         ({"momentum_perturbation": 0.1, "optimizer": "adam"}, "needs the momentum of SGD"),
         ({"momentum_perturbation": 0.1, "momentum": 0.0}, "needs the momentum of SGD"),
-        ({"momentum_perturbation": 0.1, "perturbation": 0.1}, "not both"),
+        ({"momentum_perturbation": 0.1, "perturbation": 0.1}, "Choose either a perturbation or a momentum_perturbation"),
         ({"cutout": 9}, "The cutout is 9 pixels; choose 0 to 8"),
         ({"border": "wrap"}, "There is no border 'wrap'"),
         ({"flip": "never"}, "There is no flip 'never'"),

@@ -130,6 +130,11 @@ def test_a_batch_that_does_not_fit_is_split_into_parts_and_gives_the_same_step(p
     assert "A batch of 7 does not fit into memory: it is split into 4 parts" in printed and "8 parts" not in printed
 
 
+def test_a_smaller_batch_is_split_into_parts_as_large_as_those_of_a_full_one():
+    learner = training.Learner(Narrow(2), replace(RECIPE, batch_size=8), parts=4)
+    assert [learner.passes(images) for images in (8, 6, 5, 2, 1)] == [4, 3, 3, 1, 1]
+
+
 def test_a_single_image_that_does_not_fit_gives_a_clear_error():
     model = Narrow(0)
     with pytest.raises(UserError, match="Not even one image fits"):
@@ -565,7 +570,9 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     ("change", "sentence"),
     [
         ({"epochs": 0}, "epochs is 0; it must be greater than 0"),
-        ({"epochs": 10**400}, "it must be at most 1,000,000,000"),
+        ({"epochs": 10**400}, "it must be a whole number of at most 1,000,000,000"),
+        ({"inner_steps": 1.5}, "inner_steps is 1.5; it must be a whole number"),
+        ({"momentum": 0.0, "nesterov": True}, "nesterov needs a momentum above 0"),
         ({"batch_size": -8}, "batch_size is -8"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
         ({"momentum": -0.1}, "momentum is -0.1; it cannot be negative"),
