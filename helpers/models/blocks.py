@@ -210,19 +210,19 @@ class Res2NetBlock(ResidualBlock):
 
 
 class WideBlock(nn.Module):
-    """Two 3×3 convolutions, each preceded by BatchNorm and ReLU, with dropout between them; the first carries the stride.
+    """Two 3×3 convolutions, each preceded by BatchNorm and ReLU, without dropout; the first carries the stride.
 
     If the shape changes, the shortcut is a bare 1×1 convolution of the activated input; otherwise it is the input itself.
-    Source: Zagoruyko and Komodakis 2016, figure 1(d), and the authors' code for the shortcut; its dropout is 0.3 or none.
+    Source: Zagoruyko and Komodakis 2016, figure 1(d), and the authors' code for the shortcut.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, dropout: float = 0.0):
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1):
         super().__init__()
         require_positive(in_channels=in_channels, out_channels=out_channels, stride=stride)
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.conv1 = convolution(in_channels, out_channels, 3, stride)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+
         self.conv2 = convolution(out_channels, out_channels, 3)
         self.relu = nn.ReLU(inplace=True)
         same = stride == 1 and in_channels == out_channels
@@ -231,5 +231,5 @@ class WideBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride), rounded up."""
         activated = self.relu(self.bn1(x))
-        out = self.conv2(self.dropout(self.relu(self.bn2(self.conv1(activated)))))
+        out = self.conv2(self.relu(self.bn2(self.conv1(activated))))
         return out + (x if self.downsample is None else self.downsample(activated))

@@ -50,7 +50,7 @@ class WideResNet(nn.Sequential):
     than 6N + 4, or a width below 1, is a ValueError. Source: Zagoruyko and Komodakis 2016, table 1.
     """
 
-    def __init__(self, num_classes: int, depth: int, width: int, dropout: float = 0.0):
+    def __init__(self, num_classes: int, depth: int, width: int):
         super().__init__()
         require_positive(depth=depth, width=width)
         blocks, remainder = divmod(depth - 4, 6)
@@ -60,8 +60,8 @@ class WideResNet(nn.Sequential):
         in_channels = 16
         for number, stride in enumerate((1, 2, 2)):
             out_channels = 16 * width * 2**number
-            first = WideBlock(in_channels, out_channels, stride=stride, dropout=dropout)
-            rest = (WideBlock(out_channels, out_channels, dropout=dropout) for _ in range(1, blocks))
+            first = WideBlock(in_channels, out_channels, stride=stride)
+            rest = (WideBlock(out_channels, out_channels) for _ in range(1, blocks))
             self.add_module(f"layer{number + 1}", nn.Sequential(first, *rest))
             in_channels = out_channels
         self.bn1, self.relu = nn.BatchNorm2d(in_channels), nn.ReLU(inplace=True)

@@ -5,11 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from helpers import models
 from helpers.models.blocks import Res2NetBlock, WideBlock
 from helpers.models.inspect import count_parameters
 from helpers.models.resnet import ResidualNet, Stage, Stem
-from helpers.models.zoo import WideResNet
 
 
 def stirred(module: nn.Module) -> nn.Module:
@@ -98,15 +96,3 @@ def test_a_wide_block_equals_its_definition(in_channels, stride):
     else:
         shortcut = F.conv2d(activated, block.downsample.weight, stride=stride)
     torch.testing.assert_close(block(images.clone()), out + shortcut, rtol=1e-12, atol=1e-12)
-
-
-def test_dropout_in_a_wide_block_comes_between_its_convolutions():
-    block = WideBlock(4, 4, dropout=0.3)
-    seen = {}
-    block.conv2.register_forward_pre_hook(lambda _, inputs: seen.update(x=inputs[0]))
-    block.dropout.register_forward_hook(lambda _, inputs, output: seen.update(dropped=output))
-    block(torch.randn(2, 4, 8, 8))
-    assert block.dropout.p == 0.3 and seen["x"] is seen["dropped"]
-    layers = [layer.p for layer in WideResNet(10, 16, 1, dropout=0.3).modules() if isinstance(layer, nn.Dropout)]
-    assert layers == [0.3] * 6
-    assert not any(isinstance(layer, nn.Dropout) for layer in models.build("wrn16_2", 10).modules())
