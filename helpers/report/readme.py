@@ -84,8 +84,8 @@ def reported_table(records: Iterable[dict]) -> pd.DataFrame:
 def headline_table(records: Iterable[dict]) -> pd.DataFrame:
     """One row per report: its best accuracy, ours with its own recipe and with a short one, and one published elsewhere.
 
-    Its own recipe is as written, or else as coded, or else shortened; the cell says which, or what is not stated. The short
-    recipe is the one with the best validation accuracy, and `minutes` is the time of its fastest seed.
+    Its own recipe is as written, else as coded, else shortened; the cell says which, or what is not stated. Without a run, it
+    names the best other network that has one. The short recipe is the best by validation, `minutes` its fastest seed's time.
     """
     runs_of, rows = tables.by_experiment(tables.full_runs(records)), []
     for report, subject in tables.REPORTS.items():
@@ -93,13 +93,15 @@ def headline_table(records: Iterable[dict]) -> pd.DataFrame:
         printed = {name: row.reported["test_accuracy"] for name, row in own.items() if "test_accuracy" in row.reported}
         best = max(printed, key=lambda name: np.max(printed[name]))
         again = next((name for name in _ways(best, runs_of) if name in runs_of), None)
+        same_data = [name for name, row in own.items() if row.dataset == own[best].dataset and name in runs_of]
         repeated = NOT_YET
         if again:
-            schedule = _schedule(again, best, runs_of[again])
-            how = "" if schedule == "as written" else f"{schedule.removeprefix('no, ')}, "
-            repeated = f"{_outcome(runs_of[again])} ({how}{_seeds(runs_of[again])})"
-        same_data = [name for name, row in own.items() if row.dataset == own[best].dataset]
-        short = [runs_of[name] for name in same_data if name in runs_of and "fast" in name.split("_")]
+            how = _schedule(again, best, runs_of[again]).removeprefix("no, ").removeprefix("as written")
+            repeated = f"{_outcome(runs_of[again])} ({', '.join(filter(None, (how, _seeds(runs_of[again]))))})"
+        elif others := [name for name in same_data if name in printed and own[name].model != own[best].model]:
+            other = max(others, key=lambda name: np.max(printed[name]))
+            repeated = f"{NOT_YET}; {other.split('/')[1]}: {_outcome(runs_of[other])}, report {percent(printed[other])}"
+        short = [runs_of[name] for name in same_data if "fast" in name.split("_")]
         fast = max(short, key=tables.validation_accuracy, default=[])
         known = tables.ELSEWHERE.get((own[best].dataset, own[best].model))
         ours = f"{_outcome(fast)} ({fast[0]['experiment'].split('/')[1]}, {_seeds(fast)})" if fast else NOT_YET
@@ -151,7 +153,7 @@ def reached_part(records: Iterable[dict]) -> str:
         f"{minutes:.0f} minutes ({run['environment']['device']}; other programs ran too).\nReport `amp`'s figure 3 reaches a "
         f"test accuracy of 90 % in epoch {printed}, with two gradients per step. At {rate:.1f} images/s, a textbook loop\n"
         f"on two CPU cores with AMX would take 2 · {printed} · 50,000 / {rate:.1f} seconds for that, or "
-        f"{2 * printed * 50_000 / rate / 3600:.0f} hours (arithmetic, not a run).\n"
+        f"{2 * printed * 50_000 / round(rate, 1) / 3600:.0f} hours (arithmetic, not a run).\n"
     )
 
 

@@ -41,6 +41,7 @@ CODED = {
 }
 WRITTEN = {name: row for row, names in CODED.items() for name in names}
 PRICED = "_short"  # in the names of runs that ablate an ingredient of a recipe; notebook 06 compares them with one another
+RUN_COLUMNS = "experiment,profile,seed,images,epochs,test accuracy,report,minutes,device".split(",")
 COMPARISON_COLUMNS = "experiment,parameters,seeds,val loss,test accuracy,sd,low,high,report".split(",")
 TIME_COLUMNS = "network,parameters,million MACs,seeds,images/s,epochs,estimated,top-1,top-5".split(",")
 CAPTIONS = {
@@ -54,8 +55,7 @@ PAIRED_COLUMNS = "first,second,seeds,only first right,only second right,points,f
 
 def full_runs(records: Iterable[dict]) -> list[dict]:
     """The full runs of the reports' experiments: no search, speed comparison or ablation."""
-    own = (record for record in records if record["report"] not in ("speed", "search") and PRICED not in record["experiment"])
-    return [record for record in own if record["profile"] == "full"]
+    return [run for run in records if run["profile"] == "full" and run["report"] in REPORTS and PRICED not in run["experiment"]]
 
 
 def by_experiment(records: Iterable[dict]) -> dict[str, list[dict]]:
@@ -84,11 +84,9 @@ def best_by_validation(names: Iterable[str], records: Iterable[dict]) -> str:
 
 def runs_table(records: list[dict]) -> pd.DataFrame:
     """One row per run: what was trained on which images, for how long, and what came out."""
-    return pd.DataFrame(
+    rows = [
         {
-            "experiment": record["experiment"],
-            "profile": record["profile"],
-            "seed": record["seed"],
+            **{name: record[name] for name in ("experiment", "profile", "seed")},
             "images": record["dataset"]["source"],
             "epochs": f"{len(record['history'])}{', stopped early' if record['stopped_early'] else ''}",
             "test accuracy": record["test"]["accuracy"],
@@ -97,7 +95,8 @@ def runs_table(records: list[dict]) -> pd.DataFrame:
             "device": record["environment"]["device"],
         }
         for record in records
-    )
+    ]
+    return pd.DataFrame(rows, columns=RUN_COLUMNS)
 
 
 def printed_accuracy(name: str) -> float | tuple[float, float] | None:
@@ -163,6 +162,7 @@ def paired_table(
     for first, second in asked:
         one, other = predictions.get(first, {}), predictions.get(second, {})
         shared = [run for run in one if run in other]
+        shared = [run for run in shared if run[1] == shared[0][1]]  # all votes on an image must be on the same one
         if shared:
             paired = statistics.Paired.of([other[run] for run in shared], [one[run] for run in shared])
             points = [100 * value for value in (paired.difference, *paired.interval)]
@@ -231,7 +231,7 @@ def pair_sentences(
     records: Iterable[dict],
     pairs: Iterable[tuple[str, str]],
     results_dir: Path | None = None,
-    labels: Mapping[str, str] | None = None,
+    labels: dict[str, str] | None = None,
 ) -> list[str]:
     """One sentence per pair of experiments in `paired_table`: which is better, or that they cannot be told apart.
     A last one names the pairs not run yet. Long sentences are wrapped. `labels` replace the experiments' own names.

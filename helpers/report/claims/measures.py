@@ -70,7 +70,8 @@ def printed_lines() -> list[Line]:
 def amp_curves() -> pd.DataFrame:
     """Test accuracy (%) by epoch in figures 3 and 4 of report `amp`, from the outputs stored with its code.
 
-    Epochs 1 to 50 of the perturbed run are read off figure 3, within about 0.13. Plain SGD's first epoch was not tested.
+    Epochs 1 to 50 of the perturbed run are read off figure 3, within about 0.13. Plain SGD's first epoch was not tested, so
+    each of its values, numbered as plotted, is from one epoch later.
     """
     return pd.read_csv(STATEMENTS / "amp_figures_3_and_4.csv", index_col="epoch")
 

@@ -51,11 +51,11 @@ class Runs:
         Complete runs are preferred to shortened ones; paired runs cover the same share of their schedules.
         """
         first, *others = map(self._candidates, experiments)
-        for share, runs in first.items():
-            runs = {key: run for key, run in runs.items() if len(run["history"]) >= epoch}
-            second = others[0].get(share, {}) if others else {}
-            if shared := [key for key in runs if key in second]:
-                firsts, seconds = ([side[key] for key in shared] for side in (runs, second))
+        for kind, runs in first.items():
+            runs = {seed: run for seed, run in runs.items() if len(run["history"]) >= epoch}
+            second = others[0].get(kind, {}) if others else {}
+            if shared := [seed for seed in runs if seed in second]:
+                firsts, seconds = ([side[seed] for seed in shared] for side in (runs, second))
                 return Found(firsts, seconds, stand_in(firsts) or stand_in(seconds))
             if runs and not others:
                 runs = list(runs.values())
@@ -67,23 +67,22 @@ class Runs:
     def on(self, dataset: str) -> dict:
         """A run on a data set or on a subset sampled from it."""
         parts = {dataset, *(name for name, (whole, _) in cifar.PARTS.items() if whole == dataset)}
-        for run in self.records:
-            if run["dataset"]["name"] in parts:
-                return run
+        if found := [run for run in self.records if run["dataset"]["name"] in parts]:
+            return found[0]
         raise NotYet
 
-    def _candidates(self, experiment: str) -> dict[float, dict[tuple, dict]]:
-        """By share of the schedule, the largest first: the experiment's runs by seed and images."""
-        shares: dict[float, dict[tuple, dict]] = {}
-        for run in sorted(self.records, key=lambda run: (-_share(run), run["seed"])):
+    def _candidates(self, experiment: str) -> dict[tuple[float, str], dict[int, dict]]:
+        """By share of the schedule, complete ones first, and by images: the experiment's runs by seed."""
+        kinds: dict[tuple[float, str], dict[int, dict]] = {}
+        for run in sorted(self.records, key=lambda run: (abs(1 - _share(run)), run["seed"])):
             if _whole(run["experiment"]) == experiment:
-                shares.setdefault(_share(run), {})[run["seed"], run["dataset"]["fingerprint"]] = run
-        return shares
+                kinds.setdefault((_share(run), run["dataset"]["fingerprint"]), {})[run["seed"]] = run
+        return kinds
 
 
 def stand_in(runs: list[dict]) -> str:
     """Why runs are not the ones that a statement about their experiment means, in words; empty if they are."""
-    reasons = [f"{_share(runs[0]):.0%} of the epochs"] if _share(runs[0]) < 1 else []
+    reasons = [f"{_share(runs[0]):.0%} of the epochs"] if _share(runs[0]) != 1 else []
     if all(map(_one_label, runs)):
         reasons.append("every image gets the same label")
     if any(map(results.is_cut, runs)):  # only report `zoo` gives its runs a time budget

@@ -307,6 +307,22 @@ def pair_of(name, **more):
     return [make_run(f"{name}/{who}", right, seed, **more) for who, right in (("a", range(10)), ("b", [])) for seed in (0, 1)]
 
 
+def test_a_run_longer_than_planned_decides_nothing(tmp_path, monkeypatch):
+    planned = replace(experiments.EXPERIMENTS["cifar10/slim_resnet"], name="cifar10/a")
+    monkeypatch.setitem(experiments.EXPERIMENTS, "cifar10/a", planned)
+    runs = save(tmp_path, *(make_run("cifar10/a", range(10), seed, epochs=160) for seed in (0, 1)))
+    found = judge(runs, "accuracy", "1.00", "cifar10/a")
+    assert found.verdict == CANNOT_TELL and found.how.endswith("seeds 0, 1; 200% of the epochs")
+
+
+def test_seeds_on_other_images_are_not_judged_together(tmp_path):
+    other = [make_run(f"cifar10/{name}", right, seed=1, n=12) for name, right in (("a", range(12)), ("b", []))]
+    for record, _ in other:
+        record["dataset"]["fingerprint"] = "cd"
+    found = judge(save(tmp_path, *pair_of("cifar10")[::2], *other), "comparison", "", *PAIR)
+    assert found.verdict == CANNOT_TELL and found.how == "runs of cifar10/a and cifar10/b, seed 0"
+
+
 def test_runs_on_other_data_do_not_stand_in(tmp_path):
     runs = save(tmp_path, *pair_of("cifar10_tenth"))
     assert judge(runs, "accuracy", "1.00", "cifar10/a").verdict == NOT_YET

@@ -1,5 +1,7 @@
 """The reports' numbers beside ours: from the plan and the records alone."""
 
+from dataclasses import replace
+
 import pytest
 
 from helpers.experiments import EXPERIMENTS
@@ -65,7 +67,8 @@ def test_a_shortened_run_fills_its_row_and_says_so(monkeypatch):
 
 def test_the_headline_has_one_row_per_report_with_its_best_ours_and_the_best_published(monkeypatch):
     fast = make_run("pikachu/resnet18_fast", predicted=(0, 0, 0, 1, 1))[0] | {"seconds": 600.0}
-    monkeypatch.setitem(EXPERIMENTS, "pikachu/resnet18_fast", EXPERIMENTS["pikachu/resnet18_torchvision"])
+    planned = replace(EXPERIMENTS["pikachu/resnet18_torchvision"], reported={})
+    monkeypatch.setitem(EXPERIMENTS, "pikachu/resnet18_fast", planned)
     other = make_run("cifar10/resnext29_32x4d_fast", predicted=(0, 0, 0, 1, 1))[0]
     other["best"] = other["best"] | {"val_accuracy": 0.99}  # of the same report, on other data than its best accuracy
     table = readme.headline_table([fast, other]).set_index("report")
@@ -74,6 +77,11 @@ def test_the_headline_has_one_row_per_report_with_its_best_ours_and_the_best_pub
     assert first["report's best"].startswith("83.33%") and first["ours, report's recipe"] == "not yet run"
     assert first["ours, short recipe"] == "100.00% (resnet18_fast, 1 seed)" and first["minutes"] == "10"
     zoo = table.iloc[2]
+    narrow, deep = make_run("cifar100/wrn16_2")[0], make_run("cifar100/wrn28_2")[0]
+    instead = readme.headline_table([fast, narrow, deep]).iloc[2]["ours, report's recipe"]
+    assert instead == "not yet run; wrn16_2: 80.00%, report 44.26%"
+    shortened = readme.headline_table([make_run("cifar100/simplenet_10ep")[0]]).iloc[2]["ours, report's recipe"]
+    assert zoo["ours, report's recipe"] == shortened == "not yet run", "SimpleNet is the best network itself"
     assert zoo["report's best"].startswith("63.56%") and zoo["published elsewhere"].startswith("[78.37%](https://")
     assert table.iloc[3]["published elsewhere"] == "[96.04%](https://arxiv.org/abs/2306.12100)"
 

@@ -1,5 +1,6 @@
 """Tables made from run records, pinned to hand-computed rows and to what is committed."""
 
+import itertools
 import re
 
 import matplotlib.pyplot as plt
@@ -34,6 +35,16 @@ def test_runs_on_different_images_are_not_paired(tmp_path):
     for run in (one, other):
         results.save(*run, tmp_path)
     assert tables.paired_table(results.load_all(tmp_path), results_dir=tmp_path).empty
+    for name, fingerprint in itertools.product(("pikachu/resnext50_ours", "pikachu/resnet18_torchvision"), ("ab", "cd")):
+        record, predictions = make_run(name, seed=int(fingerprint == "cd"))
+        record["dataset"] = record["dataset"] | {"fingerprint": fingerprint}
+        results.save(record, predictions, tmp_path / "two")
+    table = tables.paired_table(results.load_all(tmp_path / "two"), results_dir=tmp_path / "two")
+    assert list(table["seeds"]) == [1], "seed 1 has other test images"
+
+
+def test_tables_without_records_are_empty():
+    assert tables.runs_table([]).empty and list(tables.runs_table([])["experiment"]) == []
 
 
 def test_tables_are_rebuilt_from_the_records_alone(tmp_path):
