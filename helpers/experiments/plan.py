@@ -77,7 +77,7 @@ def gradient_arms() -> list[Experiment]:
 
 
 def priced_ingredients() -> list[Experiment]:
-    """Two short recipes, 13 minutes and two hours on one CPU core with bf16, and variants that leave out one ingredient."""
+    """Two short recipes, 11 to 17 minutes and two hours of one CPU core with bf16, and variants without one ingredient."""
     without = {
         "warmup": {"warmup_epochs": 0},
         "linear": {"schedule": "cosine"},

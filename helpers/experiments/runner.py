@@ -76,7 +76,7 @@ def load_data_or_sample(experiment: Experiment, profile: str, data_dir: str | Pa
     try:
         return load_data(experiment, profile, data_dir), profile
     except UserError as error:
-        print(f"{error}\nContinuing with generated sample data, profile 'smoke'.")
+        print(f"{error}\nContinuing with generated sample data, profile 'smoke'; to try again, rerun from the cell Choices on.")
         return load_data(experiment, "smoke"), "smoke"
 
 
