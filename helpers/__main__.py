@@ -199,8 +199,7 @@ def save_model(options) -> None:
     require(path.exists(), f"There is no record of {name}; run python -m helpers run {run} first.")
     record = results.load(path)
     if options.file:
-        written = demo.save_model(options.file, *demo.best_weights(record, options.checkpoint_dir))
-        print(f"Model: {written.name}")
+        print(f"Model: {demo.save_model(options.file, *demo.best_weights(record, options.checkpoint_dir)).name}")
     else:
         written = demo.ship(record, options.checkpoint_dir, options.data_dir, options.results_dir)
         print(f"Model: {written.name}, and its card {written.stem}.md")

@@ -112,7 +112,7 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    has = torch.cpu.get_capabilities().get
+    has = getattr(torch.cpu, "get_capabilities", dict)().get  # torch before 2.11 cannot tell: fp32
     return torch.bfloat16 if device.type == "cpu" and (has("avx512_bf16") or has("amx_bf16")) else None
 
 

@@ -77,8 +77,7 @@ def decode_photograph(content: bytes, size: int, resize: str = "crop") -> tuple[
         upright = _to_rgb(ImageOps.exif_transpose(image))
     # `fit` crops while resizing: an image of 1 x 10,000 pixels would otherwise grow to millions on the way.
     squared = ImageOps.fit if resize == "crop" else Image.Image.resize
-    square = squared(upright, (size, size), Image.Resampling.BILINEAR)
-    return np.asarray(square).transpose(2, 0, 1), (width, height)
+    return np.asarray(squared(upright, (size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1), (width, height)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -50,7 +50,8 @@ def lock(path: Path) -> Iterator[None]:
         finally:
             done.set()
             beating.join()
-            beside.unlink(missing_ok=True)
+            with suppress(OSError):  # its folder is gone, which must not hide how the run ended
+                beside.unlink()
 
 
 def _locked(beside: Path, path: Path) -> TextIO:

@@ -44,8 +44,7 @@ class Queue:
             require(chosen in (None, *known), f"There is no {name} '{chosen}'; choose one of {', '.join(known)}.")
         require(self.rows, f"There is no experiment of report '{self.report}' on '{self.dataset}'; leave out one of the two.")
         runner.recipe_for(self.rows[0], self.profile)  # refuses an unknown profile
-        if self.profile == "smoke" and self.results_dir is None:
-            raise UserError("Smoke runs write their records only into a --results-dir; name one.")
+        require(self.profile != "smoke" or self.results_dir, "Smoke runs are recorded only in a --results-dir; name one.")
 
     @property
     def rows(self) -> list[Experiment]:
@@ -73,10 +72,11 @@ class Queue:
         recipe = runner.recipe_for(row, self.profile)
         checkpoint = runner.checkpoint_path(row.name, self.profile, seed, self.checkpoint_dir)
         history = []
-        with suppress(UserError), redirect_stdout(sys.stderr):  # an unusable checkpoint is no progress; --json is on stdout
-            history = (checkpoints.load_checkpoint(checkpoint) or {"history": []})["history"]
+        with redirect_stdout(sys.stderr):  # --json is on stdout
+            with suppress(UserError):  # an unusable checkpoint is no progress
+                history = (checkpoints.load_checkpoint(checkpoint) or {"history": []})["history"]
+            per_image, per_step = pace(device, row.model, recipe.image_size)
         train, validation = SIZES[row.dataset]
-        per_image, per_step = pace(device, row.model, recipe.image_size)
         shown, seconds = data.images_shown(range(train), recipe.augment), 0.0
         for epoch in range(len(history), recipe.epochs):
             gradients, share = passes(recipe, epoch)

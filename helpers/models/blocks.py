@@ -46,8 +46,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride), rounded up."""
-        out = self.residual(x)
-        return self.relu(out + (x if self.downsample is None else self.downsample(x)))
+        return self.relu(self.residual(x) + (x if self.downsample is None else self.downsample(x)))
 
 
 def excitation(channels: int, reduction: int) -> SqueezeExcitation:

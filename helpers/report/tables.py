@@ -158,8 +158,7 @@ def paired_table(
     for record in records:
         run = record["seed"], record["dataset"]["fingerprint"]
         predictions.setdefault(record["experiment"], {})[run] = experiments.predictions(record, results_dir)
-    asked = itertools.combinations(predictions, 2) if pairs is None else pairs
-    for first, second in asked:
+    for first, second in itertools.combinations(predictions, 2) if pairs is None else pairs:
         one, other = predictions.get(first, {}), predictions.get(second, {})
         shared = [run for run in one if run in other]
         shared = [run for run in shared if run[1] == shared[0][1]]  # all votes on an image must be on the same one

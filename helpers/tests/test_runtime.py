@@ -75,6 +75,11 @@ def test_a_cpu_uses_bf16_only_if_it_has_instructions_for_it(monkeypatch, flags, 
     assert runtime.autocast_dtype(torch.device("cpu")) is dtype
 
 
+def test_an_older_torch_which_cannot_tell_trains_in_fp32(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert runtime.autocast_dtype(torch.device("cpu")) is None
+
+
 @pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
 def test_a_gpu_uses_bf16_only_if_it_is_native(monkeypatch, native, dtype):
     """A T4 reports bf16 support but emulates it, which is slower than fp16."""

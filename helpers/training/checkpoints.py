@@ -47,7 +47,8 @@ def save_checkpoint(state: dict, checkpoint: Path) -> None:
         os.replace(new, checkpoint)
         _written[checkpoint] = stamp(checkpoint)
     except OSError as error:
-        new.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder is gone, or read-only
+            new.unlink()
         failed = f"The checkpoint {checkpoint.name} could not be written ({error.strerror})"
         mend = "free some space or choose another folder with --checkpoint-dir, then rerun to continue."
         raise UserError(f"{failed}; {mend}") from error

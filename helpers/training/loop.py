@@ -194,7 +194,8 @@ class _Keeper:
         due = self.copied > -math.inf if last else time.monotonic() - self.copied > BETWEEN_COPIES
         if not self.options.mirror or not due:
             return
-        reason, self.copied = copy_checkpoint(self.options.checkpoint, self.options.mirror), time.monotonic()
+        self.copied = time.monotonic()  # first, so that a copy which Ctrl-C interrupts is made again at the end
+        reason = copy_checkpoint(self.options.checkpoint, self.options.mirror)
         if reason and self.works:
             lost = f"The checkpoint could not be copied to {self.options.mirror} ({reason})"
             print(f"{lost}; training continues with the local one, and copying will be tried again.")

@@ -84,8 +84,7 @@ class Recipe:
     def __post_init__(self):
         object.__setattr__(self, "sizes", tuple(map(tuple, self.sizes)))  # lists if read from a record
         for name, value in vars(self).items():
-            finite = not isinstance(value, float) or math.isfinite(value)
-            require(finite, f"{name} is {value}; it must be a finite number.")
+            require(not isinstance(value, float) or math.isfinite(value), f"{name} is {value}; it must be a finite number.")
         for names, holds, rule in RULES:
             for name in names.split():
                 value = getattr(self, name)

@@ -141,6 +141,7 @@ def _step_in_parts(learner: Learner, images: Tensor, labels: Tensor) -> tuple[Te
         fits, rehearsal = True, images.numel() > learner.rehearsed
         try:
             if not rehearsal:
+                learner.statistics.before = None  # nothing to undo until this step's own pass begins
                 return step(learner, images, labels)
             _rehearse(learner, images, labels)
         except (RuntimeError, ValueError) as error:

@@ -60,8 +60,7 @@ class Runs:
             if runs and not others:
                 runs = list(runs.values())
                 # At a constant learning rate, a shortened run is the beginning of the complete one.
-                begun = epoch and runs[0]["recipe"]["schedule"] == "constant"
-                return Found(runs, [], "" if begun else stand_in(runs))
+                return Found(runs, [], "" if epoch and runs[0]["recipe"]["schedule"] == "constant" else stand_in(runs))
         raise NotYet
 
     def on(self, dataset: str) -> dict:

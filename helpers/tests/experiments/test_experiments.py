@@ -19,7 +19,7 @@ from helpers.experiments import queue, recipes, runner
 from helpers.experiments import records as results
 from helpers.report import claims
 from helpers.report.perturbed import gradients
-from helpers.runtime import ROOT
+from helpers.runtime import ROOT, UserError
 from helpers.tests import programs
 
 RUN = ["run", "pikachu/resnet18_torchvision", "--profile", "smoke"]
@@ -274,8 +274,10 @@ def test_a_run_keeps_to_the_limits_of_its_row_by_default(tmp_path, monkeypatch):
     assert record["test"]["accuracy"] <= record["test"]["accuracy_at_5"] < 1
     synchronised = []
     monkeypatch.setattr(runner, "synchronise", synchronised.append)
-    again, _ = experiments.run(name, profile="smoke", checkpoint_dir=tmp_path, sync_batchnorm=True)
-    assert again["sync_batchnorm"] and len(synchronised) == 1
+    with pytest.raises(UserError, match="belongs to a run with sync_batchnorm None, not True"):
+        experiments.run(name, profile="smoke", checkpoint_dir=tmp_path, sync_batchnorm=True)
+    again, _ = experiments.run(name, profile="smoke", checkpoint_dir=tmp_path, sync_batchnorm=True, resume=False)
+    assert again["sync_batchnorm"] and len(synchronised) == 2
 
 
 def test_arguments_of_a_run_change_its_epochs_and_compilation(monkeypatch):
@@ -410,7 +412,7 @@ def test_table_of_a_folder_with_a_smoke_run(smoke, capsys, monkeypatch):
         (["run", "--missing", "--minutes", "0"], "--minutes is 0; it must be greater than 0."),
         (["run", "--missing", "--minutes", "nan"], "--minutes is nan; it must be greater than 0."),
         (["run", "--missing", "--report", "none"], "There is no report 'none'; choose one of amp, pikachu, slim, speed, zoo."),
-        (["run", "--missing", "--profile", "smoke"], "Smoke runs write their records only into a --results-dir; name one."),
+        (["run", "--missing", "--profile", "smoke"], "Smoke runs are recorded only in a --results-dir; name one."),
         (["run", "--missing", "--profile", "huge"], "There is no profile 'huge'; choose one of smoke, quick, full."),
         (["list", "--dataset", "mnist"], "There is no dataset 'mnist'; choose one of cifar10, cifar100, "),
         (["bench", "resnext29_32x4d", "nonsense"], "There is no benchmark of 'nonsense'"),

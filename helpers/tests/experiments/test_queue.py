@@ -101,7 +101,7 @@ def test_finished_epochs_cost_nothing(tmp_path, monkeypatch):
 
 
 def test_a_damaged_checkpoint_neither_stops_the_list_nor_corrupts_its_json(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(queue, "pace", lambda *_: (0.01, 0.0))
+    monkeypatch.setattr(queue, "pace", lambda *_: print("A batch does not fit into memory.") or (0.01, 0.0))
     checkpoint = experiments.checkpoint_path(NAMES[0], "full", 0, tmp_path / "checkpoints")
     checkpoint.parent.mkdir(parents=True)
     checkpoint.write_bytes(b"damaged")
@@ -310,12 +310,13 @@ def test_a_lock_renews_its_heartbeat(tmp_path, monkeypatch):
 
 
 def test_a_heartbeat_that_cannot_be_written_hides_no_error(tmp_path, monkeypatch):
-    def full(*_):
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(locks, "HEARTBEAT", 0.01)
     with pytest.raises(UserError, match="The checkpoint could not be written"), locks.lock(tmp_path / "seed0.ckpt"):
         monkeypatch.setattr(os, "pwrite", full)
+        monkeypatch.setattr(locks.Path, "unlink", full)
         time.sleep(0.05)
         raise UserError("The checkpoint could not be written.")
 

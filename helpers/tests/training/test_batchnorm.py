@@ -11,6 +11,7 @@ from torch import nn
 from helpers import training
 from helpers.runtime import UserError
 from helpers.tests.training.test_training import RECIPE, make_model
+from helpers.training import step as stepping
 from helpers.training.batchnorm import RunningStatistics
 
 BATCH = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 3
@@ -65,6 +66,24 @@ def test_a_pass_that_runs_out_of_memory_is_undone_and_the_number_of_parts_is_kep
     for part in (*BATCH[0].chunk(2) * 2, single[0]):
         expected(part)
     assert torch.equal(model.bn.running_mean, expected.running_mean)
+
+
+def test_a_failure_before_the_first_pass_undoes_nothing(monkeypatch):
+    """Such as one in the copy of the weights that momentum perturbation makes: the step before is finished."""
+    learner = learner_of(make_model())
+    training.train_epoch(learner, [BATCH])
+    after, failures, along = learner.model[1].running_mean.clone(), [RuntimeError("out of memory")], stepping.along_momentum
+
+    def fail_once(*arguments):
+        if failures:
+            raise failures.pop()
+        return along(*arguments)
+
+    monkeypatch.setattr(stepping, "along_momentum", fail_once)
+    training.train_epoch(learner, [BATCH])
+    twice = learner_of(make_model())
+    training.train_epoch(twice, [BATCH])
+    assert torch.equal(twice.model[1].running_mean, after) and learner.model[1].num_batches_tracked == 1 + 2
 
 
 def test_other_errors_are_not_caught():

@@ -91,6 +91,9 @@ def test_a_full_disk_leaves_the_previous_checkpoint_intact(path, monkeypatch, di
         save_checkpoint({"history": [2]}, path)
     assert load_checkpoint(path) == {"history": [1]}
     assert [file.name for file in path.parent.iterdir()] == ["a.ckpt"]
+    monkeypatch.setattr(checkpoints.Path, "unlink", disk_full)
+    with pytest.raises(UserError, match="could not be written .No space left on device.*--checkpoint-dir"):
+        save_checkpoint({"history": [2]}, path)
 
 
 def test_the_mirror_is_used_if_the_local_checkpoint_is_gone(path):
@@ -123,6 +126,21 @@ def test_an_unmounted_mirror_is_not_created(path):
     own = path.parent / "MyDrive/resnext-notebooks/checkpoints/fingerprint/pikachu/resnet18_fast/quick"
     own.parents[4].mkdir(parents=True)
     assert copy_checkpoint(path, own) is None and load_checkpoint(own / path.name), "a fresh Drive, your own photographs"
+
+
+def test_a_first_copy_that_ctrl_c_interrupts_is_made_again(path, monkeypatch):
+    copies = []
+
+    def copy(*places):
+        copies.append(places)
+        if len(copies) == 1:
+            raise KeyboardInterrupt
+        return copy_checkpoint(*places)
+
+    monkeypatch.setattr(loop, "copy_checkpoint", copy)
+    with pytest.raises(KeyboardInterrupt):
+        training.fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=path, mirror=path.parent / "drive")
+    assert len(load_checkpoint(path.parent / "drive" / path.name)["history"]) == 1
 
 
 def test_a_checkpoint_that_was_damaged_meanwhile_is_not_kept_as_the_previous_one(path, monkeypatch):
