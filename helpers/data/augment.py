@@ -106,7 +106,7 @@ def render(images: Tensor, views: Tensor, image_size: int) -> Tensor:
 
 
 def fill_holes(images: Tensor, holes: Tensor, side: int) -> Tensor:
-    """Set a square of each normalised image to 0, the mean colour: cutout (DeVries and Taylor 2017). `holes`: (B, 2)."""
+    """Cutout as in airbench, inside the image: a square of each normalised one becomes 0, the mean colour. `holes`: (B, 2)."""
     steps = torch.arange(images.shape[-1], device=images.device)
     rows, columns = ((start <= steps) & (steps < start + side) for start in holes[:, :, None].unbind(1))
     return images.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)

@@ -74,6 +74,7 @@ def decode_photograph(content: bytes, size: int, resize: str = "crop") -> tuple[
             image.getexif()
         if image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8):  # on its side; a TIFF has been turned by now
             width, height = height, width
+        image.info.pop("exif", None)  # `exif_transpose`, which knows it by now, would write it anew and fail on an odd value
         upright = _to_rgb(ImageOps.exif_transpose(image))
     # `fit` crops while resizing: an image of 1 x 10,000 pixels would otherwise grow to millions on the way.
     squared = ImageOps.fit if resize == "crop" else Image.Image.resize

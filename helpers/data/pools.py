@@ -44,12 +44,12 @@ def _visible(folder: Path) -> list[Path]:
 
 def subfolders(folder: Path) -> list[Path]:
     """The visible folders in a folder, sorted by name."""
-    return [path for path in _visible(folder) if path.is_dir()]
+    return [path for path in _visible(folder) if os.path.isdir(path)]  # a link into a private folder would make a Path raise
 
 
 def holds_images(folder: Path) -> bool:
     """Whether the folder directly contains a file with an image extension."""
-    return any(path.suffix.lower() in EXTENSIONS and path.is_file() for path in _visible(folder))
+    return any(path.suffix.lower() in EXTENSIONS and os.path.isfile(path) for path in _visible(folder))
 
 
 def split_folders(folder: Path) -> list[tuple[str, Path]]:
@@ -88,7 +88,7 @@ def list_files(root: Path, source: str, is_data_folder: bool = False) -> list[Fi
         require(folders or not groups, f"The {split} split of the {source} is empty; put a folder for each class into it.")
         classes[group.name] = {folder.name for folder in folders}
         for folder in folders:
-            found = [stamp(path, root) for path in _visible(folder) if path.is_file()]
+            found = [stamp(path, root) for path in _visible(folder) if os.path.isfile(path)]
             require(found, f"The class folder '{folder.relative_to(root).as_posix()}' of the {source} is empty; add images.")
             files += found
     every = sorted(set().union(*classes.values()))

@@ -155,8 +155,7 @@ def _handlers(exhibits: Mapping[str, Exhibit]) -> tuple[Callable, ...]:
 
 
 def _pictures(exhibit: Exhibit) -> list[np.ndarray]:
-    images = exhibit.examples.images if exhibit.examples else []
-    return [picture(image, exhibit.model.about.sample) for image in images]
+    return [picture(image, exhibit.model.about.sample) for image in (exhibit.examples.images if exhibit.examples else [])]
 
 
 def start(page, **options) -> str:
@@ -213,6 +212,7 @@ def explain(exhibit: Exhibit, image: Tensor) -> tuple[dict, np.ndarray, np.ndarr
     model, dataset, about = exhibit.model, exhibit.dataset, exhibit.model.about
     classes, stamp = about.classes, "SAMPLE: " if about.sample else ""
     shares, labels = probabilities(model, image[None])[0].sort()
+    require(shares.isfinite().all(), "The model's answer to this image is not a number; choose another model.")
     # Most likely last: if two ImageNet classes share a name, such as "crane" or "maillot", the dict keeps the likelier.
     likely = [(stamp + classes[label], share) for label, share in zip(labels.tolist(), shares.tolist(), strict=True)]
     heat = grad_cam(model, image, int(labels[-1]))

@@ -221,7 +221,6 @@ class WideBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.conv1 = convolution(in_channels, out_channels, 3, stride)
         self.bn2 = nn.BatchNorm2d(out_channels)
-
         self.conv2 = convolution(out_channels, out_channels, 3)
         self.relu = nn.ReLU(inplace=True)
         same = stride == 1 and in_channels == out_channels

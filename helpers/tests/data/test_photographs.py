@@ -2,6 +2,7 @@
 
 import errno
 import os
+import struct
 import sys
 import zlib
 from types import SimpleNamespace
@@ -345,12 +346,34 @@ def test_a_folder_that_may_not_be_read_is_passed_over(tmp_path, monkeypatch):
     assert len(load(tmp_path).train) == 6 and "private" not in data.names(tmp_path)
 
 
+def test_a_link_into_a_private_folder_is_passed_over(tmp_path, monkeypatch):
+    fill(tmp_path / "pets")
+    (tmp_path / "link").symlink_to(fill(tmp_path / "private"))
+    asked = os.stat
+
+    def ask(path, *arguments, **options):
+        if str(path).endswith("link"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return asked(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", ask)
+    assert data.names(tmp_path) == sorted([*data.names(tmp_path / "nowhere"), "pets", "private"])
+
+
 @pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tif"])
 def test_sizes_are_those_of_the_upright_photograph(tmp_path, kind):
     exif = Image.Exif()
     exif[0x0112] = 6
     write(tmp_path / f"turned.{kind}", "red", size=(50, 40), exif=exif)
     assert photographs.decode_photograph((tmp_path / f"turned.{kind}").read_bytes(), STORED)[1] == (40, 50)
+
+
+def test_an_odd_exif_value_costs_neither_the_photograph_nor_its_orientation(tmp_path):
+    """ImageWidth as text, which Pillow reads but cannot write."""
+    exif = b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", 2)
+    exif += struct.pack(">HHI4s", 0x0100, 2, 4, b"640\0") + struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0) + bytes(4)
+    write(tmp_path / "odd.jpg", "red", size=(50, 40), exif=exif)
+    assert photographs.decode_photograph((tmp_path / "odd.jpg").read_bytes(), STORED)[1] == (40, 50)
 
 
 def test_a_half_decoded_png_is_refused():

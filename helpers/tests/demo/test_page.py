@@ -97,6 +97,13 @@ def test_the_most_likely_classes_are_shown_and_of_two_with_one_name_the_likelier
     assert likely == pytest.approx({"d": shares[3], "e": shares[5], "f": shares[6], "crane": shares[7]})
 
 
+def test_an_answer_that_is_not_a_number_is_no_answer(dataset):
+    model = by_hand()
+    model.network.head.weight.data[:] = float("nan")
+    with pytest.raises(UserError, match="The model's answer to this image is not a number"):
+        page.explain(page.Exhibit(model, dataset, torch.zeros(3, 2)), flat(RED))
+
+
 @pytest.mark.parametrize("address", ["/etc/passwd", "file:///etc/passwd", "data/README.md", "ftp://a/b.png", ""])
 def test_the_address_field_never_reads_a_local_file(dataset, monkeypatch, address):
     monkeypatch.setattr(page, "_gradio", lambda: SimpleNamespace(SelectData=None))
