@@ -43,10 +43,10 @@ def as_text(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _is_text(values: pd.Series) -> bool:
-    """Whether a column is left-aligned as text: most of its entries do not begin with a digit. Numbers are right-aligned."""
+    """Whether a column is left-aligned as text: most entries do not begin with a digit, or have a `_`, as file names do."""
     words = set(values) - {"", NOT_YET}
     are_texts = all(isinstance(word, str) for word in words)
-    return are_texts and sum(bool(re.match(r"[-+×]?\d", word)) for word in words) < len(words) / 2
+    return are_texts and sum(bool(re.match(r"[-+×]?\d[^_]*$", word)) for word in words) < len(words) / 2
 
 
 def styled(table: pd.DataFrame, caption: str, best: str | tuple[str, ...] = ()):

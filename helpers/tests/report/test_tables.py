@@ -189,9 +189,10 @@ def test_a_mark_is_reached_missed_or_open(tmp_path):
 
 def test_words_are_left_aligned_and_numbers_right_aligned():
     columns = {"claim": ["2 sets", "a", "b"], "quoted": ["258", "79 %", ""], "test accuracy": ["not yet run", 0.5, None]}
+    columns |= {"image": ["1_cat.png", "2_dog.png", "3_cat.png"]}
     table = pd.DataFrame(columns | {"device": ["CPU"] * 3, "points": [1.0, 2.0, 3.0]})
     style = formats.styled(table, "Claims").data.split("</style>")[0]
-    assert re.findall(r"\.col(\d) \{\s*text-align: left", style) == ["0", "3"]
+    assert re.findall(r"\.col(\d) \{\s*text-align: left", style) == ["0", "3", "4"]
 
 
 def test_no_table_of_runs_has_more_than_nine_columns():
