@@ -127,8 +127,8 @@ def run_row(row: Experiment, dataset: data.Dataset, seed: int, profile: str, opt
     checkpoint = checkpoint_path(row.name, profile, seed, options.checkpoint_dir)
     require_writable(checkpoint.parent, "--checkpoint-dir")
     settings = {setting.name: getattr(options, setting.name) for setting in fields(loop.Options)}
-    about = {"experiment": row.name, "images": dataset.fingerprint}
-    about |= {"sync_batchnorm": True} if options.sync_batchnorm else {}  # absent from older checkpoints
+    synchronised = options.sync_batchnorm or None  # as in older checkpoints, which do not have it
+    about = {"experiment": row.name, "images": dataset.fingerprint, "sync_batchnorm": synchronised}
     settings |= {"seed": seed, "checkpoint": checkpoint, "about": about}
     with lock(checkpoint) if processes.rank() == 0 else nullcontext():
         fitted = training.fit(model, dataset.train, dataset.validation, recipe, **settings)

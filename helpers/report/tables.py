@@ -230,7 +230,7 @@ def pair_sentences(
     records: Iterable[dict],
     pairs: Iterable[tuple[str, str]],
     results_dir: Path | None = None,
-    labels: dict[str, str] | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> list[str]:
     """One sentence per pair of experiments in `paired_table`: which is better, or that they cannot be told apart.
     A last one names the pairs not run yet. Long sentences are wrapped. `labels` replace the experiments' own names.

@@ -278,6 +278,8 @@ def test_a_run_keeps_to_the_limits_of_its_row_by_default(tmp_path, monkeypatch):
         experiments.run(name, profile="smoke", checkpoint_dir=tmp_path, sync_batchnorm=True)
     again, _ = experiments.run(name, profile="smoke", checkpoint_dir=tmp_path, sync_batchnorm=True, resume=False)
     assert again["sync_batchnorm"] and len(synchronised) == 2
+    with pytest.raises(UserError, match="belongs to a run with sync_batchnorm True, not None"):
+        experiments.run(name, profile="smoke", checkpoint_dir=tmp_path)
 
 
 def test_arguments_of_a_run_change_its_epochs_and_compilation(monkeypatch):
