@@ -8,9 +8,9 @@ import pandas as pd
 SAMPLE = "SAMPLE, not a result: "
 NOT_YET = "not yet run"
 
-_PERCENT = ("val accuracy", "test accuracy", "flipped copy", "mark", "report", "top-1", "top-5")
+PRINTED = ("report", "mark", "elsewhere")  # accuracies that others print, or that we set ourselves
 _FORMATS = {
-    **dict.fromkeys((*_PERCENT, "short recipe", "elsewhere"), "{:.2%}"),
+    **dict.fromkeys(("val accuracy", "test accuracy", "flipped copy", "top-1", "top-5", "short recipe"), "{:.2%}"),
     **dict.fromkeys(("share", "probability", "sd", "low", "high"), "{:.1%}"),
     **dict.fromkeys(("points", "from", "to"), "{:+.1f}"),
     **dict.fromkeys(("seeds", "epochs", "epochs, short", "estimated", "only first right", "only second right"), "{:.0f}"),
@@ -21,13 +21,15 @@ _FORMATS = {
 
 
 def percent(value: float | tuple[float, float] | None) -> str:
-    """A fraction, or a (low, high) range of fractions, as a percentage; empty for None."""
+    """A printed fraction, or a (low, high) range of them, as a percentage without added zeros; empty if there is none."""
     if isinstance(value, tuple):
         return f"{100 * value[0]:g}–{100 * value[1]:g}%"
-    return "" if value is None else f"{value:.2%}"
+    return "" if pd.isna(value) else f"{100 * value:.4g}%"
 
 
 def _cell(column: str, value) -> str:
+    if column in PRINTED and not isinstance(value, str):
+        return percent(value)
     if isinstance(value, tuple):
         return " to ".join(_cell(column, part) for part in value)
     if isinstance(value, str):

@@ -47,8 +47,7 @@ class Paired:
         self.p = binomtest(self.only_first, discordant).pvalue if discordant else 1.0
         self.by_seed = self.right.mean(axis=1)
         self.difference = float(self.by_seed.mean())
-        self.half = float(Z_ALPHA * self.right.mean(axis=0).std())  # of the 95 % normal interval, for a single image
-        half = self.half / math.sqrt(len(votes))
+        half = float(Z_ALPHA * self.right.mean(axis=0).std()) / math.sqrt(len(votes))
         # The 95 % normal interval of the difference in accuracy over images, widened to cover every seed's difference.
         self.interval = min(self.difference - half, self.by_seed.min()), max(self.difference + half, self.by_seed.max())
         sign = np.sign(self.only_first - self.only_second)
@@ -61,26 +60,6 @@ class Paired:
         if any(not np.array_equal(one["true"], other["true"]) for one, other in zip(first, second, strict=True)):
             raise ValueError("The two sets of predictions are of different test images.")
         return cls(*([arrays["predicted"] == arrays["true"] for arrays in side] for side in (first, second)))
-
-    def needed(self) -> str:
-        """In words, how many more images would tell the two apart, or that there are too few seeds or they disagree."""
-        seeds, images = self.right.shape
-        if self.difference == 0 or self.only_first == self.only_second:
-            return "no difference"
-        more = max(1, images_needed(self.only_first / images, self.only_second / images) - images)
-        told = f"{more:,} more images needed" if self.p >= LEVEL else "enough images"
-        if seeds == 1:
-            return f"{told}; a second seed needed"
-        return told if self.agree else "the seeds disagree"
-
-    def needed_inside(self, margin: float) -> str:
-        """In words, how many more images would bring the whole interval inside the margin if the difference held."""
-        if len(self.by_seed) == 1:
-            return "a second seed needed"
-        if abs(self.by_seed).max() >= margin:
-            return "no number of images is enough"
-        images = math.ceil((self.half / (margin - abs(self.difference))) ** 2)
-        return f"{max(1, images - self.right.shape[1]):,} more images needed"
 
 
 def images_needed(only_first: float, only_second: float) -> int:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from helpers import experiments, models, runtime
 from helpers.report import statistics
-from helpers.report.formats import NOT_YET, markdown, percent
+from helpers.report.formats import NOT_YET, markdown
 from helpers.runtime import require
 from helpers.training.loop import estimate_epochs
 
@@ -25,9 +25,9 @@ ELSEWHERE = {
     ("cifar10", "resnext29_32x4d"): (0.9685, "https://github.com/osmr/imgclsmob"),
     ("cifar10", "resnext29_under5m"): (0.9473, "https://github.com/kuangliu/pytorch-cifar"),  # its 32×4d, 350 epochs
     ("cifar10", "slim_resnet"): (0.9604, "https://arxiv.org/abs/2306.12100"),  # another ResNet under five million parameters
-    ("cifar10", "wrn16_4"): (0.9498, "https://github.com/szagoruyko/wide-residual-networks"),
+    ("cifar10", "wrn16_4"): (0.9498, "https://arxiv.org/abs/1605.07146"),  # table 6, without dropout
     ("cifar100", "wrn16_2"): (0.7326, "https://arxiv.org/abs/1910.10699"),  # table 1, trained without a teacher
-    ("cifar100", "simplenet"): (0.7837, "https://arxiv.org/abs/1608.06037"),
+    ("cifar100", "simplenet"): (0.7837, "https://arxiv.org/abs/1608.06037"),  # a later one: a fifth pooling, less dropout
     ("cifar100", "resnext29_32x4d"): (0.805, "https://github.com/osmr/imgclsmob"),
 }
 # The rows that follow a report's published code where it differs from the report's text.
@@ -47,7 +47,8 @@ TIME_COLUMNS = "network,parameters,million MACs,seeds,images/s,epochs,estimated,
 CAPTIONS = {
     "runs": "One row per run.",
     "comparison": "Means over seeds. 95 % interval `low` to `high`: Wilson's for one seed, else that of the next seed.",
-    "paired": "By how many points the second is better on the same test images, its 95 % interval and the exact p-value.",
+    "paired": "By how many points the second is better on the same test images: the mean over seeds and a 95 % interval that "
+    "covers each. With two seeds, an image counts for the one that got it right under more; the exact p compares these counts.",
 }
 SHORT_COLUMNS = "experiment,epochs,seeds,val accuracy,test accuracy,flipped copy,mark,outcome,minutes".split(",")
 PAIRED_COLUMNS = "first,second,seeds,only first right,only second right,points,from,to,p".split(",")
@@ -201,7 +202,7 @@ def outcome_table(rows: Mapping[str, str], records: Iterable[dict]) -> pd.DataFr
             "test accuracy": np.mean(accuracies) if runs else NOT_YET,
             "low": low,
             "high": high,
-            "report": percent(printed_accuracy(name)),
+            "report": printed_accuracy(name),
             "elsewhere": known_elsewhere(name),
             "minutes": min(run["seconds"] for run in runs) / 60 if runs else None,
         }

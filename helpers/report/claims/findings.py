@@ -138,11 +138,12 @@ def paired(statement: Statement, runs: Runs, found: Found) -> Evidence:
     """The first experiment has the higher test accuracy; with `margin` (a fraction), the two differ by less than that."""
     pair = statistics.Paired.of(*([predictions(run, runs.folder) for run in side] for side in (found.first, found.second)))
     ours, interval = f"{100 * pair.difference:+.2f} points", statistics.in_points(pair.interval)
+    needed = "" if len(pair.by_seed) > 1 else "a second seed needed"
     if margin := statement.arguments.get("margin"):
         how = f"; margin {100 * margin:.2f} points, {statement.arguments['why']}"
-        return Evidence(ours, interval, (pair, margin), pair.needed_inside(margin), how)
+        return Evidence(ours, interval, (pair, margin), needed, how)
     ours += f" ({pair.only_first} : {pair.only_second} images), {statistics.p_value(pair.p)}"
-    return Evidence(ours, interval, (pair,), pair.needed())
+    return Evidence(ours, interval, (pair,), needed)
 
 
 def lower_loss(statement: Statement, runs: Runs, found: Found) -> Evidence:

@@ -205,8 +205,5 @@ OTHERS: dict[str, Callable] = {
     ),
     "halves": lambda channels: "-".join(str(channel // 2) for channel in channels),
     "highest": lambda values: max(values),
-    "halvings": lambda networks: "{} of {}".format(
-        *tally(after == before / 2 for widths in networks for before, after in pairwise(widths))
-    ),
     "output side": lambda stride: "{0}*{0}".format(cifar.PIXELS // stride),
 }

@@ -91,9 +91,8 @@ def comparison(paired: Paired) -> str:
     """One model is better than another, both on the same test images with the same seeds. Each image counts for the model
     that got it right under more seeds; `ours` shows both counts, and an exact binomial test compares them (with one seed, this
     is McNemar's test). If p is below 0.05 and two or more seeds agree, the statement *holds* or *does not hold*; otherwise it
-    *cannot be told*, and the interval column says what is missing: images (for 80 % power, Connor 1987) or seeds. Such a p is
-    about these trained networks only; two seeds agree by luck half the time. If the models differ in more than the statement
-    names, it *cannot be told* either.
+    *cannot be told*. Such a p is about these trained networks only; two seeds agree by luck half the time. If the models differ
+    in more than the statement names, it *cannot be told* either.
     """
     if paired.p >= LEVEL or not paired.agree:
         return CANNOT_TELL
@@ -103,7 +102,7 @@ def comparison(paired: Paired) -> str:
 def closeness(paired: Paired, margin: float) -> str:
     """Two accuracies are "close", within a margin given in `how`. With two or more seeds, the statement *holds* if the whole
     95 % interval of the paired difference lies inside the margin, and *does not hold* if all of it lies outside; otherwise it
-    *cannot be told*, and the interval column says what is missing: a second seed, or images if the difference stays the same.
+    *cannot be told*.
     """
     low, high = paired.interval
     if len(paired.by_seed) < 2:

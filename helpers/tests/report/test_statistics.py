@@ -64,7 +64,6 @@ def test_an_image_counts_once_over_seeds():
     assert paired.right.tolist() == [[-1, 1, -1], [1, 1, 0]]
     assert (paired.only_first, paired.only_second, paired.p) == (1, 1, 1.0)
     assert paired.by_seed.tolist() == pytest.approx([-1 / 3, 2 / 3]) and not paired.agree
-    assert paired.needed() == "no difference", "the votes are equal, although the means are not"
 
 
 def test_the_interval_covers_every_seed():
@@ -78,23 +77,6 @@ def test_the_interval_covers_every_seed():
 def test_images_needed_match_connors_example():
     # The published example of the formula: discordant shares 0.45 and 0.05 need 23 pairs.
     assert intervals.images_needed(0.45, 0.05) == intervals.images_needed(0.05, 0.45) == 23
-
-
-def test_what_would_settle_a_comparison_is_said_in_words():
-    undecided = Paired([right(0)], [right(1, 2)])
-    more = intervals.images_needed(2 / 40, 1 / 40) - 40
-    assert undecided.needed() == f"{more:,} more images needed; a second seed needed"
-    assert Paired([right()], [MUCH_WORSE]).needed() == "enough images; a second seed needed"
-    assert Paired([right(0)], [right(1)]).needed() == "no difference"
-    assert Paired([right(0)] * 2, [right(1, 2)] * 2).needed() == f"{more:,} more images needed"
-    assert Paired([right(0), right(0)], [right(1, 2), right(1)]).needed() == "the seeds disagree"
-    # One image of 40: difference 0.025, deviation √(0.025 · 0.975); (1.959964 · 0.15612 / (0.05 − 0.025))² = 149.8 images.
-    assert Paired([right()] * 2, [right(0)] * 2).needed_inside(0.05) == "110 more images needed"
-    assert Paired([right()] * 2, [MUCH_WORSE] * 2).needed_inside(0.05) == "no number of images is enough"
-    assert Paired([right()], [right(0)]).needed_inside(0.05) == "a second seed needed"
-    # Seeds at 0 and 0.025: the mean, 0.0125 with half the deviation, is inside 0.03 by 0.0175; (1.959964 · 0.07806 / 0.0175)².
-    assert Paired([right()] * 2, [right(), right(0)]).needed_inside(0.03) == "37 more images needed"
-    assert Paired([right()] * 2, [right(), right(0)]).needed_inside(0.02) == "no number of images is enough"
 
 
 def test_printed_differences_in_closed_form():
