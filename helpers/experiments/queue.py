@@ -114,8 +114,12 @@ def pace(device: torch.device, model: str, pixels: int) -> tuple[float, float]:
     Both are measured, from steps with a small and a larger batch. A single rate of multiply–adds would not do: on one core
     with bf16, a network with a few narrow groups reaches a fifth of the rate of a wide one.
     """
-    layouts = (True, False) if device.type == "cuda" else (True,)  # of which a run takes the faster
-    return min(_pace(device, model, pixels, channels_last) for channels_last in layouts)
+    paces = []
+    for channels_last in (True, False) if device.type == "cuda" else (True,):  # of which a run takes the faster
+        with suppress(UserError):  # cuDNN may have no engine for one of the two
+            paces.append(_pace(device, model, pixels, channels_last))
+    require(paces, f"{model} cannot be trained on this device, not even on one image; choose another with --device.")
+    return min(paces)
 
 
 def _pace(device: torch.device, model: str, pixels: int, channels_last: bool) -> tuple[float, float]:

@@ -23,22 +23,22 @@ class Average:
         """Update the average with the model's current state."""
         self.updates += 1
         kept = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        self.pairs = self.pairs or self._paired()
         floating, others = self.pairs
         torch._foreach_lerp_(*floating, 1 - kept)
         if others[0]:
             torch._foreach_copy_(*others)
 
-    def _paired(self) -> list[tuple[list[Tensor], list[Tensor]]]:
-        """The average's and the model's tensors, floating-point ones and others, laid out alike: one launch takes all.
+    def pair(self) -> None:
+        """Pair the average's tensors with the model's, floating-point ones and others, laid out alike: one launch takes all.
 
-        They are looked up once, as that takes milliseconds: after the first step, when nothing moves the model any more.
+        To be called once, before the first update, when nothing moves the model any more and no step can fail for its memory.
         """
         present = self.model.state_dict(keep_vars=True)
         self.values = {name: torch.empty_like(value).copy_(self.values[name]) for name, value in present.items()}
         floating = [name for name, value in present.items() if value.is_floating_point()]
         others = [name for name in present if name not in floating]
-        return [([self.values[name] for name in names], [present[name] for name in names]) for names in (floating, others)]
+        kinds = (floating, others)
+        self.pairs = [([self.values[name] for name in names], [present[name] for name in names]) for names in kinds]
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from helpers import data
 from helpers.runtime import require
+from helpers.training import processes
 from helpers.training.batchnorm import SynchronisedBatchNorm
 from helpers.training.convolutions import convolutions
 from helpers.training.recipe import Recipe
@@ -66,7 +67,9 @@ def prepare(model: nn.Module, recipe: Recipe, channels_last: bool = True) -> nn.
     # One graph per layout, image size and batch size: the last batch is smaller, and CUDA graphs have fixed shapes. Beyond
     # torch's default limit of eight, shared by all networks of one class, a network would silently run uncompiled.
     torch._dynamo.config.recompile_limit = 64
-    mode = "reduce-overhead" if next(model.parameters()).device.type == "cuda" else "default"
+    # With several processes, a batch in parts would overwrite gradients that CUDA graphs own (pytorch issue 169545).
+    graphs = next(model.parameters()).device.type == "cuda" and processes.count() == 1
+    mode = "reduce-overhead" if graphs else "default"
     return torch.compile(model, dynamic=False, mode=mode)
 
 

@@ -26,6 +26,8 @@ def rank() -> int:
 
 def join(name: str | torch.device | None = None) -> torch.device:
     """Join the other processes, if torchrun started any; returns this one's device. A UserError if any would share a GPU."""
+    if torch.cuda.is_available() and dist.is_available() and dist.is_torchelastic_launched():  # before any use of GPU 0
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     device, started = choose_device(name), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if not dist.is_available() or not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
         return device
@@ -34,7 +36,6 @@ def join(name: str | torch.device | None = None) -> torch.device:
         require(device.index is None, f"Each process needs its own GPU; leave out the number in '{device}'.")
         gpus = torch.cuda.device_count()
         require(started <= gpus, f"torchrun started {started} processes for {gpus} GPUs; use --nproc-per-node={gpus}.")
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
     # The others wait this long while the first one downloads the data; if one dies, torchrun ends those that wait.
     dist.init_process_group(backend, timeout=timedelta(hours=4))

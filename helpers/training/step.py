@@ -195,6 +195,8 @@ def step(learner: Learner, images: Tensor, labels: Tensor) -> tuple[Tensor, Tens
     """
     optimizer, recipe, scaler = learner.optimizer, learner.recipe, learner.scaler
     passes = []
+    if learner.average and not learner.average.pairs:
+        learner.average.pair()
 
     def closure() -> Tensor:
         optimizer.zero_grad(set_to_none=True)

@@ -328,3 +328,19 @@ def test_a_run_locked_by_another_program_gives_a_clear_error(tmp_path, capsys):
         assert f"is in use by process {os.getpid()} on " in capsys.readouterr().err
         assert main([*COMMAND, *folders(tmp_path)]) == 0
     assert done(tmp_path) == NAMES[1:], "the queue skips it"
+
+
+def test_a_layout_that_fails_on_a_gpu_does_not_hide_the_minutes_of_the_other(monkeypatch):
+    """For some networks, cuDNN has no engine for one of the two; a run then takes the other."""
+
+    def measured(device, model, pixels, channels_last):
+        if channels_last in failing:
+            raise UserError("Not even one image fits into the device's memory")
+        return 2.0, 1.0
+
+    monkeypatch.setattr(queue, "_pace", measured)
+    failing = {True}
+    assert queue.pace.__wrapped__(torch.device("cuda"), "resnet18", 32) == (2.0, 1.0)
+    failing = {True, False}
+    with pytest.raises(UserError, match="resnet18 cannot be trained on this device, not even on one image"):
+        queue.pace.__wrapped__(torch.device("cuda"), "resnet18", 32)

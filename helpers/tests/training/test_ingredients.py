@@ -1,7 +1,9 @@
 """What a recipe may add to plain training, each checked against a closed form or a step worked out by hand."""
 
+import copy
 import math
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -141,6 +143,7 @@ def test_a_run_whose_perturbation_never_starts_is_plain_training():
 def test_the_moving_average_by_hand():
     model = nn.BatchNorm1d(1)
     average = Average(model, decay=0.25)
+    average.pair()
     for value in (4.0, 8.0):
         model.weight.data.fill_(value)
         model.running_mean.fill_(10 * value)
@@ -160,12 +163,24 @@ def test_the_average_uses_the_models_memory_layout_and_looks_its_tensors_up_once
     model = nn.Conv2d(2, 3, 3)
     average = Average(model, decay=0.0)
     model.to(memory_format=torch.channels_last)
+    average.pair()
     average.update()
     assert average.values["weight"].stride() == model.weight.stride()
     monkeypatch.setattr(model, "state_dict", None)
     model.weight.data.fill_(2.0)
     average.update()
     assert (average.values["weight"] == 2).all() and not average.values["weight"].requires_grad
+
+
+def test_memory_that_runs_out_for_the_average_does_so_before_the_first_step(monkeypatch):
+    """After it, the batch would be split into parts, and trained on a second time."""
+    model = make_model()
+    before, learner = copy.deepcopy(model), training.Learner(model, replace(RECIPE, ema=0.9))
+    allocated = Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory."))
+    monkeypatch.setattr("helpers.training.average.torch.empty_like", allocated)
+    with pytest.raises(UserError, match="Not even one image fits"):
+        training.train_epoch(learner, [(torch.rand(4, 3, 8, 8), torch.arange(4) % 2)])
+    assert allocated.called and same(model, before)
 
 
 def test_the_averaged_weights_are_the_ones_validated_and_kept(monkeypatch):
