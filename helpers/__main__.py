@@ -18,7 +18,7 @@ from helpers.data.pools import listed
 from helpers.experiments import records as results
 from helpers.experiments.queue import Queue, lines, run_missing
 from helpers.report import claims, colab, figures, readme, statistics, tables
-from helpers.runtime import PROFILES, UserError, require, require_writable
+from helpers.runtime import IS_LATER_PROCESS, PROFILES, UserError, require, require_writable
 from helpers.training import processes
 
 
@@ -150,12 +150,13 @@ def run_experiment(options, common: dict) -> None:
     record, predictions = experiments.run(options.experiment, options.seed, options.profile, **common)
     if processes.rank():
         return
+    written = results.save(record, predictions, options.results_dir) if is_kept else None  # before a print can fail
     test, source = record["test"], record["dataset"]["source"]
     low, high = statistics.wilson(round(test["accuracy"] * test["n"]), test["n"])
     result = f"test accuracy {test['accuracy']:.2%} ({low:.2%} to {high:.2%}) on {test['n']} images of {source}"
     print(f"{options.experiment}, seed {options.seed}, {options.profile}: {result}.")
-    if is_kept:
-        print(f"Record: {os.path.relpath(results.save(record, predictions, options.results_dir))}")
+    if written:
+        print(f"Record: {os.path.relpath(written)}")
     else:
         print("No record was written: a smoke run, or one with another --epochs, is recorded only with --results-dir.")
 
@@ -232,9 +233,11 @@ COMMANDS["evaluate"] = lambda options: print(demo.evaluate(options.model, option
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0 done, 1 the user's input or data is wrong, 130 Ctrl-C."""
-    if rank := int(os.environ.get("RANK", 0)):  # under torchrun, only the first process prints
-        sys.stdout = open(os.devnull, "w")
+    """Run a command; returns the exit status: 0 done, 1 bad input or a closed pipe, 130 Ctrl-C."""
+    nowhere = open(os.devnull, "w")  # for closed streams, and under torchrun for all processes but the first
+    sys.stdout, sys.stderr = (None if IS_LATER_PROCESS else sys.stdout) or nowhere, sys.stderr or nowhere
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # of names that the terminal cannot show
     try:
         options = make_parser().parse_args(arguments)
         COMMANDS[options.command](options)
@@ -244,8 +247,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # the reader closed the pipe, as in `list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (UserError, OSError) as error:
-        if rank:
+        if IS_LATER_PROCESS:
             time.sleep(5)  # if the first process failed too, it reports the error and torchrun ends this one
         if isinstance(error, OSError):  # such as a folder that this user may not search
             error = f"{error.filename or 'A file'} cannot be used ({error.strerror or error}); choose another file or folder."

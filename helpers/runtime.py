@@ -1,13 +1,13 @@
 """The environment: folders, profile, device, precision, seeds, progress bars, user errors, atomic file writes."""
 
 import ctypes
+import errno
 import os
 import platform
 import random
 import subprocess
 import sys
 import tempfile
-import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -16,15 +16,13 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILES = ("smoke", "quick", "full")
-# Errors raised when reading a damaged .npz file; RuntimeError if it looks encrypted or uses an unknown compression method.
-DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, RuntimeError, BadZipFile, zlib.error)
+IS_LATER_PROCESS = "TORCHELASTIC_RUN_ID" in os.environ and os.environ["RANK"] != "0"  # of torchrun; only its first one prints
 
 
 class UserError(Exception):
@@ -58,7 +56,7 @@ def progress(iterable: Iterable, description: str, total: int | None = None, ima
     """The iterable with a `tqdm` bar on stderr, which counts the `images` in each item if their number is given.
     Silent in CI, without tqdm, and in all but torchrun's first process.
     """
-    if find_spec("tqdm") is None or int(os.environ.get("RANK", 0)) > 0:
+    if find_spec("tqdm") is None or IS_LATER_PROCESS:
         return iterable
     from tqdm import tqdm
 
@@ -75,7 +73,7 @@ def parse_seeds(text: str) -> list[int]:
 
 def data_dir(folder: str | Path | None = None) -> Path:
     """The data folder: the argument, else `$DATA_DIR`, else `data/` of the repository."""
-    return Path(folder or os.environ.get("DATA_DIR") or ROOT / "data").expanduser()
+    return Path(os.path.expanduser(folder or os.environ.get("DATA_DIR") or ROOT / "data"))
 
 
 def choose_profile(name: str | None = None) -> str:
@@ -205,6 +203,9 @@ def writing(what: str, instead: str = "--results-dir") -> Iterator[None]:
 @contextmanager
 def whole(path: Path) -> Iterator[BinaryIO]:
     """A binary file that appears under its name only once everything has been written."""
+    path = Path(os.path.realpath(path))  # where a link leads, which stays a link
+    if path.exists() and not path.is_file():  # such as /dev/null, which root could replace
+        raise OSError(errno.EINVAL, "it is not a file")
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
         try:
             yield file

@@ -19,6 +19,8 @@ HELD_OUT = 0.2
 RESIZES = ("crop", "squash")
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")  # no EPS: Ghostscript would execute it
 MOST_PIXELS = 40_000_000  # to decode, at up to ten bytes each; JPEGs are decoded at a reduced size, so they may have more
+MOST_SCANNED = 2e10  # pixels of all scans of a JPEG together, about a minute
+LARGEST_EXIF = 2**16  # bytes, as in a JPEG; Pillow would copy a crafted block's bytes thousands of times
 
 
 def read_pool(name: str, base: Path, size: int, resize: str) -> Pool:
@@ -52,24 +54,39 @@ def _find(name: str, base: Path) -> tuple[str, Path]:
         raise UserError(f"{why}; try again with a network connection, {instead}.") from error
 
 
+class Metered(BytesIO):
+    """The bytes of a file, which may be read only a few times over: all tags of a TIFF can point to the same ones."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        part = super().read(size)
+        self.taken = getattr(self, "taken", 0) + len(part) + 2**12
+        if self.taken > 2 * self.getbuffer().nbytes + 2**28:
+            raise ValueError("its parts are read over and over")
+        return part
+
+
 def decode_photograph(content: bytes, size: int, resize: str = "crop") -> tuple[np.ndarray, tuple[int, int]]:
     """Decode an image file of any mode to an upright RGB square, uint8 (3, size, size), and its original width and height.
 
     `crop` keeps the middle square; `squash` keeps the whole image but not its aspect ratio, as report `pikachu`'s code does.
-    A file that is empty or has more than `MOST_PIXELS` is a ValueError; one that is not an image, too large, or truncated is
-    a PIL.UnidentifiedImageError, PIL.Image.DecompressionBombError or OSError.
+    A file that is empty, has more than `MOST_PIXELS` or is read too often is a ValueError; one that is not an image, too
+    large, or truncated is a PIL.UnidentifiedImageError, PIL.Image.DecompressionBombError or OSError.
     """
     if not content:
         raise ValueError("an empty file")
     Image.init()
-    with Image.open(BytesIO(content), formats=[name for name in FORMATS if name in Image.OPEN]) as image:
+    with Image.open(Metered(content), formats=[name for name in FORMATS if name in Image.OPEN]) as image:
         if image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
             raise Image.DecompressionBombError
         width, height = image.size
+        if image.format in ("JPEG", "MPO") and width * height * content.count(b"\xff\xda") > MOST_SCANNED:
+            raise ValueError("it has too many scans; save it again")
         image.draft(None, (2 * size, 2 * size))  # JPEGs are decoded at 1/2, 1/4 or 1/8 scale, never below twice the size
         if image.width * image.height > MOST_PIXELS:
             raise ValueError(f"{width}x{height} pixels are too many; shrink it or save it as a JPEG")
         image.load()  # before EXIF, for which Pillow would decode a PNG: its errors must not be suppressed
+        if len(image.info.get("exif", b"")) > LARGEST_EXIF:
+            del image.info["exif"]
         with suppress(SyntaxError, ValueError, struct.error):  # a broken EXIF block, which Pillow now takes for an empty one
             image.getexif()
         if image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8):  # on its side; a TIFF has been turned by now

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from helpers.runtime import DAMAGED, progress, require, whole
+from helpers.runtime import progress, require, whole
 
 CACHE_VERSION = 2
 SPLITS = ("train", "validation", "test")
@@ -188,11 +188,11 @@ def read_cache(path: Path) -> tuple[str, Pool | None]:
     try:
         with np.load(path, allow_pickle=False) as stored:  # a zip file, so reading verifies its checksums
             about = json.loads(stored["about"].tobytes())
-            about["skipped"] = [tuple(pair) for pair in about["skipped"]]
+            about |= {"skipped": [tuple(pair) for pair in about["skipped"]], "names": list(map(str, about["names"]))}
             return about.pop("key"), Pool(images=stored["images"], sizes=stored["sizes"], **about)
     except FileNotFoundError:
         pass
-    except DAMAGED:
+    except Exception:  # a damaged .npz file raises errors of almost any kind
         print(f"The cache file {path.name} cannot be read and will be rebuilt.")
     return "", None
 

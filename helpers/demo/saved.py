@@ -33,7 +33,7 @@ class Preprocessing:
     def __post_init__(self):
         kinds = {"model": str, "classes": list, "image_size": int, "stored_size": int, "sample": bool}
         formed = all(type(getattr(self, name)) is kind for name, kind in kinds.items()) and self.resize in ("crop", "squash")
-        named = formed and self.classes and all(isinstance(name, str) for name in self.classes)
+        named = formed and self.classes and all(isinstance(name, str) and name.isprintable() for name in self.classes)
         scaled = len(self.mean) == len(self.std) == 3 and all(map(math.isfinite, [*self.mean, *self.std])) and min(self.std) > 0
         if not (named and scaled and 1 <= self.image_size <= self.stored_size <= LARGEST_SIZE):
             raise ValueError("a value is missing, of the wrong type or out of range")

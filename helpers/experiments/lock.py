@@ -57,12 +57,12 @@ def lock(path: Path) -> Iterator[None]:
 def _locked(beside: Path, path: Path) -> TextIO:
     while True:
         file, here, holder = os.fdopen(os.open(beside, os.O_RDWR | os.O_CREAT, 0o644), "r+"), socket.gethostname(), {}
-        with suppress(ValueError, KeyError, TypeError):  # the file is still empty, or is being written
+        with suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):  # it is empty, or being written
             sign = json.loads(file.read())
             holder = {"host": str(sign["host"]), "pid": int(sign["pid"]), "time": float(sign["time"])}
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            taken = holder.get("host", here) != here and time.time() - holder["time"] < STALE
+            taken = holder.get("host", here) != here and abs(time.time() - holder["time"]) < STALE
         except BlockingIOError:
             taken = True
         if not taken and os.fstat(file.fileno()).st_nlink:

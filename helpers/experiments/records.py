@@ -113,6 +113,7 @@ def load(path: Path) -> dict:
         named = re.fullmatch(r"\w+", record["report"]) and record["profile"] in PROFILES and record["seed"] >= 0
         named = named and all(re.fullmatch(r"\w[\w.,=-]*", name) for name in record["experiment"].split("/"))
         named = named and re.fullmatch(r"seed\d+\.predictions(\.2)?\.npz", record["predictions"])
+        named = named and path.match(f"{record['experiment']}/{record['profile']}/seed{record['seed']}.json")  # not a copy
         counts, test = np.array(record["test"]["confusion"]), record["test"]
         agrees = counts.sum() == test["n"] and abs(np.trace(counts) / test["n"] - test["accuracy"]) < 1e-9
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
@@ -148,7 +149,7 @@ def predictions(record: dict, results_dir: str | Path | None = None) -> dict[str
         counts = np.zeros_like(record["test"]["confusion"])
         np.add.at(counts, (arrays["true"], arrays["predicted"]), 1)
         same = (counts == record["test"]["confusion"]).all() and len(arrays["confidence"]) == record["test"]["n"]
-    except runtime.DAMAGED as error:
+    except Exception as error:  # a damaged .npz file raises errors of almost any kind
         raise UserError(f"{path.name} of {record['experiment']} is missing or damaged; run it again.") from error
     require(same, f"{path.name} of {record['experiment']} does not match its record; run it again.")
     return arrays

@@ -63,7 +63,7 @@ def obtain(record: dict, split: data.Split, results_dir: str | Path | None = Non
     """
     name, profile, seed = record["experiment"], record["profile"], record["seed"]
     path = results.record_path(name, profile, seed, results_dir).with_name(f"seed{seed}.landscape.npz")
-    with suppress(*runtime.DAMAGED), np.load(path, allow_pickle=False) as arrays:
+    with suppress(Exception), np.load(path, allow_pickle=False) as arrays:
         return arrays["losses"]
     checkpoint_dir = results.checkpoint_folder(profile, Path(results_dir or results.RESULTS))
     state = checkpoints.load_checkpoint(experiments.checkpoint_path(name, profile, seed, checkpoint_dir))

@@ -62,17 +62,6 @@ class Paired:
         return cls(*([arrays["predicted"] == arrays["true"] for arrays in side] for side in (first, second)))
 
 
-def images_needed(only_first: float, only_second: float) -> int:
-    """How many test images McNemar's test needs to tell two models apart, from the shares that only one gets right.
-
-    n = (z(1 − α/2) √ψ + z(power) √(ψ − δ²))² / δ² with ψ the sum and δ the difference of the shares; α 5 %, power 80 %.
-    Source: Connor 1987, Biometrics 43, 207–211.
-    """
-    total, difference = only_first + only_second, only_first - only_second
-    root = Z_ALPHA * math.sqrt(total) + Z_POWER * math.sqrt(total - difference**2)
-    return math.ceil(root**2 / difference**2)
-
-
 def printed_difference(first: float, second: float, n: int) -> tuple[float, tuple[float, float], int | None]:
     """Two printed accuracies on n test images each: p-value, 95 % interval of their difference, and images needed.
 

@@ -1,10 +1,12 @@
 """The environment: choices by argument and environment variable, seeds, and the arithmetic for each device."""
 
+import os
 import platform
 import random
 import resource
 import statistics
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,8 +48,21 @@ def test_the_data_folder_comes_from_the_argument_then_the_environment_then_the_r
     monkeypatch.setenv("DATA_DIR", "elsewhere")
     assert runtime.data_dir("here").name == "here"
     assert runtime.data_dir().name == "elsewhere"
+    monkeypatch.setenv("DATA_DIR", "~nouser/data")
+    assert runtime.data_dir() == Path("~nouser/data")
     monkeypatch.delenv("DATA_DIR")
     assert runtime.data_dir() == runtime.ROOT / "data"
+
+
+def test_a_link_stays_a_link_and_what_is_not_a_file_is_never_replaced(tmp_path):
+    """Root could replace /dev/null by a table."""
+    (tmp_path / "link").symlink_to("file")
+    runtime.save_text(tmp_path / "link", "text")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "text"
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="it is not a file"):
+        runtime.save_text(tmp_path / "pipe", "text")
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_an_epoch_draws_the_same_numbers_whatever_was_drawn_before():

@@ -260,6 +260,19 @@ def test_the_first_source_that_exists_is_used_and_printed(tmp_path, monkeypatch,
     assert len(Handler.asked) == 2, "downloaded files are kept"
 
 
+def test_a_page_instead_of_the_data_is_not_kept(tmp_path, server, offline, monkeypatch):
+    """As a mirror or a hotel's network may answer, with status 200."""
+    address, folder = server
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    for split in ("train", "test"):
+        page = folder / "datasets" / downloads.PARQUET["cifar10"] / f"{split}-00000-of-00001.parquet"
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text("<html>Please log in.</html>")
+    with pytest.raises(UserError, match=r"Hugging Face did not send uoft-cs/cifar10 \(OSError\), and the original server"):
+        data.load("cifar10", tmp_path)
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
 def test_the_cifar_100_superclasses_are_the_published_ones():
     published = """
         4 1 14 8 0 6 7 7 18 3 3 14 9 18 7 11 3 9 7 11 6 11 5 10 7 6 13 15 3 15 0 11 1 10 12 14 16 9 11 5 5 19 8 8 15 13 14

@@ -4,6 +4,7 @@ import errno
 import os
 import struct
 import sys
+import tracemalloc
 import zlib
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from helpers import data
 from helpers.data import photographs
 from helpers.runtime import UserError
-from helpers.tests.faults.inputs import png
+from helpers.tests.faults.inputs import png, tiff
 
 SIZE, STORED = 28, 32  # 28 * 8 // 7
 
@@ -327,6 +328,26 @@ def test_a_broken_exif_block_counts_as_none(tmp_path, kind, block):
     Image.new("RGB", (50, 40), "red").save(tmp_path / "a", kind, **more)
     pixels, size = photographs.decode_photograph((tmp_path / "a").read_bytes(), STORED)
     assert size == (50, 40) and np.abs(pixels[:, 4, 4].astype(int) - (255, 0, 0)).max() <= 2
+
+
+def test_bytes_that_many_tags_share_are_not_copied_for_each():
+    """A megabyte of TIFF, or of EXIF, could otherwise fill the memory: here, a thousand times."""
+    shared, rows = tiff(1000, 2**20), (b"IDAT", zlib.compress(bytes(72)))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="its parts are read over and over"):
+        photographs.decode_photograph(shared, STORED)
+    assert photographs.decode_photograph(png(8, rows, (b"eXIf", shared)), STORED)[1] == (8, 8)
+    assert tracemalloc.get_traced_memory()[1] < 2**29
+    tracemalloc.stop()
+
+
+def test_a_jpeg_may_not_be_scanned_without_end(tmp_path, monkeypatch):
+    content = write(tmp_path / "a.jpg", progressive=True).read_bytes()  # ten scans of 40×32 pixels
+    monkeypatch.setattr(photographs, "MOST_SCANNED", 10 * 40 * 32)
+    assert photographs.decode_photograph(content, STORED)[1] == (40, 32)
+    monkeypatch.setattr(photographs, "MOST_SCANNED", 9 * 40 * 32)
+    with pytest.raises(ValueError, match="it has too many scans"):
+        photographs.decode_photograph(content, STORED)
 
 
 def test_a_file_name_need_not_be_utf8(tmp_path, capsys):

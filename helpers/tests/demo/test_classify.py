@@ -209,6 +209,8 @@ def nested(depth):
         (lambda file: rewritten(file, std=[0, 1, 1]), "do not describe a model of ours"),
         (lambda file: rewritten(file, mean="0.5"), "do not describe a model of ours"),
         (lambda file: rewritten(file, classes=[]), "do not describe a model of ours"),
+        (lambda file: rewritten(file, classes=["a", "\x1b[31mb"]), "do not describe a model of ours"),
+        (lambda file: rewritten(file, classes=["a", "\udcff"]), "do not describe a model of ours"),
         (lambda file: rewritten(file, image_size=20_000, stored_size=20_000), "do not describe a model of ours"),
         (lambda file: rewritten(file, mean=[10**400, 0, 0]), "do not describe a model of ours"),
         (lambda file: rewritten(file, image_size=10**400), "do not describe a model of ours"),

@@ -1,5 +1,6 @@
 """The plan and the command line: the reports' recipes to the letter, real smoke runs, and an error for each bad input."""
 
+import io
 import json
 import math
 import os
@@ -14,13 +15,14 @@ import pytest
 import torch
 
 from helpers import bench, data, experiments, models, runtime, training
-from helpers.__main__ import main
+from helpers.__main__ import COMMANDS, main
 from helpers.experiments import queue, recipes, runner
 from helpers.experiments import records as results
 from helpers.report import claims
 from helpers.report.perturbed import gradients
 from helpers.runtime import ROOT, UserError
 from helpers.tests import programs
+from helpers.tests.experiments.test_results import make_run
 
 RUN = ["run", "pikachu/resnet18_torchvision", "--profile", "smoke"]
 
@@ -508,15 +510,27 @@ def test_ctrl_c_while_torch_is_imported_ends_with_status_130():
     assert (done.returncode, done.stderr) == (130, "")
 
 
-def test_a_closed_output_pipe_is_not_an_error(monkeypatch, capsys):
+def test_a_closed_output_pipe_ends_the_command_in_silence_but_keeps_the_record(monkeypatch, capsys, tmp_path):
     """As in `list | head`, which closes the pipe: nothing is raised, and the last flush goes nowhere."""
     monkeypatch.setattr(queue.Queue, "minutes", lambda *_: 1.0)
-    reading, writing = os.pipe()
-    os.close(reading)
-    with os.fdopen(writing, "w") as closed:
-        monkeypatch.setattr(sys, "stdout", closed)
-        assert main(["list", "--report", "speed"]) == 0
-    assert not capsys.readouterr().err
+    monkeypatch.setattr(experiments, "run", lambda *_, **__: make_run())
+    run = ["run", "pikachu/resnext50_ours", "--results-dir", str(tmp_path)]
+    for arguments in (["list", "--report", "speed"], run):
+        reading, writing = os.pipe()
+        os.close(reading)
+        with os.fdopen(writing, "w", buffering=1) as closed:
+            monkeypatch.setattr(sys, "stdout", closed)
+            assert main(arguments) == 1
+    assert not capsys.readouterr().err and len(results.load_all(tmp_path)) == 1
+
+
+def test_output_may_be_closed_or_unable_to_show_a_name(monkeypatch):
+    monkeypatch.setitem(COMMANDS, "table", lambda options: print("ж"))
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["table"]) == 0
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, "ascii"))
+    assert main(["table"]) == 0 and shown.getvalue() == b"\\u0436\n"
 
 
 def test_a_tilde_after_an_equals_sign_means_the_home_folder(tmp_path, monkeypatch, capsys):

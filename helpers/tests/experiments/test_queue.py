@@ -266,9 +266,17 @@ def test_a_lock_from_another_machine_holds_until_its_heartbeat_is_stale(tmp_path
     with pytest.raises(Taken, match="in use by process 1 on elsewhere"):
         with locks.lock(path):
             pass
-    lock.write_text(json.dumps(sign | {"time": time.time() - locks.STALE - 1}))
-    with locks.lock(path):
-        assert json.loads(lock.read_text())["pid"] == os.getpid()
+    for ago in (locks.STALE + 1, -locks.STALE - 1):  # also if the other machine's clock is ahead
+        lock.write_text(json.dumps(sign | {"time": time.time() - ago}))
+        with locks.lock(path):
+            assert json.loads(lock.read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"host": "elsewhere", "pid": 1e999, "time": 9e99}', "[" * 100_000])
+def test_a_damaged_lock_file_holds_nothing(tmp_path, text):
+    (tmp_path / "seed0.ckpt.lock").write_text(text)
+    with locks.lock(tmp_path / "seed0.ckpt"):
+        assert json.loads((tmp_path / "seed0.ckpt.lock").read_text())["pid"] == os.getpid()
 
 
 def elsewhere(path, held):

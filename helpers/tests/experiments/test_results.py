@@ -3,6 +3,7 @@
 import atexit
 import copy
 import json
+import shutil
 import tempfile
 from dataclasses import asdict
 
@@ -68,6 +69,16 @@ def test_records_are_in_the_order_of_their_seeds(tmp_path):
         results.save(*make_run(seed=seed), tmp_path)
     (tmp_path / "runs/pikachu/resnext50_ours/full/seed0 (1).json").write_text("{}")  # a copy, as a browser or a sync names it
     assert [record["seed"] for record in results.load_all(tmp_path)] == [0, 2, 10]
+
+
+def test_a_copy_of_a_record_is_not_another_seed(tmp_path):
+    path = results.save(*make_run(), tmp_path)
+    for copied in (path.with_name("seed1.json"), path.parents[1] / "full copy" / path.name):
+        copied.parent.mkdir(exist_ok=True)
+        shutil.copy(path, copied)
+        with pytest.raises(UserError, match=f"{copied.name} under {copied.parent.name} is not a run record"):
+            results.load_all(tmp_path)
+        copied.unlink()
 
 
 def test_a_run_on_other_images_is_kept_apart_from_the_records(tmp_path, monkeypatch):

@@ -43,6 +43,14 @@ def png(side: int, *chunks: tuple[bytes, bytes]) -> bytes:
     return content
 
 
+def tiff(tags: int, size: int) -> bytes:
+    """A grey TIFF of 8×8 pixels with so many more tags, all of which share the same `size` bytes."""
+    fields = [(256, 4, 1, 8), (257, 4, 1, 8), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8), (277, 3, 1, 1)]
+    fields += [(278, 4, 1, 8), (279, 4, 1, 64), *((1000 + number, 7, size, 8) for number in range(tags))]
+    written = b"".join(struct.pack("<HHII", *field) for field in fields)
+    return b"II*\0" + struct.pack("<I", 8 + size) + bytes(size) + struct.pack("<H", len(fields)) + written + bytes(4)
+
+
 def hostile_files() -> list[tuple[str, bytes]]:
     """File contents that are not an image, or are a broken or unusual one."""
     whole = {kind: picture(kind) for kind in FORMATS}
@@ -57,6 +65,8 @@ def hostile_files() -> list[tuple[str, bytes]]:
     zeros, rows = zlib.compress(bytes(2**28), 1), (b"IDAT", zlib.compress(bytes(72)))
     starts = {b"iTXt": b"a\0\1\0\0\0", b"zTXt": b"a\0\0", b"iCCP": b"a\0\0"}
     files += [(f"bomb in {name.decode()}", png(8, (name, start + zeros), rows)) for name, start in starts.items()]
+    shared = tiff(60_000, 2**20)
+    files += [("TIFF whose 60,000 tags share 1 MiB", shared), ("the same as EXIF of a PNG", png(8, rows, (b"eXIf", shared)))]
     for orientation in (0, 5, 9, 65535):
         exif = Image.Exif()
         exif[0x0112] = orientation

@@ -74,11 +74,6 @@ def test_the_interval_covers_every_seed():
     assert one.interval == pytest.approx((0.1 - 1.959964 * math.sqrt(0.09 / 40), 0.1 + 1.959964 * math.sqrt(0.09 / 40)))
 
 
-def test_images_needed_match_connors_example():
-    # The published example of the formula: discordant shares 0.45 and 0.05 need 23 pairs.
-    assert intervals.images_needed(0.45, 0.05) == intervals.images_needed(0.05, 0.45) == 23
-
-
 def test_printed_differences_in_closed_form():
     p, interval, needed = intervals.printed_difference(0.8333, 0.7946, 258)
     # z = 0.0387 / √(2 · 0.81395 · 0.18605 / 258) = 1.1296
