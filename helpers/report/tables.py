@@ -10,7 +10,7 @@ import pandas as pd
 
 from helpers import experiments, models, runtime
 from helpers.report import statistics
-from helpers.report.formats import NOT_YET, markdown
+from helpers.report.formats import NOT_YET, markdown, percent
 from helpers.runtime import require
 from helpers.training.loop import estimate_epochs
 
@@ -202,7 +202,7 @@ def outcome_table(rows: Mapping[str, str], records: Iterable[dict]) -> pd.DataFr
             "test accuracy": np.mean(accuracies) if runs else NOT_YET,
             "low": low,
             "high": high,
-            "report": printed_accuracy(name),
+            "report": percent(printed_accuracy(name)),
             "elsewhere": known_elsewhere(name),
             "minutes": min(run["seconds"] for run in runs) / 60 if runs else None,
         }

@@ -1,4 +1,4 @@
-"""Settings for pytest: one thread per xdist worker, slowest tests first, no files of hypothesis in the working folder."""
+"""Settings for pytest: one thread per process, no GPU, slowest tests first, no files of hypothesis in the working folder."""
 
 import errno
 import os
@@ -7,11 +7,10 @@ import tempfile
 import pytest
 from hypothesis import configuration, settings
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # if each worker used every core, they would slow each other down
-    import torch
-
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    torch.set_num_threads(1)
+# Before torch is imported. More threads do not survive in the processes that tests fork, which would wait for them for ever,
+# and give other last bits than one; nor does CUDA survive a fork. With CUDA_VISIBLE_DEVICES=0, the test that needs a GPU runs.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 configuration.set_hypothesis_home_dir(os.path.join(tempfile.gettempdir(), "hypothesis"))
 settings.register_profile("house", database=None, deadline=None, derandomize=True, max_examples=25)

@@ -319,7 +319,12 @@ def test_a_smoke_run_writes_a_record_with_every_field(smoke):
     assert record["limits"] == {"time_budget": None, "patience": None}
     assert record["arrangement"] == {"channels_last": True}
     assert record["dataset"]["source"] == "sample"
+    size = record["recipe"]["image_size"]
     assert record["model"]["params"] == 11_177_538
+    assert record["model"]["macs"] == models.count_macs(models.build("resnet18", 2), (1, 3, size, size))
+    assert record["images_per_second"] == pytest.approx(
+        len(record["history"]) * record["dataset"]["n_train"] / sum(epoch["train_seconds"] for epoch in record["history"])
+    )
     assert len(record["history"]) == 2
     assert set(record["history"][0]) >= {"epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds"}
     assert set(record["environment"]) == {"device", "torch", "torchvision", "python", "commit", "dirty", "date"}
@@ -345,10 +350,25 @@ def test_a_smoke_run_leaves_the_committed_results_alone(tmp_path, capsys):
 
 @pytest.mark.parametrize("arguments", [["--profile", "smoke"], ["--epochs", "1"]])
 def test_a_smoke_profile_or_another_number_of_epochs_keeps_a_run_out_of_the_results(arguments, monkeypatch, capsys):
-    record = {"test": {"accuracy": 0.5, "n": 10}, "dataset": {"source": "folder"}}
-    monkeypatch.setattr(experiments, "run", lambda *_, **__: (record, {}))
+    record, given = {"test": {"accuracy": 0.5, "n": 10}, "dataset": {"source": "folder"}}, []
+    monkeypatch.setattr(experiments, "run", lambda *_, **how: given.append(how) or (record, {}))
     monkeypatch.setattr(results, "save", lambda *_: pytest.fail("the record was written"))
     assert main(["run", RUN[1], *arguments]) == 0 and "No record was written" in capsys.readouterr().out
+    assert main(["run", RUN[1], *arguments, "--fresh", "--compile", "--sync-batchnorm"]) == 0
+    passed = [tuple(how[name] for name in ("resume", "compiled", "sync_batchnorm")) for how in given]
+    assert passed == [(True, False, False), (False, True, True)]
+
+
+def test_the_seed_decides_the_initial_weights_and_is_passed_on(monkeypatch, tmp_path):
+    given = []
+    monkeypatch.setattr(
+        training, "fit", lambda model, *_, **how: given.append((next(model.parameters()), how["seed"])) or 1 / 0
+    )
+    for seed in (0, 1, 1):
+        with pytest.raises(ZeroDivisionError):
+            experiments.run("cifar100/zoo_resnext3", seed, "smoke", checkpoint_dir=tmp_path)
+    (first, *_), (second, *_), (again, *_) = given
+    assert [seed for _, seed in given] == [0, 1, 1] and torch.equal(second, again) and not torch.equal(first, second)
 
 
 def test_a_run_says_if_it_will_replace_a_record(monkeypatch, capsys):

@@ -259,6 +259,10 @@ def test_a_lock_belongs_to_one_process_and_ends_with_it(tmp_path):
     assert not path.with_name("seed0.ckpt.lock").exists()
 
 
+def test_a_lock_outlives_two_missed_heartbeats():
+    assert 3 * locks.HEARTBEAT < locks.STALE
+
+
 def test_a_lock_from_another_machine_holds_until_its_heartbeat_is_stale(tmp_path):
     path, lock = tmp_path / "seed0.ckpt", tmp_path / "seed0.ckpt.lock"
     sign = {"host": "elsewhere", "pid": 1, "time": time.time()}

@@ -13,7 +13,7 @@ import torch
 
 from helpers import experiments, runtime, training
 from helpers.experiments import records as results
-from helpers.experiments.queue import Queue
+from helpers.experiments.queue import SIZES, Queue
 from helpers.report import statistics
 from helpers.runtime import UserError
 from helpers.tests import programs
@@ -331,6 +331,7 @@ def test_committed_records_are_consistent_and_match_the_plan(path):
     assert len(record["history"]) == record["recipe"]["epochs"] or record["stopped_early"]
     best, last = max(record["history"], key=lambda epoch: epoch["val_accuracy"]), record["history"][-1]
     assert record["best"]["epoch"] == (last if declared["keep"] == "last" else best)["epoch"]
+    assert SIZES[record["dataset"]["name"]] == (record["dataset"]["n_train"], record["dataset"]["n_val"])
     arrays = results.predictions(record)
     counts = np.zeros_like(np.array(record["test"]["confusion"]))
     np.add.at(counts, (arrays["true"], arrays["predicted"]), 1)

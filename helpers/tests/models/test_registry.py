@@ -59,6 +59,7 @@ PARAMETERS = {
 }
 
 
+# Xie et al. 2017, table 1, prints 4.2 and 4.1 billion for the first and the last, with the stride in the 3×3 as here.
 MACS = {"resnext50_32x4d": 4_230_479_872, "resnet18": 1_814_073_344, "resnet50": 4_089_184_256}
 
 
@@ -103,11 +104,6 @@ def test_macs_equal_torchvisions_published_ones(name):
     ours = models.count_macs(models.inspect.network(name, 1000))
     assert ours == MACS[name]
     assert round(ours / 1e9, 3) == get_model_weights(name).IMAGENET1K_V1.meta["_ops"]
-
-
-def test_macs_equal_the_papers():
-    # Xie et al. 2017, table 1, prints 4.2 and 4.1 billion, with the stride in the 3×3 as here.
-    assert (round(MACS["resnext50_32x4d"] / 1e9, 1), round(MACS["resnet50"] / 1e9, 1)) == (4.2, 4.1)
 
 
 def test_initial_weights_equal_torchvisions_with_the_same_seed(pair):

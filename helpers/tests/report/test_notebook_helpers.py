@@ -91,7 +91,7 @@ def test_outcomes_include_what_is_not_run_yet():
     names = {"ours": "cifar10/slim_resnet", "another": "cifar10/slim_resnet_plain"}
     records = [run(names["ours"], seed, accuracy) for seed, accuracy in enumerate((0.5, 0.6))]
     ours, another = report.outcome_table(names, records).to_dict("records")
-    assert (ours["epochs"], ours["seeds"], ours["test accuracy"], ours["report"]) == (3, 2, 0.55, 0.91)
+    assert (ours["epochs"], ours["seeds"], ours["test accuracy"], ours["report"]) == (3, 2, 0.55, "91%")
     assert ours["low"] <= 0.5 and ours["high"] >= 0.6 and ours["minutes"] == 2
     assert (another["epochs"], another["seeds"], another["test accuracy"]) == (320, 0, "not yet run")
     assert report.best_by_validation(names.values(), [*records, run(names["another"], 0, 0.1)]) == names["another"]

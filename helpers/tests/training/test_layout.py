@@ -2,7 +2,9 @@
 
 import math
 import shutil
+import sysconfig
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -104,7 +106,10 @@ def test_a_resumed_run_keeps_its_layout_and_equals_an_uninterrupted_one(tmp_path
     assert not resumed.channels_last and len(resumed.history) == 3 and torch.equal(again, weights)
 
 
-@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler")
+COMPILER = any(map(shutil.which, ("c++", "g++", "clang++"))) and Path(sysconfig.get_path("include"), "Python.h").is_file()
+
+
+@pytest.mark.skipif(not COMPILER, reason="torch.compile needs a C++ compiler and Python's headers")
 def test_a_compiled_run_ends_with_the_same_weights():
     """Batches of eight, eight and four images: two compiled graphs, the same training."""
     ends = []

@@ -614,3 +614,27 @@ BUDGETS = [{"time_budget": seconds} for seconds in (0, -1.0, math.inf, math.nan,
 def test_invalid_budgets_are_rejected(arguments):
     with pytest.raises(UserError, match="must be greater than 0"):
         fit(make_model(), TRAIN, VALIDATION, RECIPE, **arguments)
+
+
+def test_seeds_and_epochs_show_other_batches_and_validation_is_on_the_validation_images(monkeypatch):
+    shown, step = [], stepping.step
+    monkeypatch.setattr(stepping, "step", lambda learner, *batch: shown.append(batch[0]) or step(learner, *batch))
+    for seed in (0, 1):
+        model = make_model()
+        done = fit(model, TRAIN, VALIDATION, replace(RECIPE, epochs=2, keep="last"), seed=seed)
+    firsts = shown[::3]  # of the four epochs, of three batches each
+    assert len(firsts) == 4 and not any(torch.equal(*pair) for pair in itertools.combinations(firsts, 2))
+    assert training.evaluate(model, VALIDATION, RECIPE) == (done.history[-1]["val_loss"], done.history[-1]["val_accuracy"])
+
+
+def test_a_step_is_in_mixed_precision_and_in_the_fast_context(monkeypatch):
+    monkeypatch.setattr(stepping, "autocast_dtype", lambda device: torch.bfloat16)
+    seen = []
+
+    class Seen(Frozen):
+        def forward(self, images):
+            seen.append((torch.is_autocast_enabled("cpu"), F.relu(images, inplace=True) is not images))
+            return super().forward(images)
+
+    training.train_epoch(training.Learner(Seen(), RECIPE), [(torch.randn(6, 3, 4, 4), torch.arange(6) % 3)])
+    assert seen == [(True, True)]
