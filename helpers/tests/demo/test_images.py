@@ -97,6 +97,7 @@ def test_an_address_gives_the_same_pixels_as_the_file(server, inside, tmp_path, 
     ],
 )
 def test_an_address_without_an_image_gives_a_one_sentence_error(server, inside, address, reason, monkeypatch):
+    assert (images.LONGEST_DOWNLOAD, images.LARGEST_DOWNLOAD) == (20, 32 * 2**20), "SECURITY.md promises both"
     monkeypatch.setattr(images, "LARGEST_DOWNLOAD", 2**16)
     monkeypatch.setattr(images, "LONGEST_DOWNLOAD", 0.5 if "slow" in str(address) else 20.0)
     if address is None:
