@@ -18,7 +18,7 @@ from helpers.data.pools import listed
 from helpers.experiments import records as results
 from helpers.experiments.queue import Queue, lines, run_missing
 from helpers.report import claims, colab, figures, readme, statistics, tables
-from helpers.runtime import IS_LATER_PROCESS, PROFILES, UserError, require, require_writable
+from helpers.runtime import PROFILES, UserError, require, require_writable
 from helpers.training import processes
 
 
@@ -234,8 +234,8 @@ COMMANDS["evaluate"] = lambda options: print(demo.evaluate(options.model, option
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 done, 1 bad input or a closed pipe, 130 Ctrl-C."""
-    nowhere = open(os.devnull, "w")  # for closed streams, and under torchrun for all processes but the first
-    sys.stdout, sys.stderr = (None if IS_LATER_PROCESS else sys.stdout) or nowhere, sys.stderr or nowhere
+    later, nowhere = os.environ.get("RANK", "0") not in ("", "0"), open(os.devnull, "w")  # torchrun's first process prints
+    sys.stdout, sys.stderr = (None if later else sys.stdout) or nowhere, sys.stderr or nowhere
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # of names that the terminal cannot show
     try:
@@ -249,7 +249,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (UserError, OSError) as error:
-        if IS_LATER_PROCESS:
+        if later:
             time.sleep(5)  # if the first process failed too, it reports the error and torchrun ends this one
         if isinstance(error, OSError):  # such as a folder that this user may not search
             error = f"{error.filename or 'A file'} cannot be used ({error.strerror or error}); choose another file or folder."

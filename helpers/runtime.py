@@ -22,7 +22,6 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILES = ("smoke", "quick", "full")
-IS_LATER_PROCESS = "TORCHELASTIC_RUN_ID" in os.environ and os.environ["RANK"] != "0"  # of torchrun; only its first one prints
 
 
 class UserError(Exception):
@@ -56,7 +55,7 @@ def progress(iterable: Iterable, description: str, total: int | None = None, ima
     """The iterable with a `tqdm` bar on stderr, which counts the `images` in each item if their number is given.
     Silent in CI, without tqdm, and in all but torchrun's first process.
     """
-    if find_spec("tqdm") is None or IS_LATER_PROCESS:
+    if find_spec("tqdm") is None or os.environ.get("RANK", "0") not in ("", "0"):
         return iterable
     from tqdm import tqdm
 

@@ -126,7 +126,7 @@ def test_with_an_older_gradio_one_sentence_says_what_to_do(monkeypatch):
         page._gradio()
 
 
-@pytest.mark.parametrize("name", ["<b>cat</b>", "$x^$", "[a](javascript:b)", "**bold**", "a\nb", "x" * 5000])
+@pytest.mark.parametrize("name", ["<b>cat</b>", "$x^$", "[a](javascript:b)", "**bold**", "x" * 5000])
 def test_class_names_are_not_rendered_as_markup(dataset, name):
     model = by_hand()
     about = replace(model.about, classes=[name, "blue"])
