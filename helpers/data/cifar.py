@@ -115,7 +115,7 @@ def _digests(pool: Pool) -> list[str]:
 
 
 def _fingerprint(places: list[str], digests: list[str]) -> str:
-    lines = sorted(f"{where} {digest}\n" for where, digest in zip(places, digests, strict=False))
+    lines = sorted(f"{where} {digest}\n" for where, digest in zip(places, digests, strict=True))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

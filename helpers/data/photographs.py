@@ -20,7 +20,6 @@ RESIZES = ("crop", "squash")
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")  # no EPS: Ghostscript would execute it
 MOST_PIXELS = 40_000_000  # to decode, at up to ten bytes each; JPEGs are decoded at a reduced size, so they may have more
 MOST_SCANNED = 2e10  # pixels of all scans of a JPEG together, about a minute
-LARGEST_EXIF = 2**16  # bytes, as in a JPEG; Pillow would copy a crafted block's bytes thousands of times
 
 
 def read_pool(name: str, base: Path, size: int, resize: str) -> Pool:
@@ -57,9 +56,11 @@ def _find(name: str, base: Path) -> tuple[str, Path]:
 class Metered(BytesIO):
     """The bytes of a file, which may be read only a few times over: all tags of a TIFF can point to the same ones."""
 
+    taken = 0  # bytes read so far, and 4 KiB for each time
+
     def read(self, size: int | None = -1) -> bytes:
         part = super().read(size)
-        self.taken = getattr(self, "taken", 0) + len(part) + 2**12
+        self.taken += len(part) + 2**12
         if self.taken > 2 * self.getbuffer().nbytes + 2**28:
             raise ValueError("its parts are read over and over")
         return part
@@ -85,7 +86,7 @@ def decode_photograph(content: bytes, size: int, resize: str = "crop") -> tuple[
         if image.width * image.height > MOST_PIXELS:
             raise ValueError(f"{width}x{height} pixels are too many; shrink it or save it as a JPEG")
         image.load()  # before EXIF, for which Pillow would decode a PNG: its errors must not be suppressed
-        if len(image.info.get("exif", b"")) > LARGEST_EXIF:
+        if len(image.info.get("exif", b"")) > 2**16:  # no JPEG holds more; Pillow copies a crafted one's bytes again and again
             del image.info["exif"]
         with suppress(SyntaxError, ValueError, struct.error):  # a broken EXIF block, which Pillow now takes for an empty one
             image.getexif()

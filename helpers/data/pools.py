@@ -187,9 +187,10 @@ def read_cache(path: Path) -> tuple[str, Pool | None]:
     """A hash of what a cache file was made from, and its images; "" and None if it is missing or damaged."""
     try:
         with np.load(path, allow_pickle=False) as stored:  # a zip file, so reading verifies its checksums
-            about = json.loads(stored["about"].tobytes())
-            about |= {"skipped": [tuple(pair) for pair in about["skipped"]], "names": list(map(str, about["names"]))}
-            return about.pop("key"), Pool(images=stored["images"], sizes=stored["sizes"], **about)
+            about, images = json.loads(stored["about"].tobytes()), stored["images"]
+            about["names"] = [str(name) for name, _ in zip(about["names"], images, strict=True)]
+            about["skipped"] = [tuple(pair) for pair in about["skipped"]]
+            return about.pop("key"), Pool(images=images, sizes=stored["sizes"], **about)
     except FileNotFoundError:
         pass
     except Exception:  # a damaged .npz file raises errors of almost any kind

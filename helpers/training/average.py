@@ -37,8 +37,7 @@ class Average:
         self.values = {name: torch.empty_like(value).copy_(self.values[name]) for name, value in present.items()}
         floating = [name for name, value in present.items() if value.is_floating_point()]
         others = [name for name in present if name not in floating]
-        kinds = (floating, others)
-        self.pairs = [([self.values[name] for name in names], [present[name] for name in names]) for names in kinds]
+        self.pairs = [[[state[name] for name in names] for state in (self.values, present)] for names in (floating, others)]
 
     @contextmanager
     def applied(self) -> Iterator[None]:

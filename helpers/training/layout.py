@@ -68,8 +68,7 @@ def prepare(model: nn.Module, recipe: Recipe, channels_last: bool = True) -> nn.
     # torch's default limit of eight, shared by all networks of one class, a network would silently run uncompiled.
     torch._dynamo.config.recompile_limit = 64
     # With several processes, a batch in parts would overwrite gradients that CUDA graphs own (pytorch issue 169545).
-    graphs = next(model.parameters()).device.type == "cuda" and processes.count() == 1
-    mode = "reduce-overhead" if graphs else "default"
+    mode = "reduce-overhead" if next(model.parameters()).device.type == "cuda" and processes.count() == 1 else "default"
     return torch.compile(model, dynamic=False, mode=mode)
 
 

@@ -26,10 +26,11 @@ def rank() -> int:
 
 def join(name: str | torch.device | None = None) -> torch.device:
     """Join the other processes, if torchrun started any; returns this one's device. A UserError if any would share a GPU."""
-    if torch.cuda.is_available() and dist.is_available() and dist.is_torchelastic_launched():  # before any use of GPU 0
+    launched = dist.is_available() and dist.is_torchelastic_launched()
+    if launched and torch.cuda.is_available():  # before any use of GPU 0
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     device, started = choose_device(name), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if not dist.is_available() or not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
+    if not launched or os.environ["WORLD_SIZE"] == "1":
         return device
     backend = "gloo"
     if device.type == "cuda":

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from helpers import data
-from helpers.data import cifar, downloads
+from helpers.data import cifar, downloads, pools
 from helpers.runtime import UserError, data_dir
 
 NAMES = ("cifar10", "cifar100")
@@ -772,3 +772,11 @@ def test_the_real_images_have_the_numbers_in_the_data_readme(real, mean, std, tw
     sides = [[split == "test" for split, _ in group] for group in data.duplicates(dataset)]
     surplus = [sum(max(0, side.count(which) - 1) for side in sides) for which in (False, True)]
     assert (*surplus, len(data.leaked(dataset, near=False))) == twice
+
+
+@pytest.mark.parametrize("names", [["one"], None])
+def test_a_cache_whose_names_do_not_fit_its_images_counts_as_damaged(tmp_path, names):
+    about = {"key": "x", "source": "s", "names": names, "digests": [], "skipped": []}
+    arrays = {"images": np.zeros((3, 3, 32, 32), np.uint8), "sizes": np.zeros((3, 2), np.int32)}
+    np.savez(tmp_path / "a.npz", about=np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays)
+    assert pools.read_cache(tmp_path / "a.npz") == ("", None)
