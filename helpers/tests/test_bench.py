@@ -1,6 +1,7 @@
 """The benchmark counts what it claims to count, and its two loops do the same training."""
 
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import SimpleNamespace
 
@@ -105,6 +106,24 @@ def test_both_loops_are_timed_in_turns_and_their_numbers_are_consistent(monkeypa
     assert 0.3 < sum(row["layers"].values()) < 1 and {"3×3 convolutions", "BatchNorm", "ReLU"} & set(row["layers"])
 
 
+def test_the_speeds_of_a_comparison_by_hand(monkeypatch):
+    """A step of six images takes 0.3 s in the textbook loop, 0.1 s in ours, its input 0.1 and 0.01 s; two rounds are odd."""
+    factors = {side: iter((1, 1, 1, 2, 0.5, 1, 1)) for side in bench.SIDES}  # of the warm-up, the trial and the rounds
+    seconds = {"textbook": {"train": 0.3, "input": 0.1}, "ours": {"train": 0.1, "input": 0.01}}
+
+    def ask(started, task, steps=0):
+        factor = next(factors[started[0]]) if task == "train" else 1
+        return factor * steps * seconds[started[0]][task] if task in ("train", "input") else {"peak": 2**30}.get(task, {})
+
+    monkeypatch.setattr(bench, "_ask", ask)
+    monkeypatch.setattr(bench, "ProcessPoolExecutor", lambda workers, context: ThreadPoolExecutor(workers))
+    row = bench.compare("resnext29_under5m", CPU, batch_size=6)
+    for side, speed, input_speed in (("textbook", 20, 60), ("ours", 60, 600)):
+        found = [row[f"{side}_images_per_second"], row[f"{side}_input_images_per_second"], *row[f"{side}_range"]]
+        assert found == pytest.approx([speed, input_speed, speed / 2, 2 * speed])
+    assert (row["ratio"], row["input_ratio"]) == pytest.approx((3, 10))
+
+
 def test_the_hardware_is_reported_if_the_system_reports_it(monkeypatch):
     assert set(bench.hardware(CPU)) <= {"model name", "cpu MHz"}
     asked, answers = [], ["550.54.15, 1980 MHz, 1980 MHz\n", "[N/A]\n"]
@@ -150,7 +169,10 @@ def test_the_shares_of_a_step_are_reported_by_kind_of_layer(monkeypatch):
 @pytest.mark.parametrize(("target", "epochs", "reached"), [(0.5, 2, True), (0.95, 3, False)])
 def test_the_time_to_an_accuracy_ends_with_the_first_epoch_that_reaches_it(monkeypatch, target, epochs, reached):
     """Each epoch has the sample's 40 training images; the second is the best, with 0.6, although the recipe keeps the last."""
-    recipe = training.Recipe(epochs=3, batch_size=20, image_size=16, mean=(0.5,) * 3, std=(0.5,) * 3, keep="last")
+    sizes = {"image_size": 16, "sizes": ((0.0, 8), (0.4, 16))}  # the first of three epochs at a quarter of the pixels
+    recipe = training.Recipe(epochs=3, batch_size=20, **sizes, mean=(0.5,) * 3, std=(0.5,) * 3, keep="last")
+    fit, fitted = training.fit, []
+    monkeypatch.setattr(training, "fit", lambda *given, **more: fitted.append(fit(*given, **more)) or fitted[-1])
     accuracies = iter([0.3, 0.6, 0.5])
     monkeypatch.setattr("helpers.training.loop.evaluate", lambda *arguments: (1.0, next(accuracies)))
     monkeypatch.setattr(experiments, "recipe_for", lambda experiment, profile: recipe)
@@ -158,4 +180,5 @@ def test_the_time_to_an_accuracy_ends_with_the_first_epoch_that_reaches_it(monke
     found = bench.time_to(target, ["cifar10/resnet18_torchvision"], device="cpu")["time_to"]
     macs = models.count_macs(models.build("torchvision/resnet18", 10), (1, 3, 16, 16))
     assert (found["epochs"], found["images"], found["reached"]) == (epochs, 40 * epochs, reached)
-    assert found["flops"] == 6 * macs * 40 * epochs and found["best"] == 0.6, "6 operations for each multiply-add"
+    assert found["flops"] == 6 * macs * 40 * (epochs - 0.75) and found["best"] == 0.6, "6 operations for each multiply-add"
+    assert found["seconds"] == sum(row["seconds"] for row in fitted[0].history), "validation included"

@@ -735,6 +735,18 @@ def test_retries_stop_after_three_busy_answers_or_one_not_found(tmp_path, monkey
     assert len(Handler.asked) == asked
 
 
+def test_a_silent_server_is_given_up(tmp_path, monkeypatch, offline):
+    monkeypatch.setattr(downloads, "PATIENCE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        late = threading.Timer(20, silent.close)  # so that this test ends in any case
+        late.start()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(UserError, match=r"Hugging Face did not send uoft-cs/cifar10 \(TimeoutError\)"):
+            data.load("cifar10", tmp_path)
+        assert late.is_alive()
+        late.cancel()
+
+
 @only_cifar10
 def test_an_incomplete_parquet_download_is_not_kept(tmp_path, monkeypatch, offline, server, hugging_face, name, splits):
     hugging_face(name, splits)

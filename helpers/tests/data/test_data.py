@@ -340,7 +340,7 @@ def test_near_identical_files_are_found_and_flat_images_are_not(planted):
 
 def test_near_identical_files_beyond_the_first_block_are_found():
     images = torch.randint(0, 256, (1100, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    images[1090] = images[1050]
+    images[1090], images[1080] = images[1050], images[50] // 8 * 8
     splits = [
         data.Split(
             part, torch.zeros(len(part), dtype=torch.int64), [""] * len(part), [f"{len(part)}.{i}" for i in range(len(part))]
@@ -348,7 +348,8 @@ def test_near_identical_files_beyond_the_first_block_are_found():
         for part in (images, images[:2] ^ 85, images[2:5] ^ 170)
     ]
     pairs = data.near_duplicates(data.Dataset("a", "b", "c", [], *splits))
-    assert [pair[:2] for pair in pairs] == [(("train", 1050), ("train", 1090))]
+    expected = [(("train", 1050), ("train", 1090)), (("train", 50), ("train", 1080))]
+    assert [pair[:2] for pair in pairs] == expected, "within a block and across two, most similar first"
 
 
 def test_leaked_test_images(planted):

@@ -412,6 +412,16 @@ def test_a_large_jpeg_is_reported_at_its_original_size(tmp_path):
     assert np.abs(pixels.reshape(3, -1).T.astype(int) - (200, 100, 50)).max() <= 2
 
 
+def test_a_large_jpeg_is_decoded_at_no_less_than_twice_the_size(tmp_path):
+    write(tmp_path / "large.png", size=(8 * STORED, 8 * STORED))
+    with Image.open(tmp_path / "large.png") as image:
+        image.save(tmp_path / "large.jpg", quality=95)
+    small, expected = (
+        photographs.decode_photograph((tmp_path / f"large.{kind}").read_bytes(), STORED)[0] for kind in ("jpg", "png")
+    )
+    assert np.abs(small.astype(int) - expected).mean() < 4
+
+
 def test_cmyk(tmp_path):
     image = Image.new("CMYK", (40, 40), (0, 255, 255, 0))
     assert np.abs(decoded(tmp_path, image, ".jpg", quality=95).astype(int) - (255, 0, 0)).max() <= 3

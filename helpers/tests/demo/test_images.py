@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -146,6 +147,25 @@ def test_a_name_with_one_private_address_is_refused(monkeypatch):
     places = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, 80)) for ip in ("93.184.216.34", "10.0.0.1")]
     monkeypatch.setattr(images.socket, "getaddrinfo", lambda *arguments, **options: places)
     assert images.try_image("http://example.org/", 16)[1] == "its address is not a public one"
+
+
+def test_https_connects_to_the_address_that_was_checked_and_verifies_the_name(monkeypatch):
+    """A second lookup of the name could give a private address."""
+    asked = []
+
+    def look_up(host, port, type):
+        asked.append((host, port))
+        return [(socket.AF_INET, type, 6, "", ("93.184.216.34", port))]
+
+    def wrap(connection, server_hostname, **_):
+        asked.append(server_hostname)
+        raise OSError("no handshake here")
+
+    monkeypatch.setattr(images.socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(images.socket, "create_connection", lambda place, timeout: asked.append(place) or socket.socket())
+    monkeypatch.setattr(images.ssl, "create_default_context", lambda: SimpleNamespace(wrap_socket=wrap))
+    assert images.try_image("https://example.org/a.png", 16)[0] is None
+    assert asked == [("example.org", 443), ("93.184.216.34", 443), "example.org"]
 
 
 def put(folder):

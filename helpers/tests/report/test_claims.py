@@ -251,6 +251,9 @@ def test_one_seed_decides_only_what_is_far_off(tmp_path):
     found = judge(runs, "accuracy", "0.80", "cifar10/a")
     assert found[:3] == ("80.00%", f"{low:.2%} to {high:.2%}", CANNOT_TELL)
     assert judge(runs, "accuracy", "0.96", "cifar10/a").verdict == DOES_NOT
+    low, high = intervals.wilson(round(0.6 * 8), 8)
+    found = judge(runs, "accuracy", "0.60", "cifar10/a", arguments={"epoch": 1})
+    assert found.interval == f"{low:.2%} to {high:.2%}", "of the eight validation images"
 
 
 def test_only_full_runs_on_real_images_count(tmp_path):

@@ -31,9 +31,12 @@ def test_figures_are_rebuilt_from_the_records_alone_print_ready_and_reproducible
 
 
 def test_each_data_set_has_its_own_figures_with_captions():
-    records = [make_run(f"cifar10/{name}", seed)[0] for name in "abcd" for seed in (0, 1)]
-    for record, name in zip(records[::2], ("wrn16_2", "wrn16_4", "simplenet", "slim_resnet"), strict=True):
+    records = [make_run(f"cifar10/{name}", seed)[0] for name in "abcde" for seed in (0, 1)]
+    for record, name in zip(records[::2], ("wrn16_2", "wrn16_4", "simplenet", "slim_resnet", "wrn16_4"), strict=True):
         record["model"] = record["model"] | {"name": name}
+    for record in records[2:4]:  # the second is the best on the validation images, and the worst on the test images
+        record["best"] = record["best"] | {"val_accuracy": 0.7}
+        record["test"] = record["test"] | {"accuracy": 0.5}
     records[2]["report"] = records[3]["report"] = "slim"
     drawn = list(figures.drawn(records))
     assert [name for name, *_ in drawn] == [
@@ -45,7 +48,10 @@ def test_each_data_set_has_its_own_figures_with_captions():
     ]
     assert all(caption.endswith(".") for _, _, caption in drawn)
     [title] = [axis.get_title() for axis in drawn[-1][1].axes]
-    assert title == "a: 80.0%"
+    assert title == "b: 80.0%", "as its confusion matrix says"
+    costs = figures._costs(figures.tables.by_experiment(records))
+    assert sorted(costs.index) == ["cifar10/a", "cifar10/b", "cifar10/c", "cifar10/d"], "one of two with the same network"
+    assert costs.loc["cifar10/b"].tolist() == ["wrn16_4", 22984002, 1e-6, 0.5]
     figures.plt.close("all")
 
 

@@ -1,6 +1,7 @@
 """Helpers of notebooks 05 to 07: printed figures, first steps, gradients, outcomes and sentences."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -55,6 +56,13 @@ def test_first_losses_differ_only_by_initial_weights_and_full_runs_are_read_from
     assert report.obtain_first_steps(train, torch.device("cpu"), "full") == {}
     perturbed.FILE.write_text(json.dumps({"device": "CPU", "losses": {"a": [2.5]}}))
     assert report.obtain_first_steps(train, torch.device("cpu"), "full") == {"a": [2.5]}
+
+
+def test_the_first_steps_leave_out_what_their_labels_say():
+    recipe, coded = (experiments.find(f"{perturbed.PERTURBED}{end}").recipe for end in ("", "_coded"))
+    assert all(getattr(recipe, name) != value for changes in perturbed.FIRST_STEPS.values() for name, value in changes.items())
+    changes = perturbed.FIRST_STEPS["as in the report's code"]
+    assert replace(recipe, **changes) == replace(coded, schedule=recipe.schedule, period=recipe.period)
 
 
 def test_measured_first_steps_are_kept_when_the_rest_is_measured(tmp_path, monkeypatch):

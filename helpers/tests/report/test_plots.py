@@ -122,3 +122,8 @@ def test_confusion_matrices_are_drawn_in_rows_of_at_most_four(number, classes, s
         assert [text.get_text() for text in axes[0].texts] == [str(count or "") for count in range(classes**2)], (
             "zeros stay empty"
         )
+
+
+def test_the_loss_around_a_network_is_a_line_for_each_direction_and_one_for_their_mean():
+    [axis] = plots.loss_around((-1, 1), {"a": np.array([[1.0, 2.0], [3.0, 6.0]])}).axes
+    assert [line.get_ydata().tolist() for line in axis.lines] == [[1, 2], [3, 6], [2, 4]]

@@ -63,6 +63,8 @@ def test_tables_are_rebuilt_from_the_records_alone(tmp_path):
     tables.write([*records[:1], *priced], tmp_path)
     assert not (tmp_path / "tables/pikachu_paired.csv").exists() and (tmp_path / "tables/pikachu_comparison.md").exists()
     assert "| 20.00% |" in (tmp_path / "tables/runs.md").read_text()
+    tables.write([records[0], make_run(seed=1, profile="quick")[0]], tmp_path)
+    assert "| 22,984,002 | 1 |" in (tmp_path / "tables/pikachu_comparison.md").read_text(), "a quick run is not one more seed"
 
 
 def test_no_records_gives_a_one_sentence_error(tmp_path):
