@@ -112,13 +112,11 @@ def list_experiments(options) -> None:
     """Print one line per experiment: the recorded seeds, and how many minutes the missing ones would take here."""
     queue = Queue(options.results_dir, options.checkpoint_dir, report=options.report, dataset=options.dataset)
     table = queue.table(runtime.choose_device(options.device))
-    shown = [json.dumps(list(table), indent=1)] if options.json else lines(table)
-    for line in shown:
+    for line in [json.dumps(list(table), indent=1)] if options.json else lines(table):
         print(line, flush=True)
 
 
 def run_experiments(options) -> None:
-    """Run one experiment, or all that are missing."""
     common = {name: getattr(options, name) for name in ("data_dir", "device", "resume", "sync_batchnorm", "tensorboard")}
     if options.tensorboard and find_spec("tensorboard") is None:
         raise UserError("TensorBoard is not installed here; pip install tensorboard, or leave out --tensorboard.")
@@ -172,7 +170,6 @@ def make_tables(options) -> None:
 
 
 def run_bench(options) -> None:
-    """Measure the training speed; write the measurements to a file if one is named."""
     if options.json:
         require_writable(options.json.parent, "--json")
         require(not options.json.is_dir(), f"{options.json} is a folder; name a file with --json.")
@@ -192,7 +189,6 @@ def run_bench(options) -> None:
 
 
 def save_model(options) -> None:
-    """Write the model of a recorded run."""
     experiments.recipe_for(experiments.find(options.experiment), options.profile)  # refuses unknown names
     path = results.record_path(options.experiment, options.profile, options.seed, options.results_dir)
     run = f"{options.experiment} --seed {options.seed} --profile {options.profile}"

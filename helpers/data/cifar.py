@@ -190,7 +190,7 @@ def _find_folder(name: str, base: Path) -> Found | None:
     paths = [path for path, _, _ in files]
     for label in sorted({place(dirname(path))[1] for path in paths}):
         require(label.lower() in classes, f"The {source} has a class '{label}'; the classes are {listed(classes)}.")
-    return source, files, partial(decode, source, paths, partial(pools.read_file, root), decode_photograph, PIXELS)
+    return source, files, partial(decode, source, paths, lambda path: (root / path).read_bytes(), decode_photograph, PIXELS)
 
 
 def _find_parquet(name: str, base: Path) -> Found | None:

@@ -20,17 +20,13 @@ NAMES = (*photographs.KAGGLE, *cifar.NAMES)
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """The images of one split.
+    """The images of one split."""
 
-    images: uint8 (N, 3, H, W); labels: int64 (N,); names: paths relative to the data set's folder, with '/';
-    digests: hex SHA-256, of the file for photographs, else of the pixels; sizes: int64 (N, 2), each file's width and height.
-    """
-
-    images: Tensor
-    labels: Tensor
-    names: list[str]
-    digests: list[str] = field(default_factory=list)
-    sizes: Tensor | None = None
+    images: Tensor  # uint8 (N, 3, H, W)
+    labels: Tensor  # int64 (N,)
+    names: list[str]  # paths relative to the data set's folder, with '/'
+    digests: list[str] = field(default_factory=list)  # hex SHA-256, of the file for photographs, else of the pixels
+    sizes: Tensor | None = None  # int64 (N, 2), each file's width and height
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -63,20 +59,16 @@ def stratified(split: Split, n: int, seed: int = 0) -> Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Three splits of labelled images.
-
-    source: a description of where the images came from; fingerprint: a hash of which image, by content, is in which split;
-    classes: the name of each label, sorted; skipped: (file, reason) for each file that could not be read.
-    """
+    """Three splits of labelled images."""
 
     name: str
-    source: str
-    fingerprint: str
-    classes: list[str]
+    source: str  # a description of where the images came from
+    fingerprint: str  # a hash of which image, by content, is in which split
+    classes: list[str]  # the name of each label, sorted
     train: Split
     validation: Split
     test: Split
-    skipped: list[tuple[str, str]] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)  # (file, reason) for each file that could not be read
 
     @property
     def is_sample(self) -> bool:
@@ -175,12 +167,8 @@ def fingerprint(splits: dict[str, Split], named: bool = True) -> str:
 def channel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel over all pixels of all images, with pixels in [0, 1].
 
-    Exact, from a histogram of the 256 pixel values. The mean of the per-image standard deviations, which is often
-    quoted instead, is smaller: it ignores the differences between images.
+    The mean of the per-image standard deviations, which is often quoted instead, is smaller: it ignores the differences
+    between images.
     """
-    values = torch.arange(256, dtype=torch.float64) / 255
-    counts = torch.stack([channel.flatten().bincount(minlength=256) for channel in split.images.unbind(1)]).cpu().double()
-    shares = counts / counts.sum(1, keepdim=True)
-    means = (shares * values).sum(1)
-    deviations = (shares * (values - means[:, None]) ** 2).sum(1).sqrt()
-    return tuple(means.tolist()), tuple(deviations.tolist())
+    found = [torch.std_mean(channel.double() / 255, correction=0) for channel in split.images.unbind(1)]
+    return tuple(mean.item() for _, mean in found), tuple(deviation.item() for deviation, _ in found)

@@ -51,7 +51,7 @@ def _fetch_parquet(name: str, base: Path) -> None:
         for file in ("train-00000-of-00001.parquet", "test-00000-of-00001.parquet"):
             _copy(f"{site}/datasets/{PARQUET[name]}/{file}", part / file)
             if not (content := (part / file).read_bytes()).startswith(b"PAR1") or not content.endswith(b"PAR1"):
-                raise OSError("what it sent is no Parquet file")
+                raise OSError("what it sent is not a Parquet file")
         (base / name).mkdir(exist_ok=True)
         _move(part, base / name / part.name)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from helpers.data.pools import Pool, cache_path, cached, decode, holds_images, is_image_folder, list_files, read_file, unwrap
+from helpers.data.pools import Pool, cache_path, cached, decode, holds_images, is_image_folder, list_files, unwrap
 from helpers.runtime import UserError
 
 KAGGLE = {"pikachu": "hal0samuel/pikachu-classification-dataset"}
@@ -26,7 +26,7 @@ def read_pool(name: str, base: Path, size: int, resize: str) -> Pool:
     """Photographs from the image folder `name`, else from `base` itself, else from Kaggle, `size` pixels wide and high."""
     source, root = _find(name, base)
     files = list_files(root, source, is_data_folder=root == base)
-    paths, read = [path for path, _, _ in files], partial(read_file, root)
+    paths, read = [path for path, _, _ in files], lambda path: (root / path).read_bytes()
     decoder = partial(decode_photograph, resize=resize)
     path = cache_path(base, Path(name).name if resize == "crop" else f"{Path(name).name}-{resize}", size)
     return cached(path, source, files, size, partial(decode, source, paths, read, decoder, size))
@@ -56,7 +56,7 @@ def _find(name: str, base: Path) -> tuple[str, Path]:
 class Metered(BytesIO):
     """The bytes of a file, which may be read only a few times over: all tags of a TIFF can point to the same ones."""
 
-    taken = 0  # bytes read so far, and 4 KiB for each time
+    taken = 0  # bytes read so far, plus 4 KiB for each read
 
     def read(self, size: int | None = -1) -> bytes:
         part = super().read(size)
@@ -92,7 +92,7 @@ def decode_photograph(content: bytes, size: int, resize: str = "crop") -> tuple[
             image.getexif()
         if image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8):  # on its side; a TIFF has been turned by now
             width, height = height, width
-        image.info.pop("exif", None)  # `exif_transpose`, which knows it by now, would write it anew and fail on an odd value
+        image.info.pop("exif", None)  # or `exif_transpose`, which has read it, would write it back and fail on an odd value
         upright = _to_rgb(ImageOps.exif_transpose(image))
     # `fit` crops while resizing: an image of 1 x 10,000 pixels would otherwise grow to millions on the way.
     squared = ImageOps.fit if resize == "crop" else Image.Image.resize

@@ -101,18 +101,14 @@ def list_files(root: Path, source: str, is_data_folder: bool = False) -> list[Fi
 
 
 class Pool(NamedTuple):
-    """All readable images of a source, before they are split: the content of a cache file.
+    """All readable images of a source, before they are split: the content of a cache file."""
 
-    source: a description of where they came from; images: uint8 (N, 3, size, size); sizes: int64 (N, 2), each file's width
-    and height; names: paths with '/'; digests: SHA-256 in hex; skipped: (file, reason) for each that could not be read.
-    """
-
-    source: str
-    images: np.ndarray
-    sizes: np.ndarray
-    names: list[str]
-    digests: list[str]
-    skipped: list[tuple[str, str]]
+    source: str  # a description of where they came from
+    images: np.ndarray  # uint8 (N, 3, size, size)
+    sizes: np.ndarray  # int64 (N, 2), each file's width and height
+    names: list[str]  # paths with '/'
+    digests: list[str]  # SHA-256 in hex
+    skipped: list[tuple[str, str]]  # (file, reason) for each that could not be read
 
     def take(self, positions: Sequence[int]) -> "Pool":
         """The images at `positions`, in that order."""
@@ -143,12 +139,6 @@ def why(error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return f"more than {Image.MAX_IMAGE_PIXELS:,} pixels, perhaps a decompression bomb"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
-
-
-def read_file(root: Path, path: str) -> bytes:
-    """A file's content, read without pathlib, which would take longer than decoding a tiny image."""
-    with open(os.path.join(root, path), "rb") as file:
-        return file.read()
 
 
 def decode(source: str, paths: list[str], read: Callable, decoder: Callable, size: int) -> Pool:

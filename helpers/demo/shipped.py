@@ -7,7 +7,7 @@ import torch
 from scipy.stats import binomtest
 
 from helpers import data, training
-from helpers.demo.saved import Preprocessing, SavedModel, best_weights, build_network, load_model, read_card, save_model
+from helpers.demo.saved import SavedModel, best_weights, build_network, load_model, read_card, save_model
 from helpers.experiments import records
 from helpers.runtime import ROOT, UserError, require, save_text
 
@@ -16,8 +16,8 @@ LARGEST = 24  # MiB of a file
 OPTIMISER = ("optimizer", "momentum")  # listed on the card even if they are the defaults
 AGREEMENT = 0.999  # share of test images on which half and full precision must agree
 LIMITS = {  # known limits of a data set, as notebooks 01 and 04 find them, by the fingerprint of its images
-    "5b74394de064d3cf": "Seven of the 258 test photographs are also in training. No file of 120 × 120 pixels shows Pikachu, "
-    "and 130 of the 146 are on black, so any small figure on black may be called *not Pikachu*.\n",
+    "5b74394de064d3cf": "Seven of the 258 test photographs are also in training. None of the 146 files of 120 × 120 pixels "
+    "shows Pikachu, and 130 of them are on black, so any small figure on black may be called *not Pikachu*.\n",
 }
 
 
@@ -40,40 +40,34 @@ def ship(record: dict, checkpoint_dir: str | Path | None, data_dir: str | Path |
 
 
 def write_card(path: Path, results_dir: str | Path | None = None) -> Path:
-    """Write a shipped model's card, from its file and the records of its experiment; a UserError if its own run is gone."""
+    """Write a shipped model's card, from its file and the records of its experiment; a UserError if its own run is gone.
+
+    The card gives the accuracy in full precision, in which a saved model is used, the optimiser and all settings that are
+    not the defaults.
+    """
     model = load_model(path)
     require(model.card, f"{path.name} has no model card; save it with python -m helpers save EXPERIMENT, or remove it.")
     record = records.load(records.record_path(*(model.card[key] for key in ("experiment", "profile", "seed")), results_dir))
     again = f"{path.name} does not belong to the recorded run; save the model again, or remove it."
     require((record["test"], record["best"]) == (model.card["test"], model.card["best"]), again)
-    right = int((records.predictions(record, results_dir)["true"] == model.card["predicted"]).sum())
-    save_text(path.with_suffix(".md"), card_text(record, model.about, path, right, results_dir))
-    return path.with_suffix(".md")
-
-
-def card_text(record: dict, about: Preprocessing, path: Path, right: int, results_dir: str | Path | None) -> str:
-    """The model card of a recorded run with its weights at `path`; lists the optimiser and all non-default settings.
-
-    `right` is how many test images it gets right in full precision, in which a saved model is used.
-    """
+    right, n = int((records.predictions(record, results_dir)["true"] == model.card["predicted"]).sum()), record["test"]["n"]
     runs = [one for one in records.load_all(results_dir, record["profile"]) if one["experiment"] == record["experiment"]]
-    accuracies = {one["seed"]: one["test"]["accuracy"] for one in [*runs, record]}
-    test, recipe = record["test"], training.completed(record["recipe"])
-    side, stored = about.image_size, about.stored_size
-    plain = training.completed({"sizes": []})  # records store tuples as lists
+    recipe, plain = training.completed(record["recipe"]), training.completed({"sizes": []})  # records store tuples as lists
+    side, stored = model.about.image_size, model.about.stored_size
     used = {key: value for key, value in recipe.items() if key in OPTIMISER or value != plain.get(key)}
     facts = {
-        "classes": len(about.classes),
-        "accuracy": right / test["n"],
-        "interval": binomtest(right, test["n"]).proportion_ci(0.95, "wilson"),
-        "seeds": ", ".join(f"seed {seed}: {accuracy:.2%}" for seed, accuracy in sorted(accuracies.items())),
+        "classes": len(model.about.classes),
+        "accuracy": right / n,
+        "interval": binomtest(right, n).proportion_ci(0.95, "wilson"),
+        "seeds": ", ".join(f"seed {one['seed']}: {one['test']['accuracy']:.2%}" for one in runs),
         "settings": ", ".join(f"{key} {value}" for key, value in used.items()),
         "size": path.stat().st_size / 2**20,
         "input": f"{side} × {side} pixels{'' if side == stored else f', the middle of {stored} × {stored}'}",
         "known": LIMITS.get(record["dataset"]["fingerprint"], ""),
     }
     template = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
-    return template.format(name=path.stem, **facts, **record)
+    save_text(path.with_suffix(".md"), template.format(name=path.stem, **facts, **record))
+    return path.with_suffix(".md")
 
 
 def list_models() -> dict[str, Path]:
@@ -121,6 +115,6 @@ def _predict(model: SavedModel, data_dir: str | Path | None) -> tuple[torch.Tens
     card, about = model.card, model.about
     dataset = data.load(card["dataset"]["name"], data_dir, image_size=about.image_size, resize=about.resize)
     if dataset.fingerprint != card["dataset"]["fingerprint"]:
-        raise UserError(f"The model was tested on other images than the {dataset.source} has, so it cannot be checked.")
+        raise UserError(f"The model was tested on images other than those in the {dataset.source}, so it cannot be checked.")
     recipe = training.Recipe(**training.completed(card["recipe"]) | {"mixed_precision": False})
     return training.predict(model.network, dataset.test, recipe).argmax(1), dataset.test.labels

@@ -17,10 +17,8 @@ from helpers.experiments import recipes, records, runner
 from helpers.experiments.lock import Taken, lock
 from helpers.experiments.plan import EXPERIMENTS, Experiment
 from helpers.runtime import UserError, require
-from helpers.training import checkpoints
-from helpers.training.layout import prepare
-from helpers.training.recipe import Recipe, pixels_at
-from helpers.training.step import Learner, train_epoch
+from helpers.training import Learner, Recipe, checkpoints, prepare, train_epoch
+from helpers.training.recipe import pixels_at
 
 # The numbers of training and validation images.
 SIZES = {"pikachu": (774, 258), "cifar10": (45_000, 5_000), "cifar100": (45_000, 5_000)}

@@ -18,9 +18,8 @@ from helpers import data, models, training
 from helpers.experiments.lock import lock
 from helpers.experiments.plan import EXPERIMENTS, Experiment
 from helpers.runtime import PROFILES, ROOT, UserError, choose_device, environment, require, require_writable, seed_epoch
-from helpers.training import loop, processes
+from helpers.training import Recipe, loop, processes
 from helpers.training.batchnorm import synchronise
-from helpers.training.recipe import Recipe
 
 
 def find(name: str) -> Experiment:
@@ -76,7 +75,7 @@ def load_data_or_sample(experiment: Experiment, profile: str, data_dir: str | Pa
     try:
         return load_data(experiment, profile, data_dir), profile
     except UserError as error:
-        print(f"{error}\nContinuing with generated sample data, profile 'smoke'; to try again, rerun from the cell Choices on.")
+        print(f"{error}\nContinuing with generated sample data, profile 'smoke'; to try again, rerun from the Choices cell.")
         return load_data(experiment, "smoke"), "smoke"
 
 

@@ -11,8 +11,7 @@ from helpers import data, training
 from helpers.experiments import records, runner
 from helpers.experiments.plan import Experiment
 from helpers.runtime import UserError, require
-from helpers.training import checkpoints
-from helpers.training.recipe import Recipe
+from helpers.training import Recipe, checkpoints
 
 GRID = {"learning_rate": (0.1, 0.05, 0.005), "weight_decay": (5e-4, 1e-4), "batch_size": (128, 256)}  # report `slim`'s
 
@@ -66,7 +65,7 @@ def advance(search: Search, trial: str, until: int | None = None) -> dict:
 
 
 def finished(search: Search, trial: str) -> dict | None:
-    """The record of a finished trial, or None; a `UserError` if the file is no record, or belongs to another search."""
+    """The record of a finished trial, or None; a `UserError` if the file is not a record, or belongs to another search."""
     row, profile, seed = search.run_of(trial)
     path = records.record_path(row.name, profile, seed, search.folder)
     if not path.exists():

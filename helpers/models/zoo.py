@@ -73,15 +73,9 @@ class WideResNet(nn.Sequential):
 class ZooResNeXt(nn.Sequential):
     """A home-made ResNeXt of report `zoo`: stages of three 32×4d blocks, each followed by a 3×3 convolution of stride 2.
 
-    The convolution after each stage (`transition1`, …) halves the side of the maps and changes the number of channels: it
-    halves them in the report, and doubles them by the second rule of Xie et al. 2017, section 3.1, which the report cites.
-
-    Source: report `zoo`, sections 3.4 and 5.2, read as follows: in "1: 32, 16" the blocks have 32 channels, and the bare
-    convolution gives 16; the blocks are those of its figure, with 32 paths 4 wide at every stage, as no other number is
-    given; the stem has no padding; before "a Dense layer" the maps are averaged, as in the paper.
-
-    `stages`: of each, the channels before and after its transition; the stem has as many as the first. `rectify`: apply a
-    ReLU to the scores, as in section 3.4 but not in section 5.2, which has the results.
+    The convolution after each stage (`transition1`, …) halves the side of the maps. `stages`: for each, the channels before
+    and after it; the stem has as many as stage 1. `rectify`: apply a ReLU to the scores. Source: report `zoo`, sections 3.4
+    and 5.2; `results/notes.md`, "How we read the ResNeXts", has the choices that the report leaves open.
     """
 
     def __init__(self, num_classes: int, stages: Sequence[tuple[int, int]], rectify: bool = False):

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from helpers import data, experiments, models, runtime, training
 from helpers.experiments import records as results
-from helpers.training import checkpoints
-from helpers.training.recipe import Recipe
+from helpers.training import Recipe, checkpoints
 
 RADII = tuple(np.linspace(-1, 1, 11).round(1).tolist())
 DIRECTIONS, IMAGES = 3, 500

@@ -33,7 +33,7 @@ FAMILIES = {  # by prefix of the model's name: colour, and marker, which tells f
     "wrn": ("#000000", "p"),
 }
 LINES = ("-", "--", "-.", ":")
-HOLLOW = {"marker": "D", "fillstyle": "none", "markeredgecolor": "black", "markersize": 6}
+HOLLOW = {"marker": "D", "fillstyle": "none", "color": "black", "linewidth": 0.8, "markersize": 6}
 TICK = {"marker": "|", "color": "0.5", "markersize": 12, "markeredgewidth": 1, "linestyle": ""}
 
 
@@ -114,22 +114,22 @@ def accuracy_chart(groups: Mapping[str, Mapping[str, str]], records: Iterable[di
     range), and a grey tick an accuracy published elsewhere for the network on this data set. `reported=False` leaves out
     the report's value, for runs that do not use its recipe and images.
     """
-    runs_of, ticks = tables.by_experiment(records), 0
+    runs_of = tables.by_experiment(records)
     tall = [len(rows) + 0.2 for rows in groups.values()]
     size = (9, 0.21 * sum(tall) + 0.35 * len(groups) + 0.6)
     figure, axes = plt.subplots(len(groups), sharex=True, squeeze=False, height_ratios=tall, figsize=size, layout="constrained")
     for axis, (title, rows) in zip(axes.flat, groups.items(), strict=True):
         for place, name in enumerate(rows.values()):
-            style = model_style(EXPERIMENTS[name].model) | {"marker": "o"}
+            style = model_style(EXPERIMENTS[name].model) | {"marker": "o", "linestyle": ""}
             axis.axhline(place, color="0.93", zorder=0)
             if accuracies := [run["test"]["accuracy"] for run in runs_of.get(name, [])]:
-                axis.plot(accuracies, [place] * len(accuracies), linestyle="", markersize=5, alpha=0.6, **style)
-                axis.plot(np.mean(accuracies), place, "|", markersize=12, markeredgewidth=2.4, color=style["color"])
+                axis.plot(accuracies, [place] * len(accuracies), markersize=5, alpha=0.6, label="one seed", **style)
+                mean = {"color": style["color"], "markeredgewidth": 2.4, "label": "mean over seeds"}
+                axis.plot(np.mean(accuracies), place, **TICK | mean)
             if reported and (printed := tables.printed_accuracy(name)):
-                axis.plot(np.broadcast_to(printed, 2), [place] * 2, color="black", linewidth=0.8, **HOLLOW)
+                axis.plot(np.broadcast_to(printed, 2), [place] * 2, label="the report's value", **HOLLOW)
             if known := tables.known_elsewhere(name):
-                axis.plot(known, place, **TICK)
-                ticks += 1
+                axis.plot(known, place, label="published elsewhere", **TICK)
         axis.set_yticks(range(len(rows)), list(rows), fontsize=8)
         axis.set_ylim(len(rows) - 0.4, -0.6)
         axis.set_title(title, loc="left", fontsize=10, fontweight="bold")
@@ -138,14 +138,8 @@ def accuracy_chart(groups: Mapping[str, Mapping[str, str]], records: Iterable[di
         axis.spines[["top", "right", "left"]].set_visible(False)
         axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes[-1, 0].set_xlabel("test accuracy")
-    marks = {"one seed": {"marker": "o", "color": "#0072B2", "linestyle": "", "alpha": 0.6}}
-    marks["mean over seeds"] = TICK | {"color": "#0072B2", "markeredgewidth": 2.4}
-    if reported:
-        marks["the report's value"] = HOLLOW | {"linestyle": ""}
-    if ticks:
-        marks["published elsewhere"] = TICK
-    handles = [plt.Line2D([], [], label=name, **mark) for name, mark in marks.items()]
-    figure.legend(handles=handles, loc="outside upper center", ncols=4, fontsize=8, frameon=False)
+    marks = {line.get_label(): line for axis in axes.flat for line in axis.lines if line.get_label()[0] != "_"}
+    figure.legend(handles=marks.values(), loc="outside upper center", ncols=4, fontsize=8, frameon=False)
     return figure
 
 

@@ -85,18 +85,12 @@ def best_by_validation(names: Iterable[str], records: Iterable[dict]) -> str:
 
 def runs_table(records: list[dict]) -> pd.DataFrame:
     """One row per run: what was trained on which images, for how long, and what came out."""
-    rows = [
-        {
-            **{name: record[name] for name in ("experiment", "profile", "seed")},
-            "images": record["dataset"]["source"],
-            "epochs": f"{len(record['history'])}{', stopped early' if record['stopped_early'] else ''}",
-            "test accuracy": record["test"]["accuracy"],
-            "report": printed_accuracy(record["experiment"]),
-            "minutes": record["seconds"] / 60,
-            "device": record["environment"]["device"],
-        }
-        for record in records
-    ]
+    rows = []
+    for record in records:
+        name, source, device = record["experiment"], record["dataset"]["source"], record["environment"]["device"]
+        epochs = f"{len(record['history'])}{', stopped early' if record['stopped_early'] else ''}"
+        found = record["test"]["accuracy"], printed_accuracy(name), record["seconds"] / 60
+        rows.append((name, record["profile"], record["seed"], source, epochs, *found, device))
     return pd.DataFrame(rows, columns=RUN_COLUMNS)
 
 
@@ -211,9 +205,9 @@ def outcome_table(rows: Mapping[str, str], records: Iterable[dict]) -> pd.DataFr
 
 
 def short_recipes(records: Iterable[dict]) -> pd.DataFrame:
-    """One row per recipe of ours with a mark, a test accuracy to reach: means over its seeds, and whether theirs reaches it.
+    """One row per recipe of ours with a mark, a target test accuracy: means over its seeds, and whether the mean reaches it.
 
-    `flipped copy` is the accuracy when each image's mirror image votes too; `minutes` are those of the fastest seed.
+    `flipped copy` averages the scores of each image and its mirror image; `minutes` are those of the fastest seed.
     """
     records, marks = full_runs(records), {row.name: row.mark for row in experiments.EXPERIMENTS.values() if row.mark}
     table = outcome_table({name: name for name in marks}, records).rename(columns={"run": "experiment"})

@@ -214,7 +214,7 @@ def _advance(learner: Learner, done: Fit, row: dict, options: Options) -> None:
         print(f"At the pace of the first {FIRST_EPOCHS} epochs, {fitting} fit the time budget of {budget:g} s.")
     if learner.recipe.keep == "last" or not done.best or row["val_accuracy"] > done.best["val_accuracy"]:
         done.best = {name: row[name] for name in ("epoch", "val_accuracy", "val_loss")}
-        weights = learner.average.values if learner.average else learner.model.state_dict()
+        weights = learner.model.state_dict() | (learner.average.values if learner.average else {})
         done.best_weights = {name: value.detach().cpu().clone() for name, value in weights.items()}
 
 

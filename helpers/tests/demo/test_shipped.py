@@ -96,6 +96,8 @@ def test_a_shipped_model_is_half_as_large_and_predicts_the_same(place):
     assert model.about.classes == ["not_pikachu", "pikachu"] and model.about.resize == "squash"
     assert (model.about.image_size, model.about.stored_size) == (28, 32)
     assert all(value.dtype in (torch.float32, torch.int64) for value in model.network.state_dict().values())
+    kept = {name: value for name, value in model.network.state_dict().items() if value.dim() < 2}
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in kept.items()), "BatchNorm in full precision"
     recipe = training.Recipe(**training.completed(record["recipe"]))
     before = training.predict(network, dataset.test, recipe).argmax(1)
     assert (demo.probabilities(model, dataset.test.images).argmax(1) == before).double().mean() >= 0.999
@@ -157,7 +159,7 @@ def test_evaluate_detects_different_weights_and_different_images(place, tmp_path
         evaluated(folder, "other")
     card = model.card | {"dataset": model.card["dataset"] | {"fingerprint": "another"}}
     demo.save_model(folder / "models" / "other.safetensors", weights, model.about, card)
-    with pytest.raises(UserError, match="The model was tested on other images than the folder pikachu has"):
+    with pytest.raises(UserError, match="The model was tested on images other than those in the folder pikachu"):
         evaluated(folder, "other")
     demo.save_model(folder / "models" / "other.safetensors", weights, model.about)
     with pytest.raises(UserError, match="other has no model card to compare with"):
@@ -228,7 +230,8 @@ def test_the_page_shows_a_shipped_models_card_and_examples(place):
     folder, record, dataset, _ = place
     exhibit = demo.prepare(folder / "models" / "pikachu-resnet18_torchvision.safetensors", folder, searched=4)
     assert len(exhibit.known) == len(exhibit.dataset.train) == 4 and len(exhibit.examples) == 8
-    assert exhibit.card.startswith("# pikachu-resnet18_torchvision") and " of 120 test images right" in exhibit.measured
+    assert exhibit.card.startswith("# pikachu-resnet18_torchvision")
+    assert exhibit.measured == f"Its run got {record['test']['accuracy']:.1%} of 120 test images right."
 
 
 def test_the_page_says_that_the_images_are_not_the_models_own_and_leaves_out_copies(place, tmp_path, capsys):
@@ -238,7 +241,7 @@ def test_the_page_says_that_the_images_are_not_the_models_own_and_leaves_out_cop
     file = demo.save_model(tmp_path / "mine.safetensors", model.network.state_dict(), model.about, card)
     copied = replace(dataset.test, digests=[dataset.train.digests[0], *dataset.test.digests[1:]])
     exhibit = demo.prepare(file, searched=4, dataset=replace(dataset, test=copied))
-    assert "mine was trained on other images than the folder pikachu has; its card" in capsys.readouterr().out
+    assert "mine was trained on images other than those in the folder pikachu, which its card" in capsys.readouterr().out
     assert exhibit.dataset.test.names == dataset.test.names[1:]
 
 
@@ -250,7 +253,7 @@ def test_without_the_data_the_page_still_classifies(place, tmp_path, capsys):
     assert exhibit.examples.names == ["flower.jpg", "china.jpg"] and exhibit.examples.images.shape == (2, 3, 32, 32)
     *_, clicked, _ = page._handlers({"shipped": exhibit})
     status, label, _, _, similar = clicked("shipped", SimpleNamespace(index=1))
-    assert status == "This is the answer to the example china.jpg." and len(label) == 2 and similar == []
+    assert status == "This is the answer for the example china.jpg." and len(label) == 2 and similar == []
     shares, seen, heat, nearest = page.explain(exhibit, dataset.test.images[0])
     assert sum(shares.values()) == pytest.approx(1) and nearest == [] and exhibit.card.startswith("# pikachu")
 
@@ -263,7 +266,7 @@ def test_the_page_uses_the_given_images_for_a_model_without_a_card(place, tmp_pa
     assert "mine.safetensors has no model card, so its data are not known" in capsys.readouterr().out
     others = replace(dataset, classes=["cat", "dog"])
     assert len(demo.prepare(file, dataset=others).known) == 0
-    assert "has other classes than mine.safetensors knows" in capsys.readouterr().out
+    assert "differ from those of mine.safetensors" in capsys.readouterr().out
     exhibit = demo.prepare(file, searched=4, dataset=dataset)
     assert len(exhibit.known) == 4 and len(exhibit.examples) == 8 and exhibit.measured == exhibit.card == ""
     assert exhibit.dataset.fingerprint == dataset.fingerprint
