@@ -1,4 +1,4 @@
-"""Benchmarks: a textbook training loop against ours, in turns; the speed of dense work; the time to an accuracy."""
+"""Benchmarks: a textbook training loop against ours, alternating; the speed of dense work; the time to an accuracy."""
 
 import math
 import multiprocessing
@@ -115,9 +115,9 @@ def layer_kind(operation: str, shapes: list) -> str | None:
 
 
 class _Stopwatch(TorchDispatchMode):
-    """The seconds of each kind of layer, with a synchronisation after each operation; under None, those of all other ones.
+    """Seconds spent in each kind of layer, with a synchronisation after each operation; under None, in all other operations.
 
-    On a CPU, torch's profiler is no use: it stores its notes in the memory that one step frees and the next would reuse, so
+    On a CPU, torch's profiler is no use: it stores its events in the memory that one step frees and the next would reuse, so
     that operations wait for new pages. For ResNeXt-29, it doubles BatchNorm's share of a step and triples that of ReLU.
     """
 
@@ -164,7 +164,7 @@ def _ask(started: tuple, task: str, steps: int = 0):
 
 
 def compare(name: str, device: torch.device, batch_size: int | None = None, compiled: bool = False) -> dict:
-    """Time both loops on one model, and with `compiled` also ours compiled, in turns: images per second, memory, GFLOP/s."""
+    """Time both loops on one model, and with `compiled` also ours compiled, alternating: images per second, memory, GFLOP/s."""
     batch_size, image_size = batch_size or MODELS[name][0], MODELS[name][1]
     row = {"model": name, "device": str(device), "batch": batch_size, "image_size": image_size}
     sides = [*SIDES, *COMPILED] if compiled else [*SIDES]

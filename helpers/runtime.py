@@ -202,7 +202,7 @@ def writing(what: str, instead: str = "--results-dir") -> Iterator[None]:
 @contextmanager
 def whole(path: Path) -> Iterator[BinaryIO]:
     """A binary file that appears under its name only once everything has been written."""
-    path = Path(os.path.realpath(path))  # where a link leads, which stays a link
+    path = Path(os.path.realpath(path))  # follow a symbolic link instead of replacing it
     if path.exists() and not path.is_file():  # such as /dev/null, which root could replace
         raise OSError(errno.EINVAL, "it is not a file")
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:

@@ -22,7 +22,7 @@ from helpers.runtime import UserError, require
 
 MOST_LIKELY = 5  # classes shown
 NEAREST = 8  # training images shown
-SMALLEST = 224  # pixels of a picture's side
+SMALLEST = 224  # a picture's side, in pixels
 UNLABELLED = ["flower.jpg", "china.jpg"]  # examples if there is no data
 SAMPLE = "SAMPLE: this model was trained on generated images; its labels mean nothing."
 READING = """\
@@ -59,9 +59,9 @@ def prepare(path: Path, data_dir: str | Path | None = None, searched: int = 1000
         if dataset is None:
             require(card, f"{path.name} has no model card, so its data are not known.")
             dataset = load(card["dataset"]["name"], data_dir, image_size=about.image_size, resize=about.resize)
-        require(dataset.classes == about.classes, f"The {dataset.source} has other classes than {path.name} knows.")
+        require(dataset.classes == about.classes, f"The classes of the {dataset.source} differ from those of {path.name}.")
         if card and dataset.fingerprint != card["dataset"]["fingerprint"]:
-            print(f"{path.stem} was trained on other images than the {dataset.source} has; its card does not speak of these.")
+            print(f"{path.stem} was trained on images other than those in the {dataset.source}, which its card does not cover.")
         twice = set(leaked(dataset, near=False).tolist())
         fresh = dataset.test.subset([i for i in range(len(dataset.test)) if i not in twice])
         dataset, examples = replace(dataset, test=fresh), stratified(fresh, 8)
@@ -125,7 +125,7 @@ def _handlers(exhibits: Mapping[str, Exhibit]) -> tuple[Callable, ...]:
         try:
             if isinstance(image, str):  # a path or an address
                 image = read_image(image, about.stored_size, name, resize=about.resize)
-            return [f"This is the answer to {name}.", *explain(exhibit, image)]
+            return [f"This is the answer for {name}.", *explain(exhibit, image)]
         except UserError as error:
             return [str(error), *nothing]
 
@@ -183,7 +183,7 @@ def _gradio():
             import gradio
     except ImportError as error:
         raise UserError("The page needs a package: run 'pip install gradio'.") from error
-    old = f"The page needs gradio 6, but {gradio.__version__} is here: run 'pip install -U gradio' and restart the notebook."
+    old = f"The page needs gradio 6, not {gradio.__version__}: run 'pip install -U gradio' and restart the notebook."
     require(int(gradio.__version__.partition(".")[0]) >= 6, old)
     return gradio
 

@@ -23,8 +23,8 @@ class Preprocessing:
 
     model: str  # its name in `models.MODELS`
     classes: list[str]  # the name of each label
-    image_size: int  # pixels of the input's side
-    stored_size: int  # pixels of the side to which an image is resized before the centre crop
+    image_size: int  # side of the input, in pixels
+    stored_size: int  # side, in pixels, of the square from which the centre is cropped
     mean: tuple[float, ...]  # of each channel, for pixels in [0, 1]
     std: tuple[float, ...]
     sample: bool  # trained on generated images: its labels mean nothing

@@ -51,7 +51,7 @@ def row(name: str, report: str, recipe: Recipe, model: str | None = None, *, pri
 
 
 def fast(name: str, report: str, epochs: int, peak: float, changes: dict | None = None, **more) -> Experiment:
-    """A short recipe of ours: the rate warms up to `peak` over an eighth of the `epochs`, then falls linearly to zero."""
+    """A short recipe of ours: the rate warms up to `peak` over `epochs // 8`, then falls linearly to zero."""
     dataset, network = name.split("/")
     length = {"epochs": epochs, "learning_rate": peak, "warmup_epochs": epochs // 8}
     recipe = replace(recipes.FAST, **recipes.STATISTICS[dataset] | length | (changes or {}))
@@ -62,7 +62,7 @@ def fast(name: str, report: str, epochs: int, peak: float, changes: dict | None 
 def gradient_arms() -> list[Experiment]:
     """Ways to spend 40 epochs' worth of gradients on one network, and plain SGD on half of them; a perturbed step takes two.
 
-    As the authors' own, the momentum arms are without Nesterov momentum; for WRN-16-4 on CIFAR-100 they take a length of 3.
+    Like the authors' own runs, the momentum arms have no Nesterov momentum; for WRN-16-4 on CIFAR-100 the authors use length 3.
     """
     arms = {"sgd": (20, {}), "sgd_twice": (40, {}), "sgd_twice_rate01": (40, {"learning_rate": 0.1})}  # each gets two tries
     for radius, text in ((0.05, "005"), (0.1, "01")):
@@ -162,7 +162,7 @@ ROWS = [
     fast("cifar10/slim_resnet_strong_fast", "slim", 16, 0.15, recipes.LEAN),
     fast("cifar10/resnext29_32x4d_fast", "pikachu", 16, 0.15, recipes.LEAN),
     fast("cifar100/wrn28_4_fast", "zoo", 16, 0.2, recipes.PLAIN_BLOCKS),
-    fast("cifar100/res2next29_6c24w4s_fast", "zoo", 6, 0.1, recipes.LEAN | {"warmup_epochs": 1}),
+    fast("cifar100/res2next29_6c24w4s_fast", "zoo", 6, 0.1, recipes.LEAN | {"warmup_epochs": 1, "ema": 0.99}),
     fast("cifar100/resnext29_32x4d_fast", "zoo", 16, 0.15, recipes.LEAN),
     # As time allows.
     row(f"cifar10/{UNDER5M}_amp_16ep", "amp", replace(recipes.AMP_PERTURBED, epochs=16), UNDER5M),

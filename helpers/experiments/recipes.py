@@ -40,13 +40,13 @@ AMP_TEXT = Recipe(epochs=100, batch_size=64, image_size=32, **COPIED, **SGD, sch
 # clip the norm of every gradient to 50 and use Nesterov momentum. The cosine, down to zero in the last epoch, is our choice.
 AMP_SGD = replace(AMP_TEXT, initialisation="torch")
 AMP_PERTURBED = replace(AMP_SGD, learning_rate=0.1, perturbation=0.5, clip_norm=50.0, nesterov=True)
-# The fair baselines: the perturbed run without its perturbation, at an equal number of epochs and of gradients.
+# Two fair baselines: the perturbed run without its perturbation, at equal epochs and at equal gradients.
 AMP_SAME = replace(AMP_PERTURBED, perturbation=None)
 AMP = {"sgd": AMP_SGD, "amp": AMP_PERTURBED, "sgd_same": AMP_SAME, "sgd_twice": replace(AMP_SAME, epochs=200)}
 # As coded: half of a cosine over 200 epochs. Not reproduced: one resumption, and BatchNorm statistics from both passes.
 AMP_CODED = replace(AMP_SGD, weight_decay=5e-4, schedule="periodic_epochs", period=200)
 AMP |= {"sgd_coded": AMP_CODED, "amp_coded": replace(AMP_CODED, learning_rate=0.1, weight_decay=0.0, perturbation=0.5)}
-# Ours: the perturbed run and its baseline at equal epochs once more, with warm-up.
+# Ours: again the perturbed run and its equal-epochs baseline, now with warm-up.
 AMP |= {"amp_warm": replace(AMP_PERTURBED, warmup_epochs=3), "sgd_warm": replace(AMP_SAME, warmup_epochs=3)}
 SPEED = replace(AMP_TEXT, epochs=4, learning_rate=0.1)  # at the perturbed run's rate, without perturbation
 AMP_REPORTED = {"sgd": (0.89, 0.90), "amp": (0.90, 0.91)}

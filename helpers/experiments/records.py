@@ -103,7 +103,7 @@ def _fits(part: dict, form: dict) -> bool:
 
 
 def load(path: Path) -> dict:
-    """Load a run record; a `UserError` if it is none, or if its confusion matrix contradicts its accuracy or test size."""
+    """Load a run record; a `UserError` if it is not one, or if its confusion matrix contradicts its accuracy or test size."""
     no_record = UserError(f"{path.name} under {path.parent.name} is not a run record; remove it and run it again.")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

@@ -212,7 +212,7 @@ class WideBlock(nn.Module):
     """Two 3×3 convolutions, each preceded by BatchNorm and ReLU, without dropout; the first carries the stride.
 
     If the shape changes, the shortcut is a bare 1×1 convolution of the activated input; otherwise it is the input itself.
-    Source: Zagoruyko and Komodakis 2016, figure 1(d), and the authors' code for the shortcut.
+    Source: Zagoruyko and Komodakis 2016, figure 1(c), and the authors' code for the shortcut.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1):

@@ -86,7 +86,7 @@ def headline_table(records: Iterable[dict]) -> pd.DataFrame:
     """One row per report: its best accuracy, ours with its own recipe and with a short one, and one published elsewhere.
 
     Its own recipe is as written, else as coded, else shortened; the cell says which, or what is not stated. Without a run, it
-    names the best other network that has one. The short recipe is the best by validation, `minutes` its fastest seed's time.
+    shows the best in print that has one. The short recipe is the best by validation, `minutes` its fastest seed's time.
     """
     runs_of, rows = tables.by_experiment(tables.full_runs(records)), []
     for report, subject in tables.REPORTS.items():
@@ -139,7 +139,7 @@ def parts(records: list[dict]) -> dict[str, str]:
 
 
 def reached_part(records: Iterable[dict]) -> str:
-    """How long our short recipe for `amp`'s network took to reach 90 %, and how long the report's own run would take to."""
+    """How long our short recipe for `amp`'s network took to reach 90 %, and how long the report's own run would take."""
     runs = [run for run in tables.full_runs(records) if run["experiment"] == "cifar10/resnext29_under5m_fast"]
     run = min(runs, key=lambda run: run["seconds"], default={"history": []})
     epoch = next((row["epoch"] for row in run["history"] if row["val_accuracy"] >= 0.9), None)

@@ -101,7 +101,7 @@ def load_checkpoint(
                 reason = f"does not fit this run ({type(error).__name__}: {words})"
         print(f"The checkpoint {path.name} {reason}; trying another one.")
     if found and found != [temporary(checkpoint)]:  # a temporary file alone means a kill during the run's first save
-        raise UserError(f"No copy of {checkpoint.name} is intact and fits this run; start over with --fresh (resume=False).")
+        raise UserError(f"No intact copy of {checkpoint.name} fits this run; start over with --fresh (resume=False).")
     return None
 
 

@@ -23,7 +23,7 @@ def convolutions(device: torch.device, recipe: Recipe) -> AbstractContextManager
 
 
 class FasterOnCPU(TorchFunctionMode):
-    """Compute in another way what torch computes slowly on a CPU. The milliseconds are of one AMX core in bf16.
+    """Compute in another way what torch computes slowly on a CPU. The timings are from one AMX core in bf16.
 
     - Convolutions with at least `HEAVY` times as many weights as inputs, as in the last stages, become matrix products.
       oneDNN reorders the weights and their gradients in every pass: forward and backward, a 3×3 convolution of 512 to 512

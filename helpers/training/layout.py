@@ -73,7 +73,7 @@ def prepare(model: nn.Module, recipe: Recipe, channels_last: bool = True) -> nn.
 
 
 def step_seconds(steps: Mapping, clock: Callable[[], float] = time.perf_counter) -> dict:
-    """The median seconds of each step, timed in turns after a warm-up; infinite if it fails, as when cuDNN has no engine."""
+    """The median seconds of each step, timed alternately after a warm-up; infinite if it fails, as when cuDNN has no engine."""
     times = {name: [] for name in steps}
     for number in range(1 + ROUNDS):
         for name, step in steps.items():

@@ -25,14 +25,7 @@ class AdversarialModelPerturbation(torch.optim.Optimizer):
     """
 
     def __init__(
-        self,
-        params: ParamsT,
-        lr: float,
-        epsilon: float,
-        inner_lr: float = 1.0,
-        inner_steps: int = 1,
-        base: type[torch.optim.Optimizer] = torch.optim.SGD,
-        **base_args,
+        self, params: ParamsT, lr: float, epsilon: float, inner_lr=1.0, inner_steps=1, base=torch.optim.SGD, **base_args
     ):
         if not isinstance(inner_steps, int) or inner_steps < 1:
             raise ValueError(f"inner_steps is {inner_steps}; it must be a whole number of at least 1.")
@@ -130,7 +123,7 @@ def step_clipped(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler 
 
 @contextmanager
 def along_momentum(optimizer: torch.optim.Optimizer, length: float | None) -> Iterator[None]:
-    """Move the weights against the momentum by this L2 length, then restore them bit for bit; None leaves them in place.
+    """Move the weights this L2 length ahead, where momentum is about to take them, then restore them bit for bit; None: stay.
 
     Source: Becker, Altrock and Risse, "Momentum-SAM", arXiv 2401.12033, algorithm 1; the first step has no momentum yet.
     """

@@ -51,7 +51,7 @@ class Recipe:
     inner_steps: int = 1
     perturbation_start: float = 0.0  # fraction of the run after which steps are perturbed (arXiv 2410.10373)
     perturbation_every: int = 1  # one step in this many is perturbed
-    momentum_perturbation: float | None = None  # how far against the momentum the gradient is taken (arXiv 2401.12033)
+    momentum_perturbation: float | None = None  # how far ahead along the momentum the gradient is taken (arXiv 2401.12033)
     # The rate over the epochs. `step` multiplies it by `step_factor` every `step_epochs`; `resumed_steps` restarts the count
     # every `period` epochs, where a new call continues at the last one's rate. The periodic ones fall along a cosine over
     # `period` epochs or batches, rise again over as many, and so on.
@@ -77,7 +77,7 @@ class Recipe:
     channels_last: bool = True  # unless torch's default layout is measured to be faster
     compiled: bool = False  # through `torch.compile`, on a GPU with CUDA graphs
     deterministic: bool = True  # cuDNN gives the same results in every run; False lets it choose the fastest way each time
-    time_budget: float | None = None  # seconds of training and validation; no epoch starts that would end after that
+    time_budget: float | None = None  # seconds of training and validation; an epoch that would end later does not start
     patience: int | None = None  # stop after this many epochs without a better validation accuracy
     keep: str = "best"  # whose weights are tested: the best epoch's by validation accuracy, or the last one's
 
@@ -120,7 +120,7 @@ def _check_sizes(recipe: Recipe) -> None:
         return
     starts, full, last = [start for start, _ in recipe.sizes], recipe.image_size, recipe.sizes[-1]
     rising = all(0 <= start < 1 for start in starts) and sorted(set(starts)) == starts
-    require(rising, f"sizes begins at {starts}; these parts of the run must rise, from 0 to less than 1.")
+    require(rising, f"sizes starts at {starts}; these fractions of the run must rise, from 0 to less than 1.")
     for _, pixels in recipe.sizes:
         whole = 1 <= pixels <= full and pixels == int(pixels)
         require(whole, f"sizes has {pixels} pixels; choose whole numbers from 1 to {full}, the image size.")

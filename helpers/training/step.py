@@ -162,8 +162,8 @@ def _step_in_parts(learner: Learner, images: Tensor, labels: Tensor) -> tuple[Te
 def _check_memory(learner: Learner, error: Exception, images: int, stuck: bool) -> None:
     """Raise the error, or a UserError for it, unless smaller parts may fit; `stuck`: other processes wait for this one."""
     if "Expected more than 1 value per channel" in str(error):  # torch's message
-        one = f"BatchNorm cannot learn from one image whose features are one pixel, as in this batch of {images}"
-        mend = "choose a batch size that leaves no single image over, or larger images"
+        one = f"BatchNorm cannot normalise a single image whose feature maps are 1×1, as in this batch of {images}"
+        mend = "choose a batch size that does not leave a single image over, or larger images"
         fewer = ", or fewer processes" if processes.count() > 1 else ""
         raise UserError(f"{one}; {mend}{fewer}.") from error
     if not isinstance(error, torch.OutOfMemoryError) and not OUT_OF_MEMORY.search(str(error)):

@@ -51,7 +51,7 @@ class Statement:
 
 
 class Finding(NamedTuple):
-    """What a check finds: our value, its interval, the verdict and how it came about, all as text."""
+    """What a check finds: our value, its interval, the verdict and how it was reached, all as text."""
 
     ours: str
     interval: str

@@ -122,7 +122,7 @@ def test_without_gradio_one_sentence_says_what_to_install(dataset, monkeypatch):
 
 def test_with_an_older_gradio_one_sentence_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", SimpleNamespace(__version__="5.50.0"))
-    with pytest.raises(UserError, match="needs gradio 6, but 5.50.0 is here: run 'pip install -U gradio' and restart"):
+    with pytest.raises(UserError, match="needs gradio 6, not 5.50.0: run 'pip install -U gradio' and restart"):
         page._gradio()
 
 
@@ -140,8 +140,10 @@ def test_class_names_are_not_rendered_as_formulas():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.simplefilter("ignore", ResourceWarning)  # files that other tests left open may be collected here
-        pictures.probability_bars([flat(RED)], ["$x^$"], torch.tensor([[0.5, 0.5]]), ["$x^$", "b"]).canvas.draw()
+        bars = pictures.probability_bars([flat(RED)], ["$x^$"], torch.tensor([[0.25, 0.75]]), ["$x^$", "b"])
+        bars.canvas.draw()
         pictures.image_grid([flat(RED)], ["$x^$"]).canvas.draw()
+    assert [text.get_text() for text in bars.axes[1].texts] == ["b", "75.0%", "$x^$", "25.0%"], "the likelier class first"
     plt.close("all")
 
 
@@ -152,16 +154,16 @@ def test_the_pages_handlers_for_files_addresses_examples_and_another_model(datas
     exhibits = {"one": one, "other": replace(one, card="# Other")}
     uploaded, photographed, fetched, clicked, switched = page._handlers(exhibits)
     status, label, *_, cleared = uploaded("one", str(tmp_path / "red.png"))
-    assert status == "This is the answer to red.png." and label["red"] == pytest.approx(0.9) and cleared is None
+    assert status == "This is the answer for red.png." and label["red"] == pytest.approx(0.9) and cleared is None
     (tmp_path / "notes.png").write_text("not an image")
     assert uploaded("one", str(tmp_path / "notes.png"))[:2] == ["notes.png cannot be classified: not an image.", None]
-    assert photographed("one", str(tmp_path / "red.png"))[0] == "This is the answer to your snapshot."
+    assert photographed("one", str(tmp_path / "red.png"))[0] == "This is the answer for your snapshot."
     assert len(photographed("one", None)) == 5
     refused = "http://127.0.0.1:9/a.png cannot be classified: its address is not a public one."
     assert fetched("one", " http://127.0.0.1:9/a.png ") == [refused, None, None, None, None]
     assert fetched("one", str(tmp_path / "red.png"))[0].endswith("it must start with http:// or https://.")
     status, label, *_ = clicked("other", SimpleNamespace(index=0))
-    assert status == "This is the answer to an example labelled blue." and label["blue"] == pytest.approx(0.9)
+    assert status == "This is the answer for an example labelled blue." and label["blue"] == pytest.approx(0.9)
     assert switched("other")[-1] == "# Other" and len(switched("other")[-2]) == 2
     components = page.build_page(exhibits).config["components"]
     assert {"Model", "Model card", "or your camera"} <= {one["props"].get("label") for one in components}
@@ -232,7 +234,7 @@ def is_empty(tab):
 
 def answer(tab, name):
     """The words of the page's label and the captions of the nearest images, once it has answered to `name`."""
-    assert status_is(tab, name) == f"This is the answer to {name}."
+    assert status_is(tab, name) == f"This is the answer for {name}."
     for place in ("#seen img", "#heat img", "#nearest img"):
         loaded = "place => document.querySelector(place)?.complete && document.querySelector(place).naturalWidth === 224"
         tab.wait_for_function(loaded, arg=place)

@@ -130,6 +130,6 @@ def test_a_last_batch_of_one_image_at_one_pixel_gives_a_clear_error():
     model = nn.Sequential(nn.Conv2d(3, 4, 8), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 3))
     single = BATCH[0][:1], BATCH[1][:1]
     with pytest.raises(
-        UserError, match="BatchNorm cannot learn from one image.*choose a batch size that leaves no single image"
+        UserError, match="BatchNorm cannot normalise a single image.*choose a batch size that does not leave a single image"
     ):
         training.train_epoch(learner_of(model), [BATCH, single])

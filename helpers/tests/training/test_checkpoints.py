@@ -33,7 +33,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_previous_one(path, capsys):
     assert load_checkpoint(path) == {"history": [1]}
     assert "a.ckpt is damaged" in capsys.readouterr().out
     previous(path).write_bytes(b"")
-    with pytest.raises(UserError, match="No copy of a.ckpt is intact and fits this run; start over with --fresh"):
+    with pytest.raises(UserError, match="No intact copy of a.ckpt fits this run; start over with --fresh"):
         load_checkpoint(path)
 
 
@@ -214,13 +214,13 @@ def test_an_intact_checkpoint_that_does_not_fit_falls_back_to_the_previous_one(p
     previous(path).unlink()
     save_checkpoint(good | {"model": other}, path)
     previous(path).unlink()
-    with pytest.raises(UserError, match="is intact and fits this run; start over with --fresh"):
+    with pytest.raises(UserError, match="fits this run; start over with --fresh"):
         training.fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=path)
 
 
 def test_a_folder_named_like_the_checkpoint_gives_a_clear_error(path):
     path.mkdir()
-    with pytest.raises(UserError, match="No copy of a.ckpt is intact and fits this run"):
+    with pytest.raises(UserError, match="No intact copy of a.ckpt fits this run"):
         training.fit(make_model(), TRAIN, VALIDATION, RECIPE, checkpoint=path)
 
 
