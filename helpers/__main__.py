@@ -230,7 +230,7 @@ COMMANDS["evaluate"] = lambda options: print(demo.evaluate(options.model, option
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 done, 1 bad input or a closed pipe, 130 Ctrl-C."""
-    later, nowhere = os.environ.get("RANK", "0") not in ("", "0"), open(os.devnull, "w")  # torchrun's first process prints
+    later, nowhere = runtime.is_later_process(), open(os.devnull, "w")
     sys.stdout, sys.stderr = (None if later else sys.stdout) or nowhere, sys.stderr or nowhere
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # of names that the terminal cannot show

@@ -51,11 +51,16 @@ def under_test() -> bool:
     return bool(os.environ.get("CI") or os.environ.get("PYTEST_CURRENT_TEST"))
 
 
+def is_later_process() -> bool:
+    """Whether torchrun started this process, and not as the first one, which alone prints."""
+    return os.environ.get("RANK", "0") not in ("", "0")
+
+
 def progress(iterable: Iterable, description: str, total: int | None = None, images: int | None = None) -> Iterable:
     """The iterable with a `tqdm` bar on stderr, which counts the `images` in each item if their number is given.
     Silent in CI, without tqdm, and in all but torchrun's first process.
     """
-    if find_spec("tqdm") is None or os.environ.get("RANK", "0") not in ("", "0"):
+    if find_spec("tqdm") is None or is_later_process():
         return iterable
     from tqdm import tqdm
 

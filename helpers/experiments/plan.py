@@ -51,7 +51,7 @@ def row(name: str, report: str, recipe: Recipe, model: str | None = None, *, pri
 
 
 def fast(name: str, report: str, epochs: int, peak: float, changes: dict | None = None, **more) -> Experiment:
-    """A short recipe of ours: the rate warms up to `peak` over `epochs // 8`, then falls linearly to zero."""
+    """A short recipe of ours: the rate warms up to `peak` over `epochs // 8` epochs, then falls linearly to zero."""
     dataset, network = name.split("/")
     length = {"epochs": epochs, "learning_rate": peak, "warmup_epochs": epochs // 8}
     recipe = replace(recipes.FAST, **recipes.STATISTICS[dataset] | length | (changes or {}))

@@ -86,7 +86,8 @@ def headline_table(records: Iterable[dict]) -> pd.DataFrame:
     """One row per report: its best accuracy, ours with its own recipe and with a short one, and one published elsewhere.
 
     Its own recipe is as written, else as coded, else shortened; the cell says which, or what is not stated. Without a run, it
-    shows the best in print that has one. The short recipe is the best by validation, `minutes` its fastest seed's time.
+    shows the network with a run that has the highest printed accuracy. The short recipe is the best by validation, and
+    `minutes` its fastest seed's time.
     """
     runs_of, rows = tables.by_experiment(tables.full_runs(records)), []
     for report, subject in tables.REPORTS.items():
