@@ -12,8 +12,7 @@ from helpers import experiments, runtime
 from helpers.report import plots, tables
 
 DPI = 200
-DATA = {"pikachu": "Pikachu photographs", "cifar10": "CIFAR-10", "cifar10_5k": "5,000 images of CIFAR-10"}
-DATA |= {"cifar100": "CIFAR-100"}
+DATA = dict(pikachu="Pikachu photographs", cifar10="CIFAR-10", cifar10_5k="5,000 images of CIFAR-10", cifar100="CIFAR-100")
 ACCURACY = (
     "Test accuracy by experiment: a dot for each seed, their mean, the value that the report prints, and an accuracy\n"
     "published elsewhere for the same or a similar network. Rows with `_fast` in their names are our short recipes; a\n"
@@ -56,7 +55,7 @@ def drawn(records: list[dict]) -> Iterator[tuple[str, plt.Figure, str]]:
     records = tables.full_runs(records)
     runs_of = tables.by_experiment(records)
     if runs_of:  # a row for every experiment that was run or that a report prints, grouped by network
-        plan = sorted(experiments.EXPERIMENTS.items(), key=lambda item: item[1].model.removeprefix("torchvision/"))
+        plan = sorted(experiments.EXPERIMENTS.items(), key=lambda item: (item[1].model.removeprefix("torchvision/"), item[0]))
         shown = [(name, row.dataset) for name, row in plan if name in runs_of or tables.printed_accuracy(name)]
         rows = {title: {name.split("/")[1]: name for name, of in shown if of == data} for data, title in DATA.items()}
         yield "accuracy", plots.accuracy_chart(rows, records), ACCURACY
