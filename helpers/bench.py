@@ -55,7 +55,7 @@ def textbook_loader(split: data.Split, batch_size: int, image_size: int, folder:
 
 
 class Textbook:
-    """Plain fp32 in torch's default memory layout, reading the loss after every step. `batches` is one epoch."""
+    """Torch's default precision and memory layout, reading the loss after every step. `batches` is one epoch."""
 
     def __init__(self, model: nn.Module, split: data.Split, batch_size: int, image_size: int, device, folder: Path):
         self.model, self.device = model.to(device).train(), device

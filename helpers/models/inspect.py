@@ -68,7 +68,7 @@ def torchsummary_table(model: nn.Module, image_size: int) -> str:
     """The text that torchsummary prints for square images, `image_size` pixels a side."""
     from torchsummary import summary
 
-    with torch.random.fork_rng(), contextlib.redirect_stdout(io.StringIO()) as text:  # `summary` draws random images
+    with torch.random.fork_rng([]), contextlib.redirect_stdout(io.StringIO()) as text:  # `summary` draws random images
         summary(copy.deepcopy(model).cpu(), (3, image_size, image_size), device="cpu")
     return text.getvalue()
 

@@ -73,7 +73,7 @@ def fit(model: nn.Module, train: data.Split, validation: data.Split, recipe: Rec
     """Train the model on the device it is on, and leave it with the weights of the epoch that the recipe keeps.
 
     All randomness of an epoch comes from (seed, epoch), so a run resumed from its checkpoint equals an uninterrupted one
-    bit for bit on the same machine. Ctrl-C keeps the last checkpoint and says so. The `options` are the fields of `Options`.
+    bit for bit on the same machine (on a GPU, if `deterministic`). Ctrl-C keeps the last checkpoint; `options`: see `Options`.
     A UserError if the checkpoint is unusable or belongs to another run; `Diverged` if the loss is no longer finite.
     """
     given = Options(**options)
