@@ -27,6 +27,9 @@ PROFILES = ("smoke", "quick", "full")
 class UserError(Exception):
     """An error that the user can fix. Its text is one sentence: what is wrong, which value, what to do."""
 
+    def _render_traceback_(self) -> list[str]:  # IPython shows this instead of a traceback
+        return [str(self)]
+
 
 def require(holds: object, sentence: str) -> None:
     """Raise a `UserError` with this sentence unless the condition holds."""
@@ -35,8 +38,8 @@ def require(holds: object, sentence: str) -> None:
 
 
 def in_colab() -> bool:
-    """Whether this process runs in Google Colab."""
-    return "google.colab" in sys.modules or "COLAB_RELEASE_TAG" in os.environ
+    """Whether this process runs in Google Colab; Kaggle's image, built on Colab's, is another place."""
+    return "KAGGLE_KERNEL_RUN_TYPE" not in os.environ and ("google.colab" in sys.modules or "COLAB_RELEASE_TAG" in os.environ)
 
 
 def install_missing() -> None:
@@ -182,15 +185,17 @@ def device_name(device: torch.device) -> str:
     return f"{device.type.upper()}, {threads} thread{'s' * (threads > 1)}"
 
 
-def mount_drive() -> Path | None:
-    """Mount Google Drive and return this project's folder there; None outside Colab."""
-    if not (in_colab() and find_spec("google.colab")):
+def mount_drive(wanted: bool) -> Path | None:
+    """Mount Google Drive and return this project's folder there; None if it is not wanted, or outside Colab."""
+    if wanted and not in_colab():
         print("Not in Colab: nothing is copied to Google Drive.")
+    if not (wanted and in_colab()):
         return None
     from google.colab import drive
 
-    drive.mount("/content/drive")
     folder = Path("/content/drive/MyDrive/resnext-notebooks")
+    if not folder.parent.is_dir():  # mounting twice would ask for permission twice
+        drive.mount("/content/drive")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -162,7 +162,7 @@ def obtain_all(
     results_dir: Path,
     *,
     device: torch.device,
-    save_to_drive: bool = False,
+    drive: Path | None = None,
     minutes: float = 0,
     **arguments,
 ) -> list[dict]:
@@ -171,11 +171,10 @@ def obtain_all(
     `full` runs are trained only on a GPU, since they take hours elsewhere, and only if the plan wants them. A run cut short
     by a smaller time budget resumes from its checkpoint; one whose loss is no longer finite is reported and left out.
 
-    In Colab, `save_to_drive` copies checkpoints to Google Drive. `minutes` is each run's time budget; 0 means the recipe's own.
+    Checkpoints are copied to `drive`, a folder from `mount_drive`. `minutes` is each run's budget; 0 means the recipe's own.
     """
     from helpers.experiments.queue import Queue  # here, because queue imports this module
 
-    drive = runtime.mount_drive() if save_to_drive else None
     checkpoint_dir = arguments.setdefault("checkpoint_dir", checkpoint_folder(profile, results_dir))
     arguments |= {"device": device, "time_budget": minutes * 60 or None}
     own = results_dir.name if results_dir.parent == OWN else ""

@@ -36,14 +36,11 @@ def slim_rates(batches: Sequence[int]) -> pd.DataFrame:
     The log prints the scheduler's `get_lr()`, which extrapolates one step further when called between steps; so do these.
     """
     recipe = recipes.SLIM_FINAL
-    lowest = recipe.lowest_learning_rate
+    low = recipe.lowest_learning_rate
     table = pd.DataFrame({"epoch": range(11, 18), "printed": SLIM_RATES})
-    for count in batches:
-        rates = [
-            [training.learning_rate(recipe, epoch + 1 - step / count, count) - lowest for step in (1, 0)]
-            for epoch in table["epoch"]
-        ]
-        table[f"{count:,} batches"] = [now / before * now + lowest for before, now in rates]
+    for n in batches:
+        rates = [[training.learning_rate(recipe, end - step / n, n) - low for step in (1, 0)] for end in table["epoch"] + 1]
+        table[f"{n:,} batches"] = [now / before * now + low for before, now in rates]
     return table
 
 

@@ -6,11 +6,13 @@ import random
 import resource
 import statistics
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from IPython.core.interactiveshell import InteractiveShell
 
 from helpers import runtime
 from helpers.runtime import UserError
@@ -123,8 +125,45 @@ def test_the_bar_of_an_epoch_counts_images(monkeypatch, capsys):
 
 
 def test_drive_is_mounted_only_in_colab(capsys):
-    assert runtime.mount_drive() is None
+    assert runtime.mount_drive(False) is None and not capsys.readouterr().out
+    assert runtime.mount_drive(True) is None
     assert "Not in Colab" in capsys.readouterr().out
+
+
+def test_drive_is_mounted_once(tmp_path, monkeypatch):
+    """Colab asks for permission before it looks whether the Drive is mounted already."""
+    places = []
+
+    def mount(place):
+        places.append(place)
+        (tmp_path / "MyDrive").mkdir()
+
+    colab = types.SimpleNamespace(drive=types.SimpleNamespace(mount=mount))
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    monkeypatch.setitem(sys.modules, "google", types.SimpleNamespace(colab=colab))
+    monkeypatch.setattr(runtime, "Path", lambda path: tmp_path / Path(path).relative_to("/content/drive"))
+    assert runtime.mount_drive(False) is None and not places
+    for _ in range(2):
+        assert runtime.mount_drive(True) == tmp_path / "MyDrive/resnext-notebooks"
+        assert runtime.mount_drive(True).is_dir()
+    assert places == ["/content/drive"]
+
+
+def test_kaggle_is_not_colab(monkeypatch):
+    """Kaggle's image is built on Colab's, and keeps its variable (kagglehub pull request 230)."""
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab-external_20260819")
+    assert runtime.in_colab()
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+    assert not runtime.in_colab()
+
+
+def test_a_notebook_shows_a_user_error_as_one_line(capsys):
+    shell = InteractiveShell()
+    shell.run_cell("from helpers import runtime\nruntime.choose_profile('fast')")
+    shown = capsys.readouterr().out
+    assert shown == "There is no profile 'fast'; choose one of smoke, quick, full.\n"
+    shell.run_cell("1 / 0")
+    assert "Traceback" in capsys.readouterr().out
 
 
 def page_faults(medians) -> None:
