@@ -38,7 +38,7 @@ def require(holds: object, sentence: str) -> None:
 
 
 def in_colab() -> bool:
-    """Whether this process runs in Google Colab; Kaggle's image, built on Colab's, is another place."""
+    """Whether this process runs in Google Colab, not on Kaggle, whose image is built on Colab's."""
     return "KAGGLE_KERNEL_RUN_TYPE" not in os.environ and ("google.colab" in sys.modules or "COLAB_RELEASE_TAG" in os.environ)
 
 
