@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
@@ -220,7 +220,8 @@ def whole(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)
+            with suppress(OSError):  # a network drive may refuse it
+                os.chmod(file.name, 0o644)
             os.replace(file.name, path)
         finally:
             Path(file.name).unlink(missing_ok=True)  # it still exists only if something went wrong

@@ -196,7 +196,7 @@ def _find_folder(name: str, base: Path) -> Found | None:
 def _find_parquet(name: str, base: Path) -> Found | None:
     """Parquet files as on Hugging Face, anywhere in the folder; each file or its parent folder is named after the split."""
     source, root, splits = f"Parquet folder {name}", base / name, {}
-    for path in sorted(root.rglob("*.parquet")):
+    for path in sorted(root.rglob("[!.]*.parquet")):  # a Mac adds hidden ._train-….parquet
         words = (re.split("[-_.]", path.name)[0].lower(), path.parent.name.lower())
         splits[path] = next((SPLIT_FOLDERS[word] for word in words if word in SPLIT_FOLDERS), None)
         file = path.relative_to(root).as_posix()

@@ -20,7 +20,7 @@ SPLITS = ("train", "validation", "test")
 SPLIT_FOLDERS = {split: split for split in SPLITS} | {"val": "validation", "valid": "validation"}
 EXTENSIONS = {".jpg", ".jpeg", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif"}
 OURS = {"cache", "checkpoints", "classify", "results", "cifar10", "cifar100", "cifar-10-batches-py", "cifar-100-python"}
-IGNORED = {"__macosx", "thumbs.db", "desktop.ini", "lost+found"}
+IGNORED = ("__macosx", "thumbs.db", "desktop.ini", "lost+found", "zone.identifier")  # the last: Windows' marks, in WSL
 
 File = tuple[str, int, int]  # path in the data set's folder, with '/'; size in bytes; modification time in nanoseconds
 
@@ -39,7 +39,7 @@ def place(folder: str) -> tuple[str, str]:
 
 def _visible(folder: Path) -> list[Path]:
     found = folder.iterdir() if os.access(folder, os.R_OK | os.X_OK) else []  # one that may not be read counts as empty
-    return sorted(path for path in found if not path.name.startswith(".") and path.name.lower() not in IGNORED)
+    return sorted(path for path in found if not (path.name.startswith(".") or path.name.lower().endswith(IGNORED)))
 
 
 def subfolders(folder: Path) -> list[Path]:

@@ -67,6 +67,17 @@ def test_a_link_stays_a_link_and_what_is_not_a_file_is_never_replaced(tmp_path):
     assert (tmp_path / "pipe").is_fifo()
 
 
+def test_a_file_on_a_drive_that_refuses_its_mode_is_written(tmp_path, monkeypatch):
+    """As network shares do, and Windows' drives in WSL: a run's record must not be lost for it."""
+
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chmod", refuse)
+    runtime.save_text(tmp_path / "record.json", "text")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["text"]
+
+
 def test_an_epoch_draws_the_same_numbers_whatever_was_drawn_before():
     def draw(seed, epoch):
         generator = runtime.seed_epoch(seed, epoch)

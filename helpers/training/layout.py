@@ -2,7 +2,6 @@
 
 import copy
 import math
-import shutil
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from helpers import data
-from helpers.runtime import require
+from helpers.runtime import UserError
 from helpers.training import processes
 from helpers.training.batchnorm import SynchronisedBatchNorm
 from helpers.training.convolutions import convolutions
@@ -62,8 +61,11 @@ def prepare(model: nn.Module, recipe: Recipe, channels_last: bool = True) -> nn.
         model.register_forward_pre_hook(lambda _, inputs: tuple(tensor.contiguous() for tensor in inputs))
     if not recipe.compiled:
         return model
-    missing = "torch.compile needs a C++ compiler, and none was found; install g++, or train without --compile."
-    require(any(map(shutil.which, ("c++", "g++", "clang++"))), missing)
+    try:
+        torch.compile(lambda x: x + 1)(torch.ones(2, device=next(model.parameters()).device))
+    except Exception as error:  # no compiler, no Python headers, no OpenMP, no Triton
+        needs = "a C++ compiler and Python's headers"
+        raise UserError(f"torch.compile does not work here; install {needs}, or train without --compile.") from error
     # One graph per layout, image size and batch size: the last batch is smaller, and CUDA graphs have fixed shapes. Beyond
     # torch's default limit of eight, shared by all networks of one class, a network would silently run uncompiled.
     torch._dynamo.config.recompile_limit = 64

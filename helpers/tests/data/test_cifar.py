@@ -205,6 +205,7 @@ def test_every_format_gives_the_same_tensors(tmp_path, monkeypatch, hugging_face
     put_pickles(tmp_path / "pickle", name, splits, monkeypatch)
     put_folder(tmp_path / "png" / name, name, splits)
     put_parquet(tmp_path / "parquet" / name, name, splits)
+    (tmp_path / "parquet" / name / "._train-00000-of-00001.parquet").write_bytes(b"as a Mac leaves on shared drives")
     (tmp_path / "hugging_face").mkdir()
     hugging_face(name, splits)
     sets = {kind: data.load(name, tmp_path / kind) for kind in ("pickle", "png", "parquet", "hugging_face")}

@@ -111,9 +111,12 @@ def test_pikachu_may_be_the_data_folder_itself(tmp_path):
     assert load(tmp_path).classes == ["cat", "results"]
 
 
+WINDOWS = ("Thumbs.db", "0.jpg:Zone.Identifier")  # the second is what WSL shows of a downloaded file
+
+
 def test_nested_folders_are_unwrapped_and_clutter_is_ignored(tmp_path):
     fill(tmp_path / "pets/archive/pets-main")
-    for clutter in ("__MACOSX/x.png", ".hidden/x.png", "archive/pets-main/train/cat/Thumbs.db"):
+    for clutter in ("__MACOSX/x.png", ".hidden/x.png", *(f"archive/pets-main/train/cat/{file}" for file in WINDOWS)):
         write(tmp_path / "pets" / clutter, format="png")
     write(tmp_path / "pets/archive/pets-main/train/cat/._0.png")
     dataset = load(tmp_path)

@@ -130,7 +130,12 @@ def test_a_learner_takes_a_compiled_network(name):
     assert training.Learner(model, RECIPE, called=compiled).called is compiled
 
 
-def test_compiling_without_a_compiler_gives_a_clear_error(monkeypatch):
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(UserError, match=r"a C\+\+ compiler, and none was found; install g\+\+, or train without --compile"):
+def test_compiling_where_it_does_not_work_gives_a_clear_error(monkeypatch):
+    """As where a compiler is found, but not Python's headers; torch's error is an InductorError of many lines."""
+
+    def fail(_):
+        raise RuntimeError("fatal error: Python.h: No such file or directory")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: fail)
+    with pytest.raises(UserError, match=r"install a C\+\+ compiler and Python's headers, or train without --compile"):
         training.fit(small(), SPLITS.train, SPLITS.validation, replace(RECIPE, compiled=True))
