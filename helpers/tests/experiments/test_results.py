@@ -334,7 +334,10 @@ def test_committed_records_are_consistent_and_match_the_plan(path):
     record = results.load(path)
     assert results.record_path(record["experiment"], record["profile"], record["seed"]) == path
     assert record["dataset"]["source"] != "sample"
-    declared = asdict(experiments.recipe_for(experiments.find(record["experiment"]), record["profile"]))
+    planned = experiments.find(record["experiment"])
+    assert (record["model"]["name"], record["model"]["pretrained"]) == (planned.model, planned.pretrained)
+    assert (record["dataset"]["name"], record["report"]) == (planned.dataset, planned.report)
+    declared = asdict(experiments.recipe_for(planned, record["profile"]))
     assert json.dumps(training.completed(record["recipe"]), sort_keys=True) == json.dumps(declared, sort_keys=True)
     assert len(record["history"]) == record["recipe"]["epochs"] or record["stopped_early"]
     best, last = max(record["history"], key=lambda epoch: epoch["val_accuracy"]), record["history"][-1]

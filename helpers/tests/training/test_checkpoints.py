@@ -103,6 +103,17 @@ def test_the_mirror_is_used_if_the_local_checkpoint_is_gone(path):
     assert load_checkpoint(path, path.parent / "drive") == {"history": [1]}
 
 
+def test_a_run_whose_checkpoints_are_gone_resumes_from_the_mirror(path, capsys):
+    """As after Colab has disconnected, when only Google Drive is left."""
+    whole, resumed, places = make_model(), make_model(seed=8), {"checkpoint": path, "mirror": path.parent / "drive"}
+    training.fit(whole, TRAIN, VALIDATION, RECIPE)
+    training.fit(make_model(), TRAIN, VALIDATION, RECIPE, **places, until=2)
+    for file in (path, previous(path)):
+        file.unlink()
+    training.fit(resumed, TRAIN, VALIDATION, RECIPE, **places)
+    assert "Resumed after epoch 2 of 4." in capsys.readouterr().out and same(whole, resumed)
+
+
 def test_a_mirror_that_cannot_be_asked_is_ignored(path, monkeypatch):
     """A mount whose server is gone, for which `Path.is_file` raises up to Python 3.12."""
     drive, asked = path.parent / "drive", os.stat

@@ -37,8 +37,9 @@ class Linear(nn.Module):
 
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("scale", [None, 1024.0])
-def test_the_norm_of_all_gradients_is_clipped_in_a_plain_step(scale, parts):
-    recipe = replace(RECIPE, learning_rate=0.1, momentum=0.0, clip_norm=0.5, mixed_precision=False)
+@pytest.mark.parametrize("radius", [None, 1e-9])
+def test_the_norm_of_all_gradients_is_clipped_in_a_step(scale, parts, radius):
+    recipe = replace(RECIPE, learning_rate=0.1, momentum=0.0, clip_norm=0.5, perturbation=radius, mixed_precision=False)
     scaler = torch.amp.GradScaler("cpu", init_scale=scale) if scale else None
     learner = training.Learner(Linear(), recipe, scaler=scaler, parts=parts)
     training.train_epoch(learner, [(torch.full((2, 3, 4, 4), 8.0), torch.tensor([0, 0]))])
@@ -95,6 +96,13 @@ def test_a_momentum_perturbation_costs_one_gradient_and_changes_the_run():
     done = training.fit(moved, TRAIN, VALIDATION, replace(RECIPE, momentum_perturbation=0.5))
     assert not same(plain, moved)
     assert moved[1].num_batches_tracked == 3 * done.best["epoch"], "three batches per epoch, each counted once"
+
+
+def test_a_tiny_momentum_perturbation_trains_like_plain_sgd():
+    plain, moved, recipe = make_model(), make_model(), replace(RECIPE, epochs=1, mixed_precision=False)
+    training.fit(plain, TRAIN, VALIDATION, recipe)
+    training.fit(moved, TRAIN, VALIDATION, replace(recipe, momentum_perturbation=1e-9))
+    torch.testing.assert_close(moved.state_dict(), plain.state_dict())
 
 
 def test_the_linear_schedule_in_closed_form():
@@ -218,6 +226,15 @@ def test_alternating_flips_mirror_each_image_in_every_other_epoch(augment):
     assert 30 < first.sum() < 70
     assert torch.equal(mirrored(2), ~first) and torch.equal(mirrored(3), first) and torch.equal(mirrored(8), ~first)
     assert not torch.equal(mirrored(1, seed=6), first)
+
+
+@pytest.mark.parametrize("flip", ["random", "alternating"])
+def test_dropout_draws_other_numbers_in_every_epoch(flip):
+    drawn = []
+    for epoch in (1, 2):
+        loop.batches_of_epoch(TRAIN, replace(RECIPE, flip=flip), 5, epoch)
+        drawn.append(torch.rand(8))  # as dropout does
+    assert not torch.equal(*drawn)
 
 
 def test_flip_test_always_flips_the_same_images_and_mirrored_scores_are_means():

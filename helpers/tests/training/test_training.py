@@ -481,6 +481,18 @@ def test_after_the_first_epochs_the_number_that_fits_the_budget_is_printed(capsy
     assert loop.estimate_epochs(done.history, 100) == 8
 
 
+def test_the_seconds_of_training_leave_out_validation(monkeypatch):
+    now = [0.0]
+
+    def taking(seconds):
+        return lambda *_: (now.append(now[-1] + seconds), (1.0, 0.5))[1]
+
+    monkeypatch.setattr(loop, "train_epoch", taking(6))
+    monkeypatch.setattr(loop, "evaluate", taking(2))
+    [row] = fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, epochs=1), clock=lambda: now[-1]).history
+    assert (row["train_seconds"], row["seconds"]) == (6, 8)
+
+
 def test_a_budget_shorter_than_an_epoch_gives_one_epoch():
     clock = clock_of(30)
     done = fit(make_model(), TRAIN, VALIDATION, RECIPE, time_budget=7, clock=lambda: next(clock))
@@ -561,6 +573,9 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="belongs to a run with images None, not other"):
         other = {"about": {"images": "other"}, "checkpoint": tmp_path / "a.ckpt"}
         fit(make_model(), TRAIN, VALIDATION, replace(RECIPE, epochs=1), **other)
+    with pytest.raises(UserError, match="belongs to a run with seed 0, not 1; train_images 21, not 20"):
+        few = TRAIN.subset(range(20))
+        fit(make_model(), few, VALIDATION, replace(RECIPE, epochs=1), seed=1, checkpoint=tmp_path / "a.ckpt")
     fresh = replace(RECIPE, epochs=1, batch_size=4)
     done = fit(make_model(), TRAIN, VALIDATION, fresh, checkpoint=tmp_path / "a.ckpt", resume=False)
     assert len(done.history) == 1
@@ -638,3 +653,11 @@ def test_a_step_is_in_mixed_precision_and_in_the_fast_context(monkeypatch):
 
     training.train_epoch(training.Learner(Seen(), RECIPE), [(torch.randn(6, 3, 4, 4), torch.arange(6) % 3)])
     assert seen == [(True, True)]
+
+
+def test_the_loss_is_computed_in_full_precision_from_scores_in_half(monkeypatch):
+    monkeypatch.setattr(stepping, "autocast_dtype", lambda device: torch.bfloat16)
+    images, labels = torch.randn(6, 3, 4, 4), torch.arange(6) % 3
+    scores, loss = stepping.gradients(training.Learner(Narrow(6), RECIPE), images, labels)
+    assert (scores.dtype, loss.dtype) == (torch.bfloat16, torch.float32)
+    assert loss.item() == pytest.approx(F.cross_entropy(scores.double(), labels).item(), rel=1e-6)
