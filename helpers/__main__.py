@@ -70,7 +70,7 @@ ARGUMENTS = {
         "--fresh": {"dest": "resume", "action": "store_false", "help": "the same as --no-resume"},
     }),
     "table": ("rebuild tables, figures, claims, model cards and README's tables from the records", {"--results-dir": FOLDER}),
-    "bench": ("images per second: a textbook loop against ours, and the rate that dense operations reach", {
+    "bench": ("images per second: a textbook loop against ours, and the rate that a dense convolution reaches", {
         "models": {"nargs": "*", "metavar": "MODEL", "help": " · ".join(bench.MODELS)},
         "--device": {}, "--batch": {"type": int}, "--data-dir": FOLDER | {"help": "with --to"},
         "--to": {"type": float, "metavar": "ACCURACY", "help": "train the named EXPERIMENT to this validation accuracy"},
@@ -84,7 +84,7 @@ ARGUMENTS = {
     }),
     "classify": ("label images with a saved model", {
         "images": {"nargs": "+", "metavar": "IMAGE", "help": "a file, or an http:// or https:// address"},
-        "--model": {"metavar": "NAME", "help": "one of results/models, or a file; by default the first of results/models"},
+        "--model": {"metavar": "NAME", "help": "one of results/models, or a file; by default the Pikachu model"},
         "--csv": FOLDER | {"metavar": "FILE", "help": "also write the table to this file, with every class's probability"},
         "--device": {},
     }),

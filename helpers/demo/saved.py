@@ -99,14 +99,6 @@ def load_model(path: str | Path, device: str | torch.device | None = None) -> Sa
     return SavedModel(build_network(tensors, about, path.name).to(device).eval(), about, card)
 
 
-def read_card(path: Path) -> dict:
-    """The facts of a saved model's card; empty if it has none or the file is damaged."""
-    try:
-        return _parse_card(_read(path, weights=False)[0]) or {}
-    except (UserError, *MALFORMED):
-        return {}
-
-
 def _parse_card(metadata: dict[str, str]) -> dict | None:
     """The facts of a model card, or None; one of `MALFORMED` or a UserError if they are not as `ship` writes them."""
     card = json.loads(metadata.get("card", "null"))
@@ -121,12 +113,11 @@ def _parse_card(metadata: dict[str, str]) -> dict | None:
     return card
 
 
-def _read(path: Path, weights: bool = True) -> tuple[dict[str, str], dict[str, Tensor]]:
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     library = _safetensors()
     try:
         with library.safe_open(str(path), framework="pt") as file:
-            names = list(file.keys()) if weights else []
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
     except (library.SafetensorError, OSError) as error:
         raise UserError(f"{path.name} is not a valid safetensors file; save the model again, or copy it again.") from error
 

@@ -7,7 +7,7 @@ import torch
 from scipy.stats import binomtest
 
 from helpers import data, training
-from helpers.demo.saved import SavedModel, best_weights, build_network, load_model, read_card, save_model
+from helpers.demo.saved import SavedModel, best_weights, build_network, load_model, save_model
 from helpers.experiments import records
 from helpers.runtime import ROOT, UserError, require, save_text
 
@@ -71,14 +71,9 @@ def write_card(path: Path, results_dir: str | Path | None = None) -> Path:
 
 
 def list_models() -> dict[str, Path]:
-    """The shipped models by name: first those trained on photographs, by validation accuracy, then the others by name."""
-
-    def rank(path: Path) -> tuple:
-        card = read_card(path)
-        is_photographs = card.get("experiment", "").startswith("pikachu/")
-        return not is_photographs, -card["best"]["val_accuracy"] if is_photographs else 0, path.stem
-
-    return {path.stem: path for path in sorted(MODELS.glob("*.safetensors"), key=rank)}
+    """The shipped models by name, those trained on photographs first."""
+    found = sorted(MODELS.glob("[!.]*.safetensors"), key=lambda path: (not path.stem.startswith("pikachu-"), path.stem))
+    return {path.stem: path for path in found}
 
 
 def find_model(name: str | Path | None = None) -> Path:

@@ -1,11 +1,9 @@
 """Run records: what they hold, where they are stored, and how missing ones are obtained."""
 
-import atexit
 import itertools
 import json
 import math
 import re
-import shutil
 import tempfile
 from collections.abc import Iterable
 from functools import cache
@@ -23,11 +21,9 @@ NAMED = 5  # missing experiments that a notebook names one by one
 
 
 @cache
-def _temporary_folder() -> Path:
+def _temporary_folder() -> tempfile.TemporaryDirectory:
     """One folder for all smoke runs of this process, deleted when it exits."""
-    folder = Path(tempfile.mkdtemp(prefix="resnext-smoke-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+    return tempfile.TemporaryDirectory(prefix="resnext-smoke-", ignore_cleanup_errors=True)
 
 
 def folder_for(profile: str, fingerprint: str = "", name: str = "") -> Path:
@@ -36,7 +32,7 @@ def folder_for(profile: str, fingerprint: str = "", name: str = "") -> Path:
     Images count as other if the repository has records of their data set's name, and none has their fingerprint.
     """
     if profile == "smoke":
-        return _temporary_folder()
+        return Path(_temporary_folder().name)
     known = {record["dataset"]["fingerprint"] for record in load_all() if record["dataset"]["name"] == name}
     return OWN / fingerprint if known and fingerprint not in known else RESULTS
 

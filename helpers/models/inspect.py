@@ -1,13 +1,8 @@
-"""Layers, shapes, parameters, multiply–adds and receptive fields of a network, and the widest network within a limit."""
+"""Layers, shapes, parameters, multiply–adds and receptive fields of a network."""
 
-import contextlib
 import copy
-import io
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cache, partial
-from itertools import count
 from typing import NamedTuple
 
 import pandas as pd
@@ -17,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.models.blocks import Bottleneck, Res2NetBlock, ResidualBlock
 from helpers.models.registry import build
-from helpers.models.resnet import Description, ResidualNet
+from helpers.models.resnet import ResidualNet
 from helpers.models.zoo import ZooResNeXt
 
 
@@ -62,15 +57,6 @@ def _outputs(model: nn.Module, input_shape: Sequence[int], wanted: Callable) -> 
     with torch.no_grad():
         ghost(torch.empty(input_shape, device="meta", dtype=next(ghost.parameters()).dtype))
     return found
-
-
-def torchsummary_table(model: nn.Module, image_size: int) -> str:
-    """The text that torchsummary prints for square images, `image_size` pixels a side."""
-    from torchsummary import summary
-
-    with torch.random.fork_rng([]), contextlib.redirect_stdout(io.StringIO()) as text:  # `summary` draws random images
-        summary(copy.deepcopy(model).cpu(), (3, image_size, image_size), device="cpu")
-    return text.getvalue()
 
 
 @cache
@@ -144,36 +130,3 @@ def stage_table(network: ResidualNet | ZooResNeXt) -> pd.DataFrame:
     table = rows.groupby(stages, sort=False).agg({"output": "last", "parameters": "sum", "MACs": "sum"})
     shares = {f"share of {name}": table[name] / table[name].sum() for name in ("parameters", "MACs")}
     return table.assign(**shares).reset_index()
-
-
-def at_width(description: Description, width: int) -> Description:
-    """The same network at another width: channels and group widths, divided by their greatest common divisor, times `width`.
-
-    ResNet-18, with 64, 64, 128, 256 and 512 channels, is 1, 1, 2, 4 and 8 times 64.
-    """
-    stem, stages, changed = description.stem, description.stages, []
-    groups = [stage.block_arguments.get("group_width", 0) for stage in stages]
-    unit = math.gcd(stem.channels, *(stage.out_channels for stage in stages), *groups)
-    for stage, group in zip(stages, groups, strict=True):
-        arguments = stage.block_arguments | ({"group_width": group // unit * width} if group else {})
-        changed.append(replace(stage, out_channels=stage.out_channels // unit * width, block_arguments=arguments))
-    return replace(description, stem=replace(stem, channels=stem.channels // unit * width), stages=tuple(changed))
-
-
-def widest(description: Description, num_classes: int, max_parameters: int) -> Description:
-    """The widest network of this form with at most `max_parameters` and with channels divisible by any `reduction`.
-
-    Raises a ValueError if the description cannot be built, or if even its narrowest network is too large.
-    """
-    best = None
-    with torch.device("meta"):
-        description.build(num_classes)  # if this one can be built, so can its multiples, and the search ends
-        for width in count(1):
-            with contextlib.suppress(ValueError):
-                candidate = at_width(description, width)
-                if count_parameters(candidate.build(num_classes)) > max_parameters:
-                    break
-                best = candidate
-    if best:
-        return best
-    raise ValueError(f"Even the narrowest network of this form has more than {max_parameters:,} parameters; take fewer blocks.")

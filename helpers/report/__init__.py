@@ -7,25 +7,7 @@ from helpers.report.figures import drawn
 from helpers.report.formats import SAMPLE, as_text, markdown, styled
 from helpers.report.perturbed import gradients, measure_first_steps, obtain_first_steps
 from helpers.report.pictures import image_grid, probability_bars, stamp
-from helpers.report.plots import (
-    accuracy_against_cost,
-    accuracy_chart,
-    confusion_matrices,
-    curves,
-    loss_around,
-    search_heat_map,
-    stage_bars,
-)
+from helpers.report.plots import accuracy_against_cost, accuracy_chart, confusion_matrices, curves, loss_around, stage_bars
 from helpers.report.printed import amp_figure2, slim_rates, zoo_steps
 from helpers.report.readme import headline_table
-from helpers.report.tables import (
-    best_by_validation,
-    full_runs,
-    most_confused,
-    outcome_table,
-    pair_sentences,
-    paired_table,
-    runs_table,
-    short_recipes,
-    time_table,
-)
+from helpers.report.tables import full_runs, outcome_table, pair_sentences, paired_table, runs_table, short_recipes

@@ -1,4 +1,4 @@
-"""Plots: training curves, accuracies, confusion matrices, costs and searches."""
+"""Plots: training curves, accuracies, confusion matrices and costs."""
 
 import itertools
 import math
@@ -188,14 +188,6 @@ def loss_around(radii: Sequence[float], losses: Mapping[str, np.ndarray], sample
     return stamp(figure) if sample else figure
 
 
-def _cells(axis, shares: np.ndarray, texts: np.ndarray, limits: tuple[float, float], fontsize: float = 8) -> None:
-    """A matrix as shades of blue between two limits, with a text in each cell."""
-    axis.imshow(shares, cmap="Blues", vmin=limits[0], vmax=limits[1])
-    for (row, column), text in np.ndenumerate(texts):
-        ink = "white" if shares[row, column] > 0.4 * limits[0] + 0.6 * limits[1] else "black"
-        axis.text(column, row, text, ha="center", va="center", color=ink, fontsize=fontsize)
-
-
 def confusion_matrices(runs: Mapping[str, Mapping], sample: bool = False) -> plt.Figure:
     """Confusion matrices of runs by label, at most four side by side: true classes in rows, predicted ones in columns.
 
@@ -218,8 +210,11 @@ def confusion_matrices(runs: Mapping[str, Mapping], sample: bool = False) -> plt
     for axis in axes.flat[len(matrices) :]:
         axis.remove()
     for index, (axis, (label, matrix)) in enumerate(zip(axes.flat, matrices.items(), strict=False)):
-        texts = np.where(matrix == 0, "", matrix.astype(str)) if counted else np.empty(0)
-        _cells(axis, matrix / matrix.sum(axis=1, keepdims=True).clip(min=1), texts, (0, 1), 10 if few else 7.5)
+        shares = matrix / matrix.sum(axis=1, keepdims=True).clip(min=1)
+        axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        for place in np.argwhere(matrix) if counted else ():
+            style = {"color": "white" if shares[*place] > 0.6 else "black", "fontsize": 10 if few else 7.5}
+            axis.text(*place[::-1], matrix[*place], ha="center", va="center", **style)
         first, last = index % columns == 0, index + columns >= len(matrices)
         axis.set_xticks(ticks if last else [], names if last else [], rotation=0 if few else 90, fontsize=8)
         axis.set_yticks(ticks if first else [], names if first else [], rotation=90 if few else 0, va="center", fontsize=8)
@@ -246,24 +241,3 @@ def stage_bars(networks: Mapping[str, pd.DataFrame], models: Sequence[str]) -> p
         axis.grid(alpha=0.3, axis="y")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8)
     return figure
-
-
-def search_heat_map(table: pd.DataFrame, sample: bool = False) -> plt.Figure:
-    """The best validation accuracy of each trial: one panel per batch size, a row per weight decay, a column per learning rate.
-
-    All panels share one colour scale. A trial not in the table, or without `val accuracy` because it diverged, stays white.
-    """
-    panels = table.groupby("batch size")
-    rates, decays = (sorted(table[name].unique(), reverse=True) for name in ("learning rate", "weight decay"))
-    size = ((0.9 * len(rates) + 0.4) * len(panels) + 0.8, 0.9 * len(decays) + 0.9)
-    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, sharey=True, layout="compressed")
-    limits = table["val accuracy"].min(), table["val accuracy"].max()
-    for axis, (batch_size, trials) in zip(axes.flat, panels, strict=True):
-        cells = trials.pivot(index="weight decay", columns="learning rate", values="val accuracy")
-        cells = cells.reindex(index=decays, columns=rates).to_numpy(float)
-        _cells(axis, cells, np.vectorize(lambda value: "" if np.isnan(value) else f"{value:.1%}")(cells), limits, 9)
-        axis.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
-        axis.set_yticks(range(len(decays)), [f"{decay:g}" for decay in decays])
-        axis.set(title=f"batch {batch_size}", xlabel="learning rate")
-    axes[0, 0].set_ylabel("weight decay")
-    return stamp(figure) if sample else figure

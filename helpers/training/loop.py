@@ -18,10 +18,11 @@ from helpers.training import processes
 from helpers.training.checkpoints import copy_checkpoint, load_checkpoint, save_checkpoint, stamp
 from helpers.training.evaluation import evaluate
 from helpers.training.layout import choose_channels_last, prepare
-from helpers.training.recipe import Recipe, check_time_budget, completed, is_perturbed, learning_rate, pixels_at
+from helpers.training.recipe import Recipe, completed, is_perturbed, learning_rate, pixels_at
 from helpers.training.step import Learner, train_epoch
 
 FIRST_EPOCHS = 3
+LONGEST = 1e9  # seconds of a time budget
 BETWEEN_COPIES = 300  # seconds between two copies of the checkpoint; the last one is always copied
 SLOW_SAVE, SAVING = 0.5, 0.1  # saves slower than this many seconds take at most this share of the time; the last is exempt
 OUT_OF_TIME = "the deadline has passed"
@@ -64,7 +65,8 @@ class Options:
     clock: Callable[[], float] = time.perf_counter  # in seconds
 
     def __post_init__(self):
-        check_time_budget(self.time_budget)
+        wrong = f"The time budget in seconds is {self.time_budget}; it must be greater than 0, and at most {LONGEST:.0e}."
+        require(self.time_budget is None or 0 < self.time_budget <= LONGEST, wrong)
         for name, value in (("The patience", self.patience), ("The last epoch", self.until)):
             require(value is None or value > 0, f"{name} is {value}; it must be greater than 0.")
 

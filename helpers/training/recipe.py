@@ -9,7 +9,6 @@ from helpers.runtime import require
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("constant", "step", "cosine", "linear", "periodic_epochs", "periodic_batches", "resumed_steps")
 FULL_SIZE_FROM = 0.8  # the last fifth of a run is at full size
-LONGEST = 1e9  # seconds
 CHOICES = {
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
@@ -92,7 +91,6 @@ class Recipe:
         for name, known in CHOICES.items():
             value = getattr(self, name)
             require(value in known, f"There is no {name} '{value}'; choose one of {', '.join(filter(None, known))}.")
-        check_time_budget(self.time_budget)
         _check_combinations(self)
         _check_sizes(self)
 
@@ -126,12 +124,6 @@ def _check_sizes(recipe: Recipe) -> None:
         require(whole, f"sizes has {pixels} pixels; choose whole numbers from 1 to {full}, the image size.")
     end = f"the last fifth of a run must train at full size: end with ({FULL_SIZE_FROM} or less, {full})."
     require(last[0] <= FULL_SIZE_FROM and last[1] == full, f"sizes ends with {last}; {end}")
-
-
-def check_time_budget(seconds: float | None) -> None:
-    """Raise a `UserError` for a time budget that is not greater than 0, or longer than thirty years; None is no limit."""
-    holds = seconds is None or 0 < seconds <= LONGEST
-    require(holds, f"The time budget in seconds is {seconds}; it must be greater than 0, and at most {LONGEST:.0e}.")
 
 
 def learning_rate(recipe: Recipe, progress: float, batches: int = 1) -> float:

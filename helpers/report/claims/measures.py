@@ -111,21 +111,6 @@ def perturbed_step(epsilon: float = 0.5) -> tuple[str, float]:
     return " and ".join(name for name, moved in zip(("parameters", "input data"), far, strict=True) if moved), far[0]
 
 
-def closed_form_parameters(stem: Sequence[int], stages: Sequence[Sequence[int]]) -> int:
-    """Parameters of a network as report `slim` prints it: `stem` (kernel, channels), `stages` (blocks, channels, kernel).
-
-    Two convolutions per block, BatchNorm after each, a 1×1 convolution in the shortcut if the channels change; ten classes.
-    """
-    side, width = stem
-    shapes = [(3, width, side)]  # of each convolution: channels in, channels out, kernel
-    for blocks, channels, side in stages:
-        shapes += [(width, channels, side)] + (2 * blocks - 1) * [(channels, channels, side)]
-        if width != channels:
-            shapes.append((width, channels, 1))
-        width = channels
-    return sum(before * after * side**2 + 2 * after for before, after, side in shapes) + (width + 1) * 10
-
-
 def times_simplenet(names: Sequence[str]) -> list[float]:
     """The smallest and largest ratio of torchvision networks' parameters to SimpleNet's, all with 100 classes."""
     simplenet = count_parameters(anatomy.network("simplenet", 100))
@@ -199,7 +184,6 @@ OTHERS: dict[str, Callable] = {
     "epochs with the higher curve": epochs_with_the_higher_curve,
     "what is perturbed": lambda: perturbed_step()[0],
     "perturbation size": lambda epsilon: perturbed_step(epsilon)[1],
-    "closed form": closed_form_parameters,
     "ResNet-20": lambda: sum(
         values.numel() for name, values in RESNET20.build(10).named_parameters() if "downsample" not in name
     ),

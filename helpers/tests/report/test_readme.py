@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from helpers.experiments import records as results
-from helpers.report import readme
+from helpers.report import amp_curves, readme
 from helpers.runtime import UserError
 
 
@@ -21,6 +21,20 @@ def test_each_part_goes_between_its_markers(tmp_path, monkeypatch):
     file.write_text("a\n<!-- results -->\n<!-- /results -->\n")
     with pytest.raises(UserError, match="README.md has no <!-- speed -->"):
         readme.write([], file)
+
+
+def test_the_readme_states_when_ninety_per_cent_were_reached():
+    """By our short recipe for `amp`'s network, and when a textbook loop would, at two gradients per step."""
+    run = results.load(results.record_path("cifar10/resnext29_under5m_fast", "full", 0))
+    epoch = next(row["epoch"] for row in run["history"] if row["val_accuracy"] >= 0.9)
+    minutes = sum(row["seconds"] for row in run["history"][:epoch]) / 60
+    printed = amp_curves()["perturbed"].ge(90).idxmax()
+    measured = json.loads((results.RESULTS / "bench" / "cpu_2_threads_amx_bf16.json").read_text(encoding="utf-8"))["results"]
+    [rate] = (round(row["textbook_images_per_second"], 1) for row in measured if row["model"] == "resnext29_under5m")
+    ours = f"in epoch {epoch} of {len(run['history'])}, after {minutes:.0f} minutes ({run['environment']['device']}; "
+    loop = f"2 · {printed} · 50,000 / {rate} seconds for that, or {2 * printed * 50_000 / rate / 3600:.0f} hours"
+    text = (results.RESULTS.parent / "README.md").read_text(encoding="utf-8")
+    assert ours in text and f"90 % in epoch {printed}, with" in text and loop in text
 
 
 def test_the_speed_table_is_read_from_the_saved_benchmarks(tmp_path):

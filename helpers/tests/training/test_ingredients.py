@@ -287,7 +287,6 @@ def test_cudnn_chooses_algorithms_and_precision_only_if_the_recipe_lets_it():
         ({"sizes": ((math.nan, 8),)}, "these fractions of the run must rise"),
         ({"sizes": ((0.0, 9), (0.5, 8))}, "sizes has 9 pixels; choose whole numbers from 1 to 8"),
         ({"time_budget": math.inf}, "time_budget is inf; it must be a finite number"),
-        ({"time_budget": 1e308}, "The time budget in seconds is 1e.308; it must be greater than 0, and at most 1e.09"),
     ],
 )
 def test_invalid_ingredients_are_rejected(change, sentence):
