@@ -110,7 +110,7 @@ ZOO_ROWS = {  # as the report trains them
     for model, printed in recipes.ZOO_REPORTED.items()
 }
 CODED = replace(recipes.CIFAR10_5K_CODED, epochs=102)
-DECAY0001 = replace(CODED, weight_decay=0.001)
+DECAY0001, PHOTOGRAPHS_DECAY0001 = (replace(recipe, weight_decay=0.001) for recipe in (CODED, recipes.PIKACHU_CODED))
 ROWS = [
     # The reports on their own data, the cheapest and most informative first.
     # The validation images of report `slim`, on which it picks the best epoch, are the test images.
@@ -118,6 +118,7 @@ ROWS = [
     row("cifar10/slim_resnet_trial1", "slim", recipes.SLIM_TRIAL, seeds=2, printed=0.77),
     row("cifar10/slim_resnet_trial2", "slim", recipes.SLIM_TRIAL, seeds=2, printed=0.77),
     row("cifar10/slim_resnet_trial3", "slim", recipes.SLIM_TRIAL, seeds=2, printed=0.84),
+    row("cifar10/slim_resnet_trial2_coded", "slim", replace(recipes.SLIM_TRIAL, epochs=10, initialisation="torch"), seeds=2),
     *(ZOO_ROWS.pop(model) for model in ZOO_FIRST),
     row("cifar10_5k/resnext29_coded", "pikachu", replace(CODED, epochs=63), "pikachu_resnext29", seeds=2),
     row("cifar10_5k/resnet18_coded", "pikachu", CODED, RESNET18, seeds=2),
@@ -129,6 +130,9 @@ ROWS = [
     row("pikachu/resnet18_coded", "pikachu", recipes.PIKACHU_CODED, RESNET18, seeds=2),
     row("pikachu/resnext50_coded", "pikachu", recipes.PIKACHU_CODED, "resnext50_unpadded", seeds=2),
     row("pikachu/resnext50_torchvision_coded", "pikachu", recipes.PIKACHU_CODED, RESNEXT50, seeds=2),
+    # With 0.1, they learn nothing either, but the report's stored curve of the second reaches 82.6 %.
+    row("pikachu/resnet18_coded_decay0001", "pikachu", PHOTOGRAPHS_DECAY0001, RESNET18),
+    row("pikachu/resnext50_coded_decay0001", "pikachu", PHOTOGRAPHS_DECAY0001, "resnext50_unpadded"),
     *(row(f"pikachu/{name}", "pikachu", recipes.PIKACHU, seeds=3, reported=known) for name, known in PIKACHU_REPORTED.items()),
     row(f"cifar10/{UNDER5M}_sgd_8ep", "amp", replace(recipes.AMP_SGD, epochs=8), UNDER5M),
     row(f"cifar10/{UNDER5M}_sgd_same_8ep", "amp", replace(recipes.AMP_SAME, epochs=8), UNDER5M),

@@ -32,9 +32,10 @@ ELSEWHERE = {
 }
 # The rows that follow a report's published code where it differs from the report's text.
 CODED = {
-    "pikachu/resnext50_ours": ("pikachu/resnext50_coded",),
+    "pikachu/resnext50_ours": ("pikachu/resnext50_coded", "pikachu/resnext50_coded_decay0001"),
     "pikachu/resnext50_torchvision": ("pikachu/resnext50_torchvision_coded",),
-    "pikachu/resnet18_torchvision": ("pikachu/resnet18_coded",),
+    "pikachu/resnet18_torchvision": ("pikachu/resnet18_coded", "pikachu/resnet18_coded_decay0001"),
+    "cifar10/slim_resnet_trial2": ("cifar10/slim_resnet_trial2_coded",),
     "cifar10_5k/resnext29_32x4d": ("cifar10_5k/resnext29_coded", "cifar10_5k/resnext29_coded_decay0001"),
     "cifar10_5k/resnet18_torchvision": ("cifar10_5k/resnet18_coded", "cifar10_5k/resnet18_coded_decay0001"),
     **{f"cifar10/resnext29_under5m_{arm}": (f"cifar10/resnext29_under5m_{arm}_coded",) for arm in ("sgd", "amp")},

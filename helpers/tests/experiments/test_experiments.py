@@ -104,11 +104,23 @@ def test_the_recipes_in_the_code_of_report_pikachu():
         recipe = experiments.EXPERIMENTS[f"pikachu/{model}_coded"].recipe
         assert (recipe.augment, recipe.flip_test, recipe.resize, recipe.weight_decay) == ("flip", True, "squash", 0.1)
         assert [training.learning_rate(recipe, epoch) for epoch in range(20)] == pytest.approx(rates) and recipe.keep == "last"
+        if model != "resnext50_torchvision":
+            other = experiments.EXPERIMENTS[f"pikachu/{model}_coded_decay0001"]
+            assert replace(other.recipe, weight_decay=0.1) == recipe and other.recipe.weight_decay == 0.001
     assert experiments.EXPERIMENTS["pikachu/resnext50_coded"].model == "resnext50_unpadded"
     names = ("resnext29_coded", "resnet18_coded")
     rows = [experiments.EXPERIMENTS[f"cifar10_5k/{name}{end}"] for name in names for end in ("", "_decay0001")]
     assert [(row.recipe.epochs, row.recipe.weight_decay) for row in rows] == [(63, 0.1), (63, 0.001), (102, 0.1), (102, 0.001)]
     assert {(row.recipe.batch_size, row.recipe.flip_test, row.recipe.image_size) for row in rows} == {(64, True, 32)}
+
+
+def test_a_recipe_decides_how_its_photographs_become_square(monkeypatch):
+    """The fingerprint covers the files, not the pixels: it would not notice."""
+    given = []
+    monkeypatch.setattr(data, "load", lambda *name, **how: given.append((*name, how)))
+    for name in ("pikachu/resnet18_coded", "pikachu/resnet18_torchvision"):
+        experiments.load_data(experiments.find(name), "full", "here")
+    assert given == [("pikachu", "here", {"image_size": 224, "resize": how}) for how in ("squash", "crop")]
 
 
 def test_the_recipes_of_report_amp():
@@ -124,10 +136,11 @@ def test_the_recipes_of_report_amp():
         (0.001, 0.9, 5e-4, None),
         (0.1, 0.9, 0.0, 0.5),
     ]
-    assert {(one.clip_norm, one.nesterov, one.initialisation, one.batch_size, one.epochs) for one in coded} == {
-        (None, False, "torch", 64, 100)
-    }
-    assert training.learning_rate(coded[1], 100.0) == pytest.approx(0.05), "torch's CosineAnnealingLR with T_max 200"
+    assert [(one.clip_norm, one.nesterov, one.initialisation, one.batch_size, one.epochs) for one in coded] == [
+        (None, False, "torch", 64, 67),
+        (None, False, "torch", 64, 85),
+    ]
+    assert training.learning_rate(coded[1], 50.0) == pytest.approx(0.1 * (2 + 2**0.5) / 4), "T_max is 200"
     assert replace(perturbed, perturbation=None) == same, "the fair pair differs only in the perturbation"
     assert twice.epochs == perturbed.epochs * (1 + perturbed.inner_steps), "the same number of gradients"
     for name, recipe in (("sgd_8ep", plain), ("sgd_same_8ep", same), ("amp_8ep", perturbed), ("amp_16ep", perturbed)):
@@ -182,6 +195,10 @@ def test_the_arms_of_the_fair_comparison_take_equally_many_gradients():
     rows = {name: row for name, row in experiments.EXPERIMENTS.items() if row.dataset == "cifar100" and row.report == "amp"}
     taken = {name.removeprefix("cifar100/wrn16_2_"): gradients(row.recipe, 100).sum() for name, row in rows.items()}
     assert taken.pop("sgd") == 2_000 and set(taken.values()) == {4_000} and len(taken) == 8
+    recipe = {name.removeprefix("cifar100/wrn16_2_"): row.recipe for name, row in rows.items()}
+    assert [recipe[f"momentum_length{length}"].momentum_perturbation for length in (1, 3)] == [1, 3]
+    assert [recipe[f"perturbed_radius{text}"].perturbation for text in ("005", "01")] == [0.05, 0.1]
+    assert {name for name in recipe if not recipe[name].nesterov} == {"momentum_length1", "momentum_length3"}, "as its authors"
     same = {"epochs": 20, "warmup_epochs": 2, "perturbation": None, "perturbation_start": 0.0, "momentum_perturbation": None}
     same |= {"learning_rate": 0.2, "nesterov": True}  # plain SGD, like each of the others, is tried with two settings
     assert len({replace(row.recipe, **same) for row in rows.values()}) == 1

@@ -32,6 +32,7 @@ PARAMETERS = {
     # Report `slim`, figures 1 and 3; the last is derived in test_resnet.py from arXiv 2306.12100's 4,697,742.
     "slim_resnet_trial1": {10: 11_160_618},
     "slim_resnet_trial2": {10: 4_963_882},
+    "slim_resnet_trial2_coded": {10: 4_963_882},
     "slim_resnet_trial3": {10: 4_266_410},
     "slim_resnet": {10: 4_978_730},
     "slim_resnet_max_pool": {10: 4_978_730},
@@ -200,6 +201,10 @@ def test_a_wrong_file_of_weights_is_refused_and_no_code_in_it_runs(tmp_path, mon
     with pytest.raises(UserError, match=reason) as caught:
         models.build("resnet18", 2, pretrained=True)
     assert "\n" not in str(caught.value) and not (tmp_path / "made").exists()
+
+
+def test_pretrained_weights_are_the_first_published_ones():
+    assert {name: weights.name for name, weights in registry.WEIGHTS.items()} == dict.fromkeys(OURS, "IMAGENET1K_V1")
 
 
 def test_a_published_file_is_checked_against_the_hash_in_its_name(tmp_path):

@@ -156,6 +156,7 @@ def test_a_stride_in_stage_1_would_add_a_projection_that_the_reports_count_exclu
 def test_the_image_sizes_of_the_trials():
     assert sizes(SLIM["slim_resnet_trial1"]) == [8, 4, 2, 1]
     assert sizes(SLIM["slim_resnet_trial2"]) == [8, 8, 2, 1]
+    assert sizes(SLIM["slim_resnet_trial2_coded"]) == [8, 4, 2, 1]
     assert sizes(SLIM["slim_resnet_trial3"]) == [32, 16, 8, 4]
 
 
@@ -199,6 +200,8 @@ def test_a_max_pool_halves_every_size_quarters_the_macs_and_adds_no_parameters()
 
 
 def test_slim_resnet_stride_second_moves_every_stride_to_the_second_convolution():
+    first = SLIM["slim_resnet_trial2_coded"].build(10)
+    assert [getattr(first, f"layer{stage}")[0].conv2.stride for stage in (1, 2, 3, 4)] == [(1, 1), (2, 2), (2, 2), (2, 2)]
     given, moved = (SLIM[name].build(10) for name in ("slim_resnet", "slim_resnet_stride_second"))
     assert sizes(SLIM["slim_resnet_stride_second"]) == sizes(SLIM["slim_resnet"])
     for stage in ("layer2", "layer3", "layer4"):

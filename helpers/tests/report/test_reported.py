@@ -41,7 +41,7 @@ def test_a_run_stopped_by_its_time_budget_says_so():
     assert row(readme.reported_table([run]), "cifar100/wrn16_2")["same schedule?"] == "no, 120 minutes"
     run["limits"] = {"time_budget": 6 * 3600.0}
     stated = row(readme.reported_table([run]), "cifar100/wrn16_2")["same schedule?"]
-    assert stated == "optimiser and initialisation not stated", "six hours are the report's own budget"
+    assert stated == "optimiser, rate and batch not stated", "six hours are the report's own budget"
 
 
 def test_what_a_report_leaves_out_of_a_recipe_is_noted_beside_its_runs():
@@ -52,7 +52,7 @@ def test_what_a_report_leaves_out_of_a_recipe_is_noted_beside_its_runs():
     coded = row(
         readme.reported_table([make_run("cifar10_5k/resnet18_coded_decay0001")[0]]), "cifar10_5k/resnet18_coded_decay0001"
     )
-    assert coded["same schedule?"] == "as coded, length of calls guessed, weight decay 0.001"
+    assert coded["same schedule?"] == "as coded, no early stop, length of calls guessed, weight decay 0.001"
 
 
 def test_a_shortened_run_fills_its_row_and_says_so(monkeypatch):
