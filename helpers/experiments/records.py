@@ -86,8 +86,7 @@ FORM = {
     "recipe": {"epochs": int},
     "environment": {"device": str},
 }
-EPOCH = {"epoch": int, "train_loss": float, "train_accuracy": float, "val_loss": float, "val_accuracy": float}
-EPOCH |= {"seconds": float, "train_seconds": float}
+EPOCH = {"epoch": int} | dict.fromkeys("train_loss train_accuracy val_loss val_accuracy seconds train_seconds".split(), float)
 
 
 def _fits(part: dict, form: dict) -> bool:

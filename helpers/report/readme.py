@@ -154,6 +154,5 @@ def speed_part(results_dir: str | Path | None = None) -> str:
             memory = " → ".join(f"{row[f'{side}_peak_memory_bytes'] / 2**30:.1f}" for side in ("textbook", "ours"))
             size = f"{row['image_size']}×{row['image_size']}"
             rows.append((hardware, row["model"], size, row["batch"], *speeds, *ratios, memory))
-    names = ["hardware", "model", "images", "batch", "textbook, images/s", "ours, images/s", "ratio", "input alone"]
-    names += ["peak memory, GiB"]
+    names = "hardware;model;images;batch;textbook, images/s;ours, images/s;ratio;input alone;peak memory, GiB".split(";")
     return markdown(pd.DataFrame(rows, columns=names)) if rows else "Nothing has been measured yet.\n"

@@ -26,6 +26,8 @@ ELSEWHERE = {
     ("cifar10", "resnext29_under5m"): (0.9473, "https://github.com/kuangliu/pytorch-cifar"),  # its 32×4d, 350 epochs
     ("cifar10", "slim_resnet"): (0.9604, "https://arxiv.org/abs/2306.12100"),  # another ResNet under five million parameters
     ("cifar10", "wrn16_4"): (0.9498, "https://arxiv.org/abs/1605.07146"),  # table 6, without dropout
+    ("cifar100", "wrn16_4"): (0.7597, "https://arxiv.org/abs/1605.07146"),  # the same table
+    ("cifar100", "wrn16_8"): (0.7957, "https://arxiv.org/abs/1605.07146"),  # table 5
     ("cifar100", "wrn16_2"): (0.7326, "https://arxiv.org/abs/1910.10699"),  # table 1, trained without a teacher
     ("cifar100", "simplenet"): (0.7837, "https://arxiv.org/abs/1608.06037"),  # a later one: a fifth pooling, less dropout
     ("cifar100", "resnext29_32x4d"): (0.805, "https://github.com/osmr/imgclsmob"),
