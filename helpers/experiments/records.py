@@ -124,10 +124,7 @@ def load(path: Path) -> dict:
 def load_all(results_dir: str | Path | None = None, profile: str | None = None) -> list[dict]:
     """A folder's records, of one profile or all, sorted by experiment, profile and seed; a UserError if one is damaged."""
     folder = Path(results_dir or RESULTS).expanduser() / "runs"
-    try:
-        paths = sorted(folder.glob("*/*/*/seed*.json"), key=lambda path: (path.parent, len(path.name), path.name))
-    except OSError as error:
-        raise UserError(f"The results folder cannot be read ({error.strerror}); choose another --results-dir.") from error
+    paths = sorted(folder.glob("*/*/*/seed*.json"), key=lambda path: (path.parent, len(path.name), path.name))
     records = [load(path) for path in paths if re.fullmatch(r"seed\d+\.json", path.name)]  # not `seed0 (1).json`
     return [record for record in records if profile in (None, record["profile"])]
 

@@ -14,7 +14,7 @@ NOTEBOOK_LINES, WORDS, SETUP_LINES, DEFINITION_LINES, CELL_LINES, COLUMNS = rang
 
 # Limits that are still exceeded, with today's value. A value may only fall; an entry is removed once its limit holds.
 TODAY = {
-    "lines": 8124,
+    "lines": 8121,
     "files": {},
     "functions": {},
     "notebooks": {},
