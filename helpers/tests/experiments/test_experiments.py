@@ -580,9 +580,9 @@ def test_a_tilde_after_an_equals_sign_means_the_home_folder(tmp_path, monkeypatc
     assert not (tmp_path / "~").exists()
 
 
-@pytest.mark.parametrize("option", ["--results-dir", "--checkpoint-dir"])
-def test_a_folder_that_the_system_refuses_is_one_sentence(option, tmp_path, capsys):
-    assert main(["list", "--report", "speed", "--results-dir", str(tmp_path), option, "x" * 300]) == 1
+def test_a_path_that_the_system_refuses_is_one_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(queue.Queue, "record", lambda *_: os.stat("x" * 300))  # from Python 3.14 on, Path.exists hides it
+    assert main(["list", "--report", "speed"]) == 1
     error = capsys.readouterr().err
     assert error.endswith(" cannot be used (File name too long); choose another file or folder.\n") and error.count("\n") == 1
 
