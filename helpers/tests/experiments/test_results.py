@@ -347,7 +347,7 @@ def test_committed_records_are_consistent_and_match_the_plan(path):
 def use_the_smoke_folder(folder) -> None:
     tempfile.tempdir = str(folder)
     assert [results.folder_for("smoke"), results.folder_for("smoke")] == list(folder.iterdir()) * 2
-    weakref.finalize._exitfunc()  # Python calls it at exit, but not in a process of multiprocessing's
+    weakref.finalize._exitfunc()  # Python calls it at exit, but not in every multiprocessing process
 
 
 def test_the_folder_of_smoke_runs_is_deleted_when_the_process_ends(tmp_path):
